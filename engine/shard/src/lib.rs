@@ -1,1 +1,6 @@
 //! (being written)
+#![deny(missing_docs)]
+
+pub mod limits;
+pub mod pool;
+pub mod ring;
