@@ -22,6 +22,8 @@ mod bytes;
 #[macro_use]
 mod macros;
 
+pub mod auth;
+pub mod bitmap;
 pub mod digest;
 pub mod features;
 pub mod flags;
@@ -30,6 +32,7 @@ pub mod header;
 pub mod ids;
 pub mod packet;
 pub mod state;
+pub mod vli;
 
 pub use features::{ConnectionFeatures, Features, NegotiateError, Negotiated, negotiate};
 pub use framer::{Framer, Progress};
