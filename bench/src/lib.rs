@@ -1,1 +1,26 @@
-//! (being written)
+//! Measurements of Zea beside its peers and beside the composed floor.
+//!
+//! **Purpose.** A figure taken alone says more about the machine than about the program. This
+//! crate runs everything to be compared in one run, interleaved, on the same kind of backing, and
+//! reports medians and ratios: Zea (a pair of `zead`), `qemu-storage-daemon`'s quorum driver, and
+//! the *composed floor*: three processes that do the I/O of a replicated write and nothing else.
+//!
+//! **Owner thread.** Each floor process is one thread that owns one io_uring. The comparison is a
+//! plain sequential program whose children are the systems under test.
+//!
+//! **Invariants.** Every figure printed was measured in this run. Every child is ended, by its
+//! process id, and every temporary directory is removed, also after an error or an interrupt.
+//!
+//! **Reference.** `reference/performance.md`, "Peers that run on a bare Debian 12 machine".
+#![deny(missing_docs)]
+
+pub mod backing;
+pub mod compare;
+pub mod fio;
+pub mod floor;
+pub mod memory;
+pub mod process;
+pub mod qemu_pair;
+pub mod report;
+pub mod sample;
+pub mod zea_pair;
