@@ -5,4 +5,5 @@ pub mod disk;
 pub mod limits;
 pub mod pool;
 pub mod ring;
+mod stream;
 mod token;
