@@ -28,6 +28,7 @@ pub mod digest;
 pub mod features;
 pub mod flags;
 pub mod framer;
+pub mod fuzz;
 pub mod header;
 pub mod ids;
 pub mod packet;

@@ -2,7 +2,7 @@
 
 use super::body::{Context, Shape, check_range};
 use super::rules::{Packet, Rule, Stream, rule};
-use super::{DecodeError, MAX_DATA_BYTES, command};
+use super::{DecodeError, MAX_DATA_BYTES};
 use crate::bytes::Reader;
 use crate::features::Negotiated;
 use crate::flags::DpFlags;
@@ -175,14 +175,5 @@ impl Packet {
             length: length as u32,
         };
         header.write(&mut out[start..body]);
-    }
-
-    /// True if this packet is one of the first two of a stream, which name the stream.
-    #[must_use]
-    pub const fn is_initial(&self) -> bool {
-        matches!(
-            self.command(),
-            command::INITIAL_DATA | command::INITIAL_META
-        )
     }
 }

@@ -1,7 +1,6 @@
 //! All packets (`wire-protocol.md` section 7).
 //!
-//! [`Packet`] is the fixed part of a packet; [`rules`](mod@rules) says which are legal when, on which
-//! stream, and what the table's columns mean.
+//! [`Packet`] is the fixed part of a packet; [`rule`] says which are legal when and on which stream.
 
 mod ack;
 mod body;

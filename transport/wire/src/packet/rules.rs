@@ -112,9 +112,13 @@ impl Rule {
                 stream,
             });
         }
-        let expected = HeaderFormat::for_version(version) == HeaderFormat::H100;
+        let known = match format {
+            HeaderFormat::H80 => version < 100,
+            HeaderFormat::H95 => (95..100).contains(&version),
+            HeaderFormat::H100 => version >= 100,
+        };
         let initial = version == Negotiated::INITIAL.version;
-        if stream == Stream::Data && !initial && (format == HeaderFormat::H100) != expected {
+        if stream == Stream::Data && !initial && !known {
             return Err(DecodeError::WrongHeaderFormat { format, version });
         }
         Ok(())

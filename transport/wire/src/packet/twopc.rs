@@ -42,6 +42,8 @@ pub enum TwopcBody {
         user_size: u64,
         /// Flags.
         dds_flags: DdsFlags,
+        /// Undefined: 9 sends whatever was there. Send zeros; kept so that packets stay bit exact.
+        undefined: [u8; 6],
     },
     /// P_TWOPC_COMMIT with `HAS_REACHABLE`.
     CommitReachable {
@@ -130,15 +132,11 @@ fn get_body(r: &mut Reader<'_>, command: u16, flags: TwopcFlags) -> Result<Twopc
                 val: Field::get(r)?,
             }
         }
-        command::TWOPC_PREP_RSZ => {
-            let user_size = Field::get(r)?;
-            let dds_flags = Field::get(r)?;
-            r.skip(6)?;
-            TwopcBody::PrepareResize {
-                user_size,
-                dds_flags,
-            }
-        }
+        command::TWOPC_PREP_RSZ => TwopcBody::PrepareResize {
+            user_size: Field::get(r)?,
+            dds_flags: Field::get(r)?,
+            undefined: r.array()?,
+        },
         command::TWOPC_COMMIT if flags.contains(TwopcFlags::HAS_REACHABLE) => {
             TwopcBody::CommitReachable {
                 primary_nodes: Field::get(r)?,
@@ -187,11 +185,12 @@ impl TwopcRequest {
                 TwopcBody::PrepareResize {
                     user_size,
                     dds_flags,
+                    undefined,
                 },
             ) => {
                 user_size.put(out);
                 dds_flags.put(out);
-                out.extend_from_slice(&[0; 6]);
+                out.extend_from_slice(&undefined);
             }
             (
                 command::TWOPC_COMMIT,

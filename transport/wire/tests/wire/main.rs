@@ -1,0 +1,9 @@
+//! Tests of the wire protocol from outside: round trips, hostile bytes, recordings of the kernel.
+
+mod bitmaps;
+mod captures;
+mod conversation;
+mod hostile;
+mod pcap;
+mod round_trip;
+mod strategy;
