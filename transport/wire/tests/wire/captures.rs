@@ -276,7 +276,7 @@ fn wire_fuzz_targets_survive_damaged_captures() {
             if *count > 3 {
                 return;
             }
-            for _ in 0..20 {
+            for _ in 0..8 {
                 fuzz_damaged(&neg, &header, bytes, &mut random);
                 runs += 1;
             }

@@ -52,7 +52,7 @@ impl Bytes {
 fn wire_fuzz_targets_survive_seeded_bytes() {
     for (seed, target) in TARGETS.into_iter().enumerate() {
         let mut bytes = Bytes(seed as u64);
-        for round in 0..20_000 {
+        for round in 0..8_000 {
             let len = (bytes.number() % [8, 40, 90, 400][round % 4]) as usize;
             target(&bytes.fill(len));
         }
