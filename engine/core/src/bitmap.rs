@@ -286,6 +286,12 @@ impl Bitmap {
         Some(block as u32)
     }
 
+    /// This block is as it will be on disk: it was encoded and is being written.
+    pub fn mark_clean(&mut self, block: u32) {
+        self.dirty
+            .update(u64::from(block), u64::from(block), false, |_, _| {});
+    }
+
     /// Is any of these blocks dirty?
     pub fn is_dirty_range(&self, blocks: Range<u32>) -> bool {
         let next = self.dirty.next(u64::from(blocks.start), true);

@@ -1,1 +1,45 @@
-//! (being written)
+//! `zea-core`: the DRBD 9 state machine of one resource, without IO.
+//!
+//! **Purpose.** Everything that decides: the connect handshake and its two-phase commit, generation UUIDs, the write path with
+//! epochs and barriers, the activity log, resync, role changes, crash recovery, split-brain detection. One event in, a bounded
+//! list of actions out: [`Resource::handle`]. It speaks protocol 118 to 124.
+//!
+//! **Owner thread.** The shard that the resource belongs to; in tests the simulator. Nothing here locks, sleeps or reads a clock.
+//!
+//! **Invariants.**
+//! * A write is acknowledged only after every part that its protocol promises, and after losing a replica only under a UUID
+//!   which that replica does not have.
+//! * A block that may differ from a peer's has its bit set, or lies in an active activity log extent.
+//! * A handshake never clears, ignores or overwrites set bits of an UpToDate side without a resync of those blocks.
+//! * Meta data is written in the order in which it must become true ([`meta_queue`]).
+//!
+//! **Implements** `reference/drbd/handshake-and-states.md` and `wire-protocol.md` 8 to 11 for agreed versions of 118 and above;
+//! design.md section 2.
+
+pub mod activity_log;
+mod admin;
+mod al_encode;
+mod attach;
+pub mod bitmap;
+pub mod config;
+mod connect;
+mod connection;
+mod dispatch;
+pub mod event;
+mod generation;
+mod handshake;
+pub mod interval;
+pub mod io;
+pub mod limits;
+mod meta_queue;
+mod peer_request;
+mod request;
+mod resource;
+mod resync;
+mod status;
+mod twopc;
+pub mod uuid;
+mod volume;
+mod waiters;
+
+pub use resource::Resource;

@@ -1,0 +1,370 @@
+//! Administrators' commands, roles, and what happens when a queued meta-data write is stable.
+
+use zea_meta::flags::{DeviceFlags, PeerFlags};
+use zea_wire::ids::NodeId;
+use zea_wire::packet::{Packet, State};
+use zea_wire::state::{ConnState, DiskState, Role, StateBits};
+
+use crate::connection::{Connection, PeerDevice};
+use crate::io::{Action, AdminError, AdminTag, Command};
+use crate::limits;
+use crate::meta_queue::{Step, Then};
+use crate::resource::{Ctx, Resource};
+use crate::twopc::{Change, ss, two_primaries};
+use crate::volume::Volume;
+
+fn refuse(code: i32, message: impl Into<String>) -> AdminError {
+    AdminError { code, message: message.into() }
+}
+
+impl Resource {
+    pub(crate) fn admin(&mut self, cx: &mut Ctx<'_>, tag: AdminTag, command: Command) {
+        let result = match command {
+            Command::Promote { force } => return self.want(Change::Promote { force }, Some(tag)),
+            Command::Demote => return self.want(Change::Demote, Some(tag)),
+            Command::Disconnect { peer, force } => return self.disconnect(cx, tag, peer, force),
+            Command::Attach { volume, backing } => match self.vidx(volume) {
+                Some(vidx) => return self.attach(cx, tag, vidx, backing),
+                None => Err(refuse(0, format!("no volume {volume}"))),
+            },
+            Command::Detach { volume, force } => match self.vidx(volume) {
+                Some(vidx) => return self.detach(cx, Some(tag), vidx, force),
+                None => Err(refuse(0, format!("no volume {volume}"))),
+            },
+            Command::Down => return self.start_down(cx, tag),
+            Command::Invalidate { volume } => return self.invalidate(cx, tag, volume),
+            Command::AddPeer(config) => self.add_peer(cx, config),
+            Command::RemovePeer { peer } => self.remove_peer(peer),
+            Command::SetNetOptions { peer, net } => match self.cidx(peer) {
+                Some(cidx) => {
+                    self.conns[cidx].config.net = net;
+                    Ok(())
+                }
+                None => Err(refuse(0, format!("no peer with node id {peer}"))),
+            },
+            Command::AddVolume(config) => self.add_volume(config),
+            Command::RemoveVolume { volume } => self.remove_volume(volume),
+            Command::Connect { peer, discard_my_data } => self.connect(cx, peer, discard_my_data),
+        };
+        cx.reply(tag, result);
+    }
+
+    fn add_peer(&mut self, cx: &mut Ctx<'_>, config: crate::config::PeerConfig) -> Result<(), AdminError> {
+        let node = config.node_id;
+        if node == self.config.node_id || node.0 > 31 {
+            return Err(refuse(0, format!("node id {node} is this node's own or out of range (0..31)")));
+        }
+        match self.conns.binary_search_by_key(&node, Connection::node) {
+            Ok(_) => Err(refuse(0, format!("node id {node} is in use already"))),
+            Err(_) if self.conns.len() >= limits::MAX_PEERS => Err(refuse(0, "too many peers (31)")),
+            Err(at) => {
+                let bitmap = config.net.bitmap;
+                self.conns.insert(at, Connection::new(config, self.volumes.len()));
+                for vidx in 0..self.volumes.len() {
+                    if bitmap {
+                        self.ensure_slot(cx, vidx, node.0);
+                    }
+                }
+                self.state_changed = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn remove_peer(&mut self, peer: NodeId) -> Result<(), AdminError> {
+        let Some(cidx) = self.cidx(peer) else { return Err(refuse(0, format!("no peer with node id {peer}"))) };
+        let c = &self.conns[cidx];
+        if c.state != ConnState::StandAlone || c.active_peer_reqs > 0 {
+            return Err(refuse(0, "disconnect the peer first"));
+        }
+        self.conns.remove(cidx);
+        self.state_changed = true;
+        Ok(())
+    }
+
+    fn add_volume(&mut self, config: crate::config::VolumeConfig) -> Result<(), AdminError> {
+        let nr = config.volume;
+        match self.volumes.binary_search_by_key(&nr, |v| v.nr) {
+            Ok(_) => Err(refuse(0, format!("volume {nr} exists already"))),
+            Err(_) if self.volumes.len() >= limits::MAX_VOLUMES => Err(refuse(0, "too many volumes (256)")),
+            Err(_) if self.busy() => Err(refuse(ss::IN_TRANSIENT_STATE, "I/O is in flight: try again")),
+            Err(at) => {
+                self.volumes.insert(at, Volume::new(config));
+                for c in &mut self.conns {
+                    c.pds.insert(at, PeerDevice::new());
+                }
+                self.state_changed = true;
+                Ok(())
+            }
+        }
+    }
+
+    fn remove_volume(&mut self, nr: zea_wire::ids::VolumeNr) -> Result<(), AdminError> {
+        let Some(vidx) = self.vidx(nr) else { return Err(refuse(0, format!("no volume {nr}"))) };
+        if self.volumes[vidx].disk != DiskState::Diskless || self.volumes[vidx].disk_jobs > 0 {
+            return Err(refuse(0, "detach the volume first"));
+        }
+        if self.busy() {
+            return Err(refuse(ss::IN_TRANSIENT_STATE, "I/O is in flight: try again"));
+        }
+        self.volumes.remove(vidx);
+        for c in &mut self.conns {
+            c.pds.remove(vidx);
+        }
+        self.state_changed = true;
+        Ok(())
+    }
+
+    /// Requests refer to volumes by index: none may be in flight when indices move.
+    fn busy(&self) -> bool {
+        !(self.writes.is_empty() && self.reads.is_empty() && self.peer_reqs.is_empty() && self.jobs.is_empty() && self.flushes.is_empty())
+            || self.conns.iter().any(|c| !c.kept.is_empty())
+    }
+
+    fn connect(&mut self, cx: &mut Ctx<'_>, peer: NodeId, discard_my_data: bool) -> Result<(), AdminError> {
+        let Some(cidx) = self.cidx(peer) else { return Err(refuse(0, format!("no peer with node id {peer}"))) };
+        if discard_my_data && self.role == Role::Primary {
+            return Err(refuse(ss::DEVICE_IN_USE, "a Primary does not discard its data: demote it first"));
+        }
+        let c = &mut self.conns[cidx];
+        if c.state != ConnState::StandAlone {
+            return if discard_my_data { Err(refuse(0, "disconnect first: the option counts when a connection is made")) } else { Ok(()) };
+        }
+        c.discard_my_data = discard_my_data;
+        c.last_error = None;
+        c.state = ConnState::Unconnected;
+        self.state_changed = true;
+        self.lost_peer_drained(cx, cidx);
+        Ok(())
+    }
+
+    fn disconnect(&mut self, cx: &mut Ctx<'_>, tag: AdminTag, peer: NodeId, force: bool) {
+        let Some(cidx) = self.cidx(peer) else {
+            return cx.reply(tag, Err(refuse(0, format!("no peer with node id {peer}"))));
+        };
+        if self.conns[cidx].state == ConnState::StandAlone {
+            return cx.reply(tag, Err(refuse(ss::ALREADY_STANDALONE, "is StandAlone already")));
+        }
+        if self.conns[cidx].is_up() && !force {
+            self.close_epoch();
+            return self.want(Change::Disconnect(peer), Some(tag));
+        }
+        self.disconnected_by_us(cx, cidx);
+        cx.reply(tag, Ok(()));
+    }
+
+    /// This node asked to be disconnected: StandAlone, without a complaint.
+    pub(crate) fn disconnected_by_us(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let peer = self.conns[cidx].node();
+        if self.conns[cidx].link.is_some() {
+            self.drop_link(cx, cidx, ConnState::Disconnecting, "disconnected by this node");
+        }
+        cx.out.push(Action::Disconnect { peer });
+        let c = &mut self.conns[cidx];
+        c.state = ConnState::StandAlone;
+        c.retry_at = None;
+        c.last_error = None;
+        self.state_changed = true;
+    }
+
+    /// Throw the local data away: the next handshake makes this node the target of a full resync.
+    fn invalidate(&mut self, cx: &mut Ctx<'_>, tag: AdminTag, volume: zea_wire::ids::VolumeNr) {
+        let Some(vidx) = self.vidx(volume) else {
+            return cx.reply(tag, Err(refuse(0, format!("no volume {volume}"))));
+        };
+        if !self.volumes[vidx].has_disk() || self.up_to_date_peer(vidx).is_none() {
+            return cx.reply(tag, Err(refuse(ss::NO_UP_TO_DATE_DISK, "needs a local disk and a connected UpToDate peer to copy from")));
+        }
+        let v = &mut self.volumes[vidx];
+        v.disk = DiskState::Inconsistent;
+        v.set_flag(DeviceFlags::CONSISTENT, false);
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+        let peers: Vec<NodeId> = self.conns.iter().map(Connection::node).collect();
+        for node in peers {
+            self.set_full_bitmap(vidx, node, None);
+        }
+        let v = &mut self.volumes[vidx];
+        v.hold_until = (self.role == Role::Primary).then(|| cx.now.plus_ms(limits::HOLD_MS));
+        v.meta.push(Step::Then(Then::Reply(tag)));
+        v.meta.push(Step::Then(Then::Compare));
+        self.state_changed = true;
+    }
+
+    // ---- roles -------------------------------------------------------------------------------------------------
+
+    /// Whether this node may become Primary now; `Ok(false)`: it is.
+    pub(crate) fn promote_check(&self, _cx: &Ctx<'_>, force: bool) -> Result<bool, AdminError> {
+        if self.role == Role::Primary {
+            return Ok(false);
+        }
+        if self.primary_peer().is_some() {
+            return Err(two_primaries());
+        }
+        for (vidx, v) in self.volumes.iter().enumerate() {
+            if self.has_data(vidx) || (force && v.has_disk()) {
+                continue;
+            }
+            let next = if v.has_disk() { "connect to a node with UpToDate data, or use --force to accept what is here" } else { "attach a disk" };
+            let message = format!("volume {}: no UpToDate data here ({}) or on a connected node: {next}", v.nr, v.disk);
+            return Err(refuse(ss::NO_UP_TO_DATE_DISK, message));
+        }
+        Ok(true)
+    }
+
+    /// Whether this node may become Secondary now. Writes that are not stable on the peers are waited for before.
+    pub(crate) fn demote_check(&self) -> Result<bool, AdminError> {
+        if self.role != Role::Primary {
+            return Ok(false);
+        }
+        if self.writes.iter().any(|(_, w)| !w.completed) || !self.reads.is_empty() || !self.flushes.is_empty() {
+            return Err(refuse(ss::DEVICE_IN_USE, "I/O is in flight: close the device first"));
+        }
+        Ok(true)
+    }
+
+    pub(crate) fn become_primary(&mut self, cx: &mut Ctx<'_>, force: bool) {
+        self.role = Role::Primary;
+        self.lost_primary = None;
+        self.state_changed = true;
+        for vidx in 0..self.volumes.len() {
+            let forced = force && !self.has_data(vidx);
+            let v = &mut self.volumes[vidx];
+            v.new_uuid_needed = true;
+            if !v.has_disk() {
+                continue;
+            }
+            if forced {
+                v.disk = DiskState::UpToDate;
+                v.set_flag(DeviceFlags::CONSISTENT, true);
+                v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
+            }
+            v.set_flag(DeviceFlags::PRIMARY_IND, true);
+            v.set_flag(DeviceFlags::CRASHED_PRIMARY, true);
+            if forced {
+                v.new_uuid_needed = false;
+                self.new_current_uuid(cx, vidx);
+            }
+            let v = &mut self.volumes[vidx];
+            v.new_uuid_running = true;
+            v.meta.push(Step::SuperBlock);
+            v.meta.push(Step::Then(Then::RoleStable));
+            if forced {
+                v.meta.push(Step::Then(Then::Compare));
+            }
+        }
+        self.send_states(cx);
+    }
+
+    /// The change may be answered when the meta data of every volume is stable; the last volume answers.
+    pub(crate) fn reply_when_stable(&mut self, cx: &mut Ctx<'_>, tag: AdminTag) {
+        match self.volumes.iter_mut().rev().find(|v| v.attached.is_some()) {
+            Some(v) => v.meta.push(Step::Then(Then::Reply(tag))),
+            None => cx.reply(tag, Ok(())),
+        }
+    }
+
+    pub(crate) fn become_secondary(&mut self, cx: &mut Ctx<'_>) {
+        self.send_peer_ack(cx);
+        self.role = Role::Secondary;
+        self.state_changed = true;
+        for vidx in 0..self.volumes.len() {
+            let v = &mut self.volumes[vidx];
+            v.new_uuid_needed = false;
+            v.uuids.current &= !1;
+            v.set_flag(DeviceFlags::CRASHED_PRIMARY, v.crashed_primary);
+            v.set_flag(DeviceFlags::PRIMARY_IND, false);
+            for step in [Step::Bitmap, Step::DataFlush, Step::SuperBlock] {
+                v.meta.push(step);
+            }
+        }
+        for cidx in self.up_conns() {
+            let role_only = Packet::State(State { state: StateBits::of_role(Role::Secondary) });
+            self.send(cx, cidx, None, role_only);
+        }
+        self.send_states(cx);
+    }
+
+    /// A connected peer changed its role.
+    pub(crate) fn peer_role(&mut self, _cx: &mut Ctx<'_>, cidx: usize, role: Role) {
+        if self.conns[cidx].role == role {
+            return;
+        }
+        self.conns[cidx].role = role;
+        self.state_changed = true;
+        for vidx in 0..self.volumes.len() {
+            self.volumes[vidx].meta.push(Step::Bitmap);
+            self.maybe_clear_primary_ind(vidx);
+        }
+    }
+
+    // ---- down --------------------------------------------------------------------------------------------------
+
+    fn start_down(&mut self, cx: &mut Ctx<'_>, tag: AdminTag) {
+        if self.down.is_some() {
+            return cx.reply(tag, Err(refuse(ss::IN_TRANSIENT_STATE, "is going down already")));
+        }
+        self.down = Some(tag);
+        if self.role == Role::Primary {
+            self.want(Change::Demote, None);
+        }
+    }
+
+    /// Demoted, then disconnected, then detached.
+    pub(crate) fn down_step(&mut self, cx: &mut Ctx<'_>) {
+        let Some(tag) = self.down else { return };
+        if !self.twopc.is_idle() {
+            return;
+        }
+        if self.role == Role::Primary {
+            self.down = None;
+            return cx.reply(tag, Err(refuse(ss::DEVICE_IN_USE, "could not be demoted: the device is in use")));
+        }
+        if let Some(cidx) = (0..self.conns.len()).find(|&c| self.conns[c].state != ConnState::StandAlone) {
+            if self.conns[cidx].is_up() {
+                self.want(Change::Disconnect(self.conns[cidx].node()), None);
+                return self.twopc_step(cx);
+            }
+            self.disconnected_by_us(cx, cidx);
+            return self.down_step(cx);
+        }
+        let mut all_closed = true;
+        for vidx in 0..self.volumes.len() {
+            if self.volumes[vidx].attached.is_some() && self.volumes[vidx].closing.is_none() {
+                self.detach(cx, None, vidx, true);
+            }
+            self.try_close_disk(cx, vidx);
+            all_closed &= self.volumes[vidx].disk == DiskState::Diskless && self.volumes[vidx].closing.is_none();
+        }
+        if all_closed {
+            self.down = None;
+            cx.reply(tag, Ok(()));
+        }
+    }
+
+    // ---- meta data is stable -------------------------------------------------------------------------------------
+
+    pub(crate) fn meta_then(&mut self, cx: &mut Ctx<'_>, vidx: usize, then: Then) {
+        match then {
+            Then::NewUuid => self.new_uuid_stable(cx, vidx),
+            Then::RoleStable => {
+                self.volumes[vidx].new_uuid_running = false;
+                self.release_held(cx, vidx);
+            }
+            Then::ResyncFinished(node) => self.resync_finished(cx, vidx, node),
+            Then::AttachDone => self.attach_done(cx, vidx),
+            Then::Detach => self.disk_closed(cx, vidx),
+            Then::Reply(tag) => cx.reply(tag, Ok(())),
+            Then::BitmapSet(node) => self.bitmap_set_stable(cx, vidx, node),
+            Then::FullSyncWritten(node) => {
+                if let Some(a) = self.volumes[vidx].attached.as_mut() {
+                    a.sb.peers[usize::from(node.0)].flags.remove(PeerFlags::FULL_SYNC);
+                }
+            }
+            Then::Compare => {
+                for cidx in self.up_conns() {
+                    self.drop_link(cx, cidx, ConnState::TearDown, "to compare the data again");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Bringing a disk up and letting it go: super block, activity log replay, bitmap; detach and failure
+//! (ondisk-metadata.md 4, 6, 7; handshake-and-states.md 2.5, 13).
+
+use zea_meta::activity_log::{self as al_disk, ReplayError};
+use zea_meta::flags::{DeviceFlags, PeerFlags};
+use zea_meta::placement::{Layout, LayoutParams, Placement};
+use zea_meta::superblock::SuperBlock;
+use zea_wire::state::{ConnState, DiskState, ReplState, Role};
+
+use crate::activity_log::ActivityLog;
+use crate::bitmap::Bitmap;
+use crate::event::Severity;
+use crate::io::{Action, AdminError, AdminTag, Backing, DiskCmd, DiskError};
+use crate::limits;
+use crate::meta_queue::{Step, Then};
+use crate::resource::{Ctx, DiskJob, Resource};
+use crate::twopc::ss;
+use crate::uuid::{self, Uuids};
+use crate::volume::Attached;
+
+/// A disk that is coming up.
+#[derive(Debug)]
+pub(crate) struct Attaching {
+    backing: Backing,
+    reply: AdminTag,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    SuperBlock { offset: u64 },
+    ActivityLog { sb: Box<SuperBlock>, layout: Layout },
+    Bitmap { attached: Box<Attached>, hot: Hot, next_block: u32, blocks: u32 },
+}
+
+/// What the activity log says about the last run.
+#[derive(Debug)]
+enum Hot {
+    Extents(Vec<u32>),
+    /// It cannot be read: everything may differ.
+    Everything,
+}
+
+fn refuse(message: impl Into<String>) -> AdminError {
+    AdminError { code: 0, message: message.into() }
+}
+
+impl Resource {
+    /// [`crate::io::Command::Attach`].
+    pub(crate) fn attach(&mut self, cx: &mut Ctx<'_>, tag: AdminTag, vidx: usize, backing: Backing) {
+        let v = &mut self.volumes[vidx];
+        if v.disk != DiskState::Diskless || v.attached.is_some() || v.attaching.is_some() {
+            return cx.reply(tag, Err(refuse("the volume has a disk already: detach it first")));
+        }
+        let sectors = backing.size_bytes / 512;
+        let params = match backing.placement {
+            Placement::Internal => LayoutParams::internal(sectors, 1),
+            p => LayoutParams { placement: p, ..LayoutParams::flex_external(sectors, backing.meta_size_bytes / 512, 1) },
+        };
+        let offset = match Layout::compute(&params) {
+            Ok(layout) => layout.super_block_offset_bytes,
+            Err(e) => return cx.reply(tag, Err(refuse(format!("the device cannot hold meta data: {e}")))),
+        };
+        v.disk = DiskState::Attaching;
+        v.attaching = Some(Attaching { backing, reply: tag, stage: Stage::SuperBlock { offset } });
+        self.state_changed = true;
+        self.attach_command(cx, vidx);
+    }
+
+    /// The read of the present stage.
+    fn attach_command(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let a = self.volumes[vidx].attaching.as_ref().expect("a disk that comes up");
+        let (offset_bytes, len) = match &a.stage {
+            Stage::SuperBlock { offset } => (*offset, 4096),
+            Stage::ActivityLog { layout, .. } => {
+                (layout.al_offset_bytes, u32::try_from(layout.al_size_bytes).expect("an activity log ring is small"))
+            }
+            Stage::Bitmap { attached, next_block, blocks, .. } => {
+                let n = (blocks - next_block).min(limits::META_READ_BYTES / 4096);
+                (attached.layout.bitmap_offset_bytes + u64::from(*next_block) * 4096, n * 4096)
+            }
+        };
+        self.disk(cx, vidx, DiskJob::Attach, DiskCmd::MetaRead { offset_bytes, len });
+    }
+
+    /// A read of the attach came back.
+    pub(crate) fn attach_read(&mut self, cx: &mut Ctx<'_>, vidx: usize, result: Result<(), DiskError>, bytes: &[u8]) {
+        let Some(mut a) = self.volumes[vidx].attaching.take() else { return };
+        let step = match result {
+            Err(e) => Err(format!("reading meta data: {e}")),
+            Ok(()) => self.attach_step(cx, vidx, &mut a, bytes),
+        };
+        match step {
+            Err(why) => {
+                self.volumes[vidx].disk = DiskState::Diskless;
+                self.volumes[vidx].closing = Some(None);
+                self.state_changed = true;
+                cx.reply(a.reply, Err(refuse(why)));
+                self.release_held(cx, vidx);
+            }
+            Ok(false) => {
+                self.volumes[vidx].attaching = Some(a);
+                self.attach_command(cx, vidx);
+            }
+            Ok(true) => {
+                let reply = a.reply;
+                let Stage::Bitmap { attached, hot, .. } = a.stage else { unreachable!("the bitmap is last") };
+                self.attach_complete(cx, vidx, reply, *attached, hot);
+            }
+        }
+    }
+
+    /// Digest what was read; true when it was the last part.
+    fn attach_step(&mut self, cx: &mut Ctx<'_>, vidx: usize, a: &mut Attaching, bytes: &[u8]) -> Result<bool, String> {
+        match &mut a.stage {
+            Stage::SuperBlock { .. } => {
+                let (sb, layout) = self.read_super_block(vidx, &a.backing, bytes)?;
+                a.stage = Stage::ActivityLog { sb: Box::new(sb), layout };
+                Ok(false)
+            }
+            Stage::ActivityLog { sb, layout } => {
+                let (hot, tr_number) = read_activity_log(cx, sb, layout, bytes)?;
+                let bits = layout.usable_sectors.min(sized(sb, layout)).div_ceil(8);
+                let bitmap = Bitmap::new(bits, sb.bm_max_peers as usize, 12);
+                let al_max = al_disk::max_extents(sb.al_stripes, sb.al_stripe_size_4k);
+                let extents = self.volumes[vidx].config.disk.al_extents.min(u16::try_from(al_max).unwrap_or(u16::MAX));
+                let blocks = bitmap.blocks();
+                sb.al_nr_extents = u32::from(extents);
+                let attached = Attached {
+                    backing: a.backing,
+                    layout: *layout,
+                    sb: (**sb).clone(),
+                    bitmap,
+                    al: ActivityLog::new(extents, tr_number),
+                };
+                a.stage = Stage::Bitmap { attached: Box::new(attached), hot, next_block: 0, blocks };
+                Ok(blocks == 0)
+            }
+            Stage::Bitmap { attached, next_block, blocks, .. } => {
+                for block in bytes.chunks_exact(4096) {
+                    attached.bitmap.load_block(*next_block, block.try_into().expect("4096 bytes"));
+                    *next_block += 1;
+                }
+                Ok(next_block >= blocks)
+            }
+        }
+    }
+
+    fn read_super_block(&self, vidx: usize, backing: &Backing, bytes: &[u8]) -> Result<(SuperBlock, Layout), String> {
+        let sb = SuperBlock::decode(bytes).map_err(|e| format!("meta data: {e}. Create it first: zea resource create, or drbdmeta create-md"))?;
+        if sb.bm_bytes_per_bit != 4096 {
+            return Err(format!("a bitmap block size of {} bytes is not supported, only 4096", sb.bm_bytes_per_bit));
+        }
+        let params = LayoutParams {
+            placement: backing.placement,
+            backing_size_sectors: backing.size_bytes / 512,
+            md_size_sectors: backing.meta_size_bytes / 512,
+            max_peers: sb.bm_max_peers,
+            bytes_per_bit: sb.bm_bytes_per_bit,
+            al_stripes: sb.al_stripes,
+            al_stripe_size_4k: sb.al_stripe_size_4k,
+        };
+        let layout = Layout::compute(&params).map_err(|e| e.to_string())?;
+        layout.check(&sb, self.config.node_id.0).map_err(|e| format!("meta data does not fit the device or this node: {e}"))?;
+        let usable = self.volumes[vidx].config.size_sectors.map_or(layout.usable_sectors, |u| u.min(layout.usable_sectors));
+        if sb.effective_size_sectors > usable {
+            return Err(format!(
+                "the device shrank: the volume has {} sectors, the device holds {usable}. Nothing was changed",
+                sb.effective_size_sectors
+            ));
+        }
+        Ok((sb, layout))
+    }
+
+    fn attach_complete(&mut self, cx: &mut Ctx<'_>, vidx: usize, reply: AdminTag, mut attached: Attached, hot: Hot) {
+        let node_ids: Vec<_> = self.conns.iter().filter(|c| c.config.net.bitmap).map(|c| c.node()).collect();
+        mark_hot(cx, &mut attached, &hot);
+        let sb = &mut attached.sb;
+        sb.node_id = Some(self.config.node_id.0);
+        sb.flags.remove(DeviceFlags::AL_CLEAN);
+        let v = &mut self.volumes[vidx];
+        v.crashed_primary = sb.flags.contains(DeviceFlags::CRASHED_PRIMARY);
+        v.uuids = uuids_of(sb);
+        v.disk = match (sb.flags.contains(DeviceFlags::CONSISTENT), sb.flags.contains(DeviceFlags::WAS_UP_TO_DATE)) {
+            (false, _) => DiskState::Inconsistent,
+            (true, false) => DiskState::Outdated,
+            (true, true) => DiskState::UpToDate,
+        };
+        if v.exposed_uuid != 0 && v.exposed_uuid & !1 != v.uuids.current & !1 && v.disk > DiskState::Outdated {
+            // The data moved on while this disk was away.
+            v.disk = DiskState::Outdated;
+            sb.flags.remove(DeviceFlags::WAS_UP_TO_DATE);
+        }
+        v.size_sectors = match sb.effective_size_sectors {
+            0 => v.config.size_sectors.map_or(attached.layout.usable_sectors, |u| u.min(attached.layout.usable_sectors)),
+            size => size,
+        };
+        attached.bitmap.resize(v.size_sectors.div_ceil(8));
+        v.attached = Some(attached);
+        v.attach_reply = Some(reply);
+        for node in node_ids {
+            self.ensure_slot(cx, vidx, node.0);
+        }
+        let v = &mut self.volumes[vidx];
+        v.meta.push(Step::Bitmap);
+        v.meta.push(Step::SuperBlock);
+        v.meta.push(Step::Then(Then::AttachDone));
+        self.state_changed = true;
+    }
+
+    /// A bitmap slot for a peer; a new one says that everything differs, unless nothing was ever written.
+    pub(crate) fn ensure_slot(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: u8) {
+        let v = &mut self.volumes[vidx];
+        let just_created = v.uuids.current & !1 == uuid::JUST_CREATED;
+        let Some(a) = v.attached.as_mut() else { return };
+        if a.sb.peers[usize::from(node)].bitmap_index >= 0 {
+            return;
+        }
+        match a.sb.assign_slot(node) {
+            Err(e) => cx.notice(Severity::Error, format!("volume {}: no bitmap slot for node {node}: {e}", v.nr)),
+            Ok(slot) if !just_created => {
+                a.bitmap.set_all(usize::from(slot));
+                v.meta.push(Step::Bitmap);
+                v.meta.push(Step::SuperBlock);
+            }
+            Ok(_) => v.meta.push(Step::SuperBlock),
+        }
+    }
+
+    /// The meta data says that this disk is in use: compare with whoever is connected.
+    pub(crate) fn attach_done(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        if let Some(tag) = self.volumes[vidx].attach_reply.take() {
+            cx.reply(tag, Ok(()));
+        }
+        self.state_changed = true;
+        let up: Vec<usize> = self.up_conns().collect();
+        if up.is_empty() {
+            return self.release_held(cx, vidx);
+        }
+        self.volumes[vidx].hold_until = Some(cx.now.plus_ms(limits::HOLD_MS));
+        for cidx in up {
+            self.drop_link(cx, cidx, ConnState::TearDown, "to compare the disk that was attached");
+        }
+    }
+
+    // ---- letting a disk go -------------------------------------------------------------------------------------
+
+    /// [`crate::io::Command::Detach`].
+    pub(crate) fn detach(&mut self, cx: &mut Ctx<'_>, tag: Option<AdminTag>, vidx: usize, force: bool) {
+        let answer = |cx: &mut Ctx<'_>, result| {
+            if let Some(tag) = tag {
+                cx.reply(tag, result);
+            }
+        };
+        let v = &self.volumes[vidx];
+        if v.attaching.is_some() || v.closing.is_some() || (v.attached.is_some() && v.disk < DiskState::Inconsistent) {
+            return answer(cx, Err(AdminError { code: ss::IN_TRANSIENT_STATE, message: "the disk is coming up or going away".into() }));
+        }
+        if v.attached.is_none() {
+            return answer(cx, Ok(()));
+        }
+        if self.role == Role::Primary && self.up_to_date_peer(vidx).is_none() && !force {
+            let message = "this is the last UpToDate copy that this Primary can reach: connect another one, or use --force";
+            return answer(cx, Err(AdminError { code: ss::NO_UP_TO_DATE_DISK, message: message.into() }));
+        }
+        self.volumes[vidx].closing = Some(tag);
+        self.leave_disk(cx, vidx, DiskState::Detaching);
+    }
+
+    /// No new I/O goes to the disk; what depends on it finds another way.
+    fn leave_disk(&mut self, cx: &mut Ctx<'_>, vidx: usize, state: DiskState) {
+        let v = &mut self.volumes[vidx];
+        v.disk = state;
+        v.exposed_uuid = v.uuids.current;
+        self.state_changed = true;
+        for cidx in 0..self.conns.len() {
+            let pd = &mut self.conns[cidx].pds[vidx];
+            if pd.repl > ReplState::Established {
+                pd.repl = ReplState::Established;
+                pd.finishing = false;
+                if let Some(r) = pd.resync.take() {
+                    for q in r.in_flight.values().filter(|q| !q.answered) {
+                        self.volumes[vidx].intervals.remove(q.interval);
+                    }
+                }
+            }
+        }
+        self.volumes[vidx].retry_waiters = true;
+        if self.role == Role::Primary {
+            self.new_generation_now(cx, vidx);
+        }
+        self.send_states(cx);
+    }
+
+    /// The disk failed: I/O goes on without it.
+    pub(crate) fn disk_failed(&mut self, cx: &mut Ctx<'_>, vidx: usize, why: &str) {
+        let v = &mut self.volumes[vidx];
+        if v.attached.is_none() {
+            return;
+        }
+        cx.notice(Severity::Error, format!("volume {}: {why}: the disk is detached; replace it, then zea attach", v.nr));
+        let reply = v.closing.take().flatten();
+        let thens = v.meta.abort();
+        v.exposed_uuid = v.uuids.current;
+        v.attached = None;
+        v.closing = Some(reply);
+        self.forget_al_references(vidx);
+        self.leave_disk_state(cx, vidx);
+        self.meta_aborted(cx, vidx, thens);
+    }
+
+    fn leave_disk_state(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let exposed = self.volumes[vidx].exposed_uuid;
+        self.leave_disk(cx, vidx, DiskState::Failed);
+        if self.role != Role::Primary {
+            self.volumes[vidx].exposed_uuid = exposed;
+        }
+        let v = &mut self.volumes[vidx];
+        v.retry_waiters = true;
+        let waiters = std::mem::take(&mut v.al_waiters);
+        v.conflict_waiters.extend(waiters);
+    }
+
+    /// The activity log went with the disk.
+    fn forget_al_references(&mut self, vidx: usize) {
+        for (_, w) in self.writes.iter_mut().filter(|(_, w)| w.vidx == vidx) {
+            w.al = false;
+        }
+        for (_, p) in self.peer_reqs.iter_mut().filter(|(_, p)| p.vidx == vidx) {
+            p.al = false;
+        }
+        for k in self.conns.iter_mut().flat_map(|c| c.kept.iter_mut()).filter(|k| k.vidx == vidx) {
+            k.al = false;
+        }
+    }
+
+    /// What waited for meta data that will not be written.
+    pub(crate) fn meta_aborted(&mut self, cx: &mut Ctx<'_>, vidx: usize, thens: Vec<Then>) {
+        for then in thens {
+            match then {
+                Then::NewUuid | Then::RoleStable => {
+                    self.volumes[vidx].new_uuid_running = false;
+                    self.writes_new_uuid(cx, vidx);
+                    self.release_held(cx, vidx);
+                }
+                Then::AttachDone => {
+                    if let Some(tag) = self.volumes[vidx].attach_reply.take() {
+                        cx.reply(tag, Err(refuse("the disk failed while its meta data was written")));
+                    }
+                }
+                Then::Reply(tag) => cx.reply(tag, Ok(())),
+                Then::Detach | Then::Compare | Then::ResyncFinished(_) | Then::BitmapSet(_) | Then::FullSyncWritten(_) => {}
+            }
+        }
+    }
+
+    /// Close the disk once nothing is in flight; a disk in order gets its meta data written first.
+    pub(crate) fn try_close_disk(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let v = &self.volumes[vidx];
+        if v.closing.is_none() || v.disk_jobs > 0 || !v.meta.is_idle() {
+            return;
+        }
+        if v.attached.is_some() {
+            let clean = self.writes.iter().all(|(_, w)| w.vidx != vidx || w.completed)
+                && self.peer_reqs.iter().all(|(_, p)| p.vidx != vidx);
+            if !clean {
+                return;
+            }
+            let v = &mut self.volumes[vidx];
+            v.set_flag(DeviceFlags::PRIMARY_IND, false);
+            v.set_flag(DeviceFlags::CRASHED_PRIMARY, v.crashed_primary);
+            for step in [Step::Bitmap, Step::DataFlush, Step::SuperBlock, Step::Then(Then::Detach)] {
+                v.meta.push(step);
+            }
+            self.meta_pump(cx, vidx);
+            return;
+        }
+        self.disk_closed(cx, vidx);
+    }
+
+    /// Nothing refers to the disk any more.
+    pub(crate) fn disk_closed(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        self.forget_al_references(vidx);
+        let v = &mut self.volumes[vidx];
+        v.attached = None;
+        v.disk = DiskState::Diskless;
+        let reply = v.closing.take().flatten();
+        cx.out.push(Action::CloseDisk { volume: v.nr });
+        if let Some(tag) = reply {
+            cx.reply(tag, Ok(()));
+        }
+        self.state_changed = true;
+        self.volumes[vidx].retry_waiters = true;
+        self.send_states(cx);
+    }
+
+    /// No Primary writes here any more: after a crash there is nothing to replay.
+    pub(crate) fn maybe_clear_primary_ind(&mut self, vidx: usize) {
+        let busy = self.role == Role::Primary
+            || self.primary_peer().is_some()
+            || !self.transfer_log.is_empty()
+            || self.conns.iter().any(|c| !c.kept.is_empty() || c.active_peer_reqs > 0);
+        let v = &mut self.volumes[vidx];
+        if !busy && v.has_disk() && v.set_flag(DeviceFlags::PRIMARY_IND, false) {
+            for step in [Step::Bitmap, Step::DataFlush, Step::SuperBlock] {
+                v.meta.push(step);
+            }
+        }
+    }
+}
+
+fn uuids_of(sb: &SuperBlock) -> Uuids {
+    let mut uuids = Uuids { current: sb.current_uuid, history: sb.history_uuids, ..Uuids::default() };
+    for (n, peer) in sb.peers.iter().enumerate() {
+        uuids.bitmap[n] = peer.bitmap_uuid;
+        uuids.bitmap_dagtag[n] = peer.bitmap_dagtag;
+    }
+    uuids
+}
+
+fn sized(sb: &SuperBlock, layout: &Layout) -> u64 {
+    if sb.effective_size_sectors == 0 { layout.usable_sectors } else { sb.effective_size_sectors }
+}
+
+/// The hot extents of the last run, and the number of the next transaction.
+fn read_activity_log(cx: &mut Ctx<'_>, sb: &SuperBlock, layout: &Layout, bytes: &[u8]) -> Result<(Hot, u32), String> {
+    let blocks = bytes.chunks_exact(4096).map(|b| b.try_into().expect("4096 bytes"));
+    let extents = u32::try_from(layout.usable_sectors.div_ceil(8192)).map_err(|_| "the device is too large".to_owned())?;
+    let needed = sb.flags.contains(DeviceFlags::PRIMARY_IND) && !sb.flags.contains(DeviceFlags::AL_CLEAN);
+    match al_disk::replay(blocks, extents) {
+        Ok(hot) => {
+            let next = hot.newest_tr_number.map_or(0, |n| n.wrapping_add(1));
+            Ok((Hot::Extents(if needed { hot.extents } else { Vec::new() }), next))
+        }
+        Err(e) if needed => {
+            cx.notice(Severity::Error, format!("activity log: {e}: everything is taken as out of sync"));
+            Ok((Hot::Everything, 0))
+        }
+        Err(ReplayError::NoValidBlock) => Err("the activity log has no valid block: this is no usable meta data".to_owned()),
+        Err(e) => {
+            cx.notice(Severity::Warning, format!("activity log: {e}: nothing was being written, it is begun anew"));
+            Ok((Hot::Extents(Vec::new()), 0))
+        }
+    }
+}
+
+/// What may have been written when the node died may differ from every peer.
+fn mark_hot(cx: &mut Ctx<'_>, attached: &mut Attached, hot: &Hot) {
+    let slots = attached.bitmap.slots();
+    match hot {
+        Hot::Everything => (0..slots).for_each(|slot| {
+            attached.bitmap.set_all(slot);
+        }),
+        Hot::Extents(extents) => {
+            if !extents.is_empty() {
+                cx.notice(Severity::Info, format!("activity log replayed: {} extents of 4 MiB were in use", extents.len()));
+            }
+            for &extent in extents {
+                if let Some((first, last)) = attached.bitmap.bits_of_extent(extent) {
+                    for slot in 0..slots {
+                        attached.bitmap.set_range(slot, first, last);
+                    }
+                }
+            }
+        }
+    }
+    for n in 0..32_usize {
+        let peer = &mut attached.sb.peers[n];
+        if peer.flags.contains(PeerFlags::FULL_SYNC)
+            && let Ok(slot) = usize::try_from(peer.bitmap_index)
+        {
+            attached.bitmap.set_all(slot);
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Configuration of a resource as the core needs it. The text form lives in the node daemon.
+
+use zea_wire::ids::{NodeId, VolumeNr};
+
+/// Replication protocol (wire-protocol.md 8, `protocol`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// Complete when written locally and handed to the transport.
+    A,
+    /// Complete when the peer received it.
+    B,
+    /// Complete when the peer wrote it.
+    #[default]
+    C,
+}
+
+impl Protocol {
+    /// The number in P_PROTOCOL.
+    pub const fn number(self) -> u32 {
+        match self {
+            Protocol::A => 1,
+            Protocol::B => 2,
+            Protocol::C => 3,
+        }
+    }
+}
+
+/// Options of a connection. Times in milliseconds; defaults are DRBD's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetOptions {
+    /// Replication protocol.
+    pub protocol: Protocol,
+    /// Idle time on the control stream after which a P_PING goes out.
+    pub ping_int_ms: u64,
+    /// Time the peer has for a P_PING_ACK.
+    pub ping_timeout_ms: u64,
+    /// Base of the request time-out: `ko_count * timeout_ms`.
+    pub timeout_ms: u64,
+    /// See `timeout_ms`; 0 disables.
+    pub ko_count: u32,
+    /// `sha1`, `sha256`, …: authenticate the peer with the shared secret.
+    pub cram_hmac_alg: Option<String>,
+    /// At most 64 bytes.
+    pub shared_secret: String,
+    /// The peer is known to keep no disk: no bitmap slot for it.
+    pub bitmap: bool,
+    /// Offer Zea's private feature bit (see `docs/adr`). Off only to act like a kernel peer in tests.
+    pub keep_bits: bool,
+}
+
+impl Default for NetOptions {
+    fn default() -> Self {
+        NetOptions {
+            protocol: Protocol::C,
+            ping_int_ms: 10_000,
+            ping_timeout_ms: 500,
+            timeout_ms: 6_000,
+            ko_count: 7,
+            cram_hmac_alg: None,
+            shared_secret: String::new(),
+            bitmap: true,
+            keep_bits: true,
+        }
+    }
+}
+
+/// A peer of the resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// Its node id.
+    pub node_id: NodeId,
+    /// Its name, for people.
+    pub name: String,
+    /// Options of the connection to it.
+    pub net: NetOptions,
+}
+
+/// Options of the local disk of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// Slots of the activity log.
+    pub al_extents: u16,
+    /// Flush the backing device at epoch ends and for front-end flushes. Off: the device is known to have no volatile cache,
+    /// or the user does not care.
+    pub disk_flushes: bool,
+    /// How long a write waits for space on a full backing device before it fails.
+    pub enospc_wait_ms: u64,
+    /// Resync requests in flight, in sectors.
+    pub resync_window_sectors: u64,
+}
+
+impl Default for DiskOptions {
+    fn default() -> Self {
+        DiskOptions { al_extents: 6433, disk_flushes: true, enospc_wait_ms: 30_000, resync_window_sectors: 8 * 2048 }
+    }
+}
+
+/// A volume of the resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeConfig {
+    /// Its number.
+    pub volume: VolumeNr,
+    /// Cap on the usable size; `None`: all of the smallest replica.
+    pub size_sectors: Option<u64>,
+    /// Options of the local disk.
+    pub disk: DiskOptions,
+}
+
+/// A resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResourceConfig {
+    /// Its name.
+    pub name: String,
+    /// This node.
+    pub node_id: NodeId,
+    /// twopc-timeout: how long a two-phase commit may take.
+    pub twopc_timeout_ms: u64,
+    /// Flushes and FUA writes wait until they are stable on every connected UpToDate protocol-C peer. Off: kernel behaviour.
+    pub flush_waits_for_peers: bool,
+}
+
+impl ResourceConfig {
+    /// Defaults for a node.
+    pub fn new(name: impl Into<String>, node_id: NodeId) -> Self {
+        ResourceConfig { name: name.into(), node_id, twopc_timeout_ms: 30_000, flush_waits_for_peers: true }
+    }
+}

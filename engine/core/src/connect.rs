@@ -1,0 +1,436 @@
+//! The life of a link: features, authentication, P_PROTOCOL, keepalive, loss (wire-protocol.md 2.3, 4, 6; handshake-and-states.md 3.2).
+
+use zea_wire::auth::{self, HmacAlg};
+use zea_wire::features::{ConnectionFeatures, Features, NegotiateError, Negotiated};
+use zea_wire::flags::ConnFlags;
+use zea_wire::ids::NodeId;
+use zea_wire::packet::{AlgName, AuthChallenge, AuthResponse, Packet, Protocol as ProtocolPacket};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role};
+
+use crate::connection::{Link, LinkPhase};
+use crate::event::Severity;
+use crate::io::{Action, LinkId, LinkLost, Time};
+use crate::limits;
+use crate::resource::{Ctx, Resource};
+
+/// Lowest and highest protocol version this core speaks.
+pub(crate) const PROTOCOL_MIN: u32 = 118;
+pub(crate) const PROTOCOL_MAX: u32 = 124;
+
+/// What every Zea node offers.
+const OFFERED: [Features; 6] =
+    [Features::TRIM, Features::WSAME, Features::WZEROES, Features::RESYNC_DAGTAG, Features::TWOPC_V2, Features::RS_SKIP_UUID];
+
+impl Resource {
+    /// Both streams are up: send our features.
+    pub(crate) fn link_up(&mut self, cx: &mut Ctx<'_>, peer: NodeId, id: LinkId, resolve_conflicts: bool) {
+        let Some(cidx) = self.cidx(peer) else { return };
+        let own = self.own_features(cidx);
+        let c = &mut self.conns[cidx];
+        if c.link.is_some() || c.state != ConnState::Connecting {
+            cx.out.push(Action::Disconnect { peer });
+            return;
+        }
+        c.link = Some(Link {
+            id,
+            resolve_conflicts,
+            phase: LinkPhase::Features,
+            phase_deadline: Some(cx.now.plus_ms(4 * c.config.net.ping_timeout_ms)),
+            own_features: own,
+            negotiated: Negotiated::INITIAL,
+            own_challenge: [0; 64],
+            states_sent: false,
+            last_received: cx.now,
+            ping_sent: None,
+            pings: 0,
+            ping_acks: 0,
+        });
+        self.send(cx, cidx, None, Packet::ConnectionFeatures(Box::new(own)));
+    }
+
+    fn own_features(&self, cidx: usize) -> ConnectionFeatures {
+        let c = &self.conns[cidx];
+        let mut features = Features::EMPTY;
+        for f in OFFERED {
+            features.set(f, true);
+        }
+        if c.config.net.keep_bits {
+            features.set(Features::ZEA_KEEP_BITS, true);
+        }
+        ConnectionFeatures {
+            protocol_min: PROTOCOL_MIN,
+            feature_flags: features,
+            protocol_max: PROTOCOL_MAX,
+            sender_node_id: u32::from(self.config.node_id.0),
+            receiver_node_id: u32::from(c.node().0),
+        }
+    }
+
+    fn phase(&mut self, cidx: usize, phase: LinkPhase, deadline: Option<Time>) {
+        let link = self.conns[cidx].link.as_mut().expect("a packet came on it");
+        link.phase = phase;
+        link.phase_deadline = deadline;
+    }
+
+    /// P_CONNECTION_FEATURES.
+    pub(crate) fn features(&mut self, cx: &mut Ctx<'_>, cidx: usize, peer: &ConnectionFeatures) {
+        let link = self.conns[cidx].link.as_mut().expect("a packet came on it");
+        if link.phase != LinkPhase::Features {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "features sent twice");
+        }
+        let negotiated = match zea_wire::features::negotiate(&link.own_features, peer) {
+            Ok(n) => n,
+            Err(e @ NegotiateError::NodeIdMismatch { .. }) => {
+                let text = format!("refused: {e}");
+                return self.drop_link(cx, cidx, ConnState::ProtocolError, &text);
+            }
+            Err(e) => return self.stand_alone(cx, cidx, &format!("refused: {e}")),
+        };
+        link.negotiated = negotiated;
+        let (peer_id, id) = (self.conns[cidx].node(), self.conns[cidx].link.as_ref().expect("above").id);
+        cx.out.push(Action::SetNegotiated { peer: peer_id, link: id, negotiated });
+        let c = &self.conns[cidx];
+        let deadline = Some(cx.now.plus_ms(10 * c.config.net.ping_timeout_ms));
+        if c.config.net.cram_hmac_alg.is_some() {
+            let mut challenge = [0; 64];
+            for chunk in challenge.chunks_exact_mut(8) {
+                chunk.copy_from_slice(&cx.rng.next_u64().to_be_bytes());
+            }
+            self.conns[cidx].link.as_mut().expect("above").own_challenge = challenge;
+            self.phase(cidx, LinkPhase::AuthChallenge, deadline);
+            self.send(cx, cidx, None, Packet::AuthChallenge(AuthChallenge { challenge: Box::new(challenge) }));
+        } else {
+            self.phase(cidx, LinkPhase::Protocol, deadline);
+            self.send_protocol(cx, cidx);
+        }
+    }
+
+    fn hmac_alg(&self, cidx: usize) -> Option<HmacAlg> {
+        self.conns[cidx].config.net.cram_hmac_alg.as_deref().and_then(|a| HmacAlg::from_name(a))
+    }
+
+    /// P_AUTH_CHALLENGE: answer it.
+    pub(crate) fn auth_challenge(&mut self, cx: &mut Ctx<'_>, cidx: usize, challenge: &[u8; 64]) {
+        let own_id = self.config.node_id;
+        let link = self.conns[cidx].link.as_ref().expect("a packet came on it");
+        if link.phase != LinkPhase::AuthChallenge {
+            return self.drop_link(
+                cx,
+                cidx,
+                ConnState::ProtocolError,
+                "the peer wants authentication (cram-hmac-alg), this node has none configured for it",
+            );
+        }
+        if auth::check_challenge(&link.own_challenge, challenge).is_err() {
+            return self.stand_alone(cx, cidx, "authentication refused: the peer reflects our challenge");
+        }
+        let Some(alg) = self.hmac_alg(cidx) else {
+            return self.stand_alone(cx, cidx, "cram-hmac-alg is not known: use sha1, sha256 or sha512");
+        };
+        let secret = self.conns[cidx].config.net.shared_secret.clone();
+        let response = auth::respond(alg, secret.as_bytes(), challenge, Some(own_id));
+        let deadline = Some(cx.now.plus_ms(10 * self.conns[cidx].config.net.ping_timeout_ms));
+        self.phase(cidx, LinkPhase::AuthResponse, deadline);
+        self.send(cx, cidx, None, Packet::AuthResponse(AuthResponse { response }));
+    }
+
+    /// P_AUTH_RESPONSE: check it.
+    pub(crate) fn auth_response(&mut self, cx: &mut Ctx<'_>, cidx: usize, response: &[u8]) {
+        let link = self.conns[cidx].link.as_ref().expect("a packet came on it");
+        if link.phase != LinkPhase::AuthResponse {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "authentication response without a challenge");
+        }
+        let challenge = link.own_challenge;
+        let alg = self.hmac_alg(cidx).expect("checked with the challenge");
+        let c = &self.conns[cidx];
+        if auth::check_response(alg, c.config.net.shared_secret.as_bytes(), &challenge, Some(c.node()), response).is_err() {
+            return self.stand_alone(cx, cidx, "authentication of the peer failed: the shared secrets differ");
+        }
+        let deadline = Some(cx.now.plus_ms(10 * c.config.net.ping_timeout_ms));
+        self.phase(cidx, LinkPhase::Protocol, deadline);
+        self.send_protocol(cx, cidx);
+    }
+
+    fn send_protocol(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let packet = self.own_protocol(cidx);
+        self.send(cx, cidx, None, Packet::Protocol(packet));
+    }
+
+    fn own_protocol(&self, cidx: usize) -> ProtocolPacket {
+        let c = &self.conns[cidx];
+        ProtocolPacket {
+            protocol: c.config.net.protocol.number(),
+            after_sb_0p: 0,
+            after_sb_1p: 0,
+            after_sb_2p: 0,
+            conn_flags: if c.discard_my_data { ConnFlags::DISCARD_MY_DATA } else { ConnFlags::EMPTY },
+            two_primaries: 0,
+            integrity_alg: AlgName::default(),
+        }
+    }
+
+    /// P_PROTOCOL: both sides must be configured alike.
+    pub(crate) fn protocol(&mut self, cx: &mut Ctx<'_>, cidx: usize, peer: &ProtocolPacket) {
+        let own = self.own_protocol(cidx);
+        let link = self.conns[cidx].link.as_ref().expect("a packet came on it");
+        if link.phase != LinkPhase::Protocol {
+            let why = "the peer does not authenticate (it has no cram-hmac-alg configured)";
+            return if matches!(link.phase, LinkPhase::AuthChallenge | LinkPhase::AuthResponse) {
+                self.stand_alone(cx, cidx, why)
+            } else {
+                self.drop_link(cx, cidx, ConnState::ProtocolError, "P_PROTOCOL at the wrong time")
+            };
+        }
+        let alike = own.protocol == peer.protocol
+            && [own.after_sb_0p, own.after_sb_1p, own.after_sb_2p] == [peer.after_sb_0p, peer.after_sb_1p, peer.after_sb_2p]
+            && own.two_primaries == peer.two_primaries
+            && own.integrity_alg == peer.integrity_alg;
+        if !alike {
+            return self.stand_alone(cx, cidx, "incompatible settings: protocol, after-sb, allow-two-primaries or data-integrity-alg differ");
+        }
+        if own.conn_flags.contains(ConnFlags::DISCARD_MY_DATA) && peer.conn_flags.contains(ConnFlags::DISCARD_MY_DATA) {
+            return self.stand_alone(cx, cidx, "both sides want to discard their data");
+        }
+        self.phase(cidx, LinkPhase::Connecting, None);
+        self.conns[cidx].retry_at = None;
+        self.want_connect(cidx);
+    }
+
+    // ---- keepalive and timers ------------------------------------------------------------------------------------
+
+    /// Something arrived on the control stream.
+    pub(crate) fn heard(&mut self, cx: &Ctx<'_>, cidx: usize) {
+        if let Some(link) = self.conns[cidx].link.as_mut() {
+            link.last_received = cx.now;
+        }
+    }
+
+    /// Ask the peer for a sign of life; the number of its P_PING_ACK.
+    pub(crate) fn ping(&mut self, cx: &mut Ctx<'_>, cidx: usize) -> u64 {
+        let now = cx.now;
+        self.send(cx, cidx, None, Packet::Ping);
+        let Some(link) = self.conns[cidx].link.as_mut() else { return u64::MAX };
+        link.pings += 1;
+        link.ping_sent.get_or_insert(now);
+        link.pings
+    }
+
+    pub(crate) fn ping_ack(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let Some(link) = self.conns[cidx].link.as_mut() else { return };
+        link.ping_acks += 1;
+        link.ping_sent = if link.ping_acks < link.pings { Some(cx.now) } else { None };
+    }
+
+    /// Everything that is due.
+    pub(crate) fn timers(&mut self, cx: &mut Ctx<'_>) {
+        for cidx in 0..self.conns.len() {
+            self.link_timers(cx, cidx);
+            self.request_timeout(cx, cidx);
+            let c = &mut self.conns[cidx];
+            if c.retry_at.is_some_and(|t| cx.now >= t) {
+                c.retry_at = None;
+                self.want_connect(cidx);
+            }
+        }
+        self.retry_no_space(cx);
+        for vidx in 0..self.volumes.len() {
+            if self.volumes[vidx].hold_until.is_some_and(|t| cx.now >= t) {
+                self.volumes[vidx].hold_until = None;
+                self.release_held(cx, vidx);
+            }
+        }
+    }
+
+    fn link_timers(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let c = &self.conns[cidx];
+        let Some(link) = &c.link else { return };
+        if link.phase_deadline.is_some_and(|t| cx.now >= t) {
+            let why = match link.phase {
+                LinkPhase::Features => "no P_CONNECTION_FEATURES from the peer in time",
+                LinkPhase::AuthChallenge | LinkPhase::AuthResponse => "no authentication from the peer in time",
+                LinkPhase::Protocol => "no P_PROTOCOL from the peer in time",
+                LinkPhase::Connecting | LinkPhase::Up => "the peer did not tell the state of every volume in time",
+            };
+            return self.drop_link(cx, cidx, ConnState::NetworkFailure, why);
+        }
+        if link.phase < LinkPhase::Connecting {
+            return;
+        }
+        if let Some(since) = link.ping_sent {
+            if cx.now >= since.plus_ms(c.config.net.ping_timeout_ms) {
+                self.drop_link(cx, cidx, ConnState::NetworkFailure, "no P_PING_ACK in time");
+            }
+        } else if cx.now >= link.last_received.plus_ms(c.config.net.ping_int_ms) {
+            self.ping(cx, cidx);
+        }
+    }
+
+    /// The oldest unanswered request or barrier of a peer is too old (wire-protocol.md 2.3).
+    fn request_timeout(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        if self.request_deadline(cidx).is_some_and(|t| cx.now >= t) {
+            self.drop_link(cx, cidx, ConnState::Timeout, "a write was not answered within ko-count * timeout");
+        }
+    }
+
+    fn request_deadline(&self, cidx: usize) -> Option<Time> {
+        let c = &self.conns[cidx];
+        let ms = c.config.net.timeout_ms * u64::from(c.config.net.ko_count);
+        if !c.is_up() || ms == 0 {
+            return None;
+        }
+        let node = c.node();
+        let write = self.transfer_log.iter().map(|&i| &self.writes[i]).find(|w| w.waits.contains(node)).map(|w| w.since);
+        let barrier = c.send.unacked.front().map(|b| b.2);
+        [write, barrier].into_iter().flatten().min().map(|t| t.plus_ms(ms))
+    }
+
+    /// The earliest instant at which something is due.
+    pub(crate) fn next_timer(&self) -> Option<Time> {
+        let mut next: Option<Time> = None;
+        let mut add = |t: Option<Time>| {
+            if let Some(t) = t {
+                next = Some(next.map_or(t, |n: Time| n.min(t)));
+            }
+        };
+        for (cidx, c) in self.conns.iter().enumerate() {
+            add(c.retry_at);
+            add(self.request_deadline(cidx));
+            if let Some(link) = &c.link {
+                add(link.phase_deadline);
+                if link.phase >= LinkPhase::Connecting {
+                    add(Some(match link.ping_sent {
+                        Some(t) => t.plus_ms(c.config.net.ping_timeout_ms),
+                        None => link.last_received.plus_ms(c.config.net.ping_int_ms),
+                    }));
+                }
+            }
+        }
+        for v in &self.volumes {
+            add(v.hold_until);
+        }
+        add((self.epoch_writes > 0).then(|| self.epoch_since.plus_ms(limits::EPOCH_AGE_MS)));
+        add(self.peer_ack.map(|p| p.since.plus_ms(limits::PEER_ACK_DELAY_MS)));
+        add(self.next_no_space_retry());
+        add(self.twopc.deadline());
+        next
+    }
+
+    // ---- loss ------------------------------------------------------------------------------------------------------
+
+    /// The runtime lost a link.
+    pub(crate) fn link_down(&mut self, cx: &mut Ctx<'_>, peer: NodeId, id: LinkId, lost: LinkLost) {
+        let Some(cidx) = self.cidx(peer) else { return };
+        if self.conns[cidx].link.as_ref().map(|l| l.id) != Some(id) {
+            return;
+        }
+        let (state, why) = match lost {
+            LinkLost::Closed => (ConnState::BrokenPipe, "the peer closed the connection".to_owned()),
+            LinkLost::Network(e) => (ConnState::NetworkFailure, e),
+            LinkLost::Protocol(e) => (ConnState::ProtocolError, e),
+            LinkLost::SendTimeout => (ConnState::Timeout, "sending made no progress in time".to_owned()),
+        };
+        self.link_lost(cx, cidx, state, &why);
+    }
+
+    /// Everything that the end of a link means. The connection is tried again unless it is to be StandAlone.
+    pub(crate) fn link_lost(&mut self, cx: &mut Ctx<'_>, cidx: usize, state: ConnState, why: &str) {
+        let c = &mut self.conns[cidx];
+        let node = c.node();
+        let was_up = c.is_up();
+        let was_primary = was_up && c.role == Role::Primary;
+        let graceful = matches!(state, ConnState::TearDown | ConnState::Disconnecting);
+        if !graceful {
+            let severity = if was_up { Severity::Error } else { Severity::Warning };
+            cx.notice(severity, format!("connection to {} (node {node}): {state}: {why}", c.config.name));
+            c.last_error = Some(why.to_owned());
+        }
+        c.state = ConnState::Unconnected;
+        c.reset_link();
+        self.state_changed = true;
+        for vidx in 0..self.volumes.len() {
+            self.peer_device_lost(cx, cidx, vidx, was_up);
+        }
+        self.twopc_lost_peer(cx, node);
+        self.kept_lost_origin(cidx);
+        self.peer_reqs_lost_link(cx, cidx);
+        if was_up {
+            self.writes_lost_peer(cx, node);
+        }
+        if was_primary {
+            self.lost_primary = Some(node);
+            if !graceful {
+                self.primary_lost();
+            }
+        }
+        for vidx in 0..self.volumes.len() {
+            self.maybe_clear_primary_ind(vidx);
+        }
+        self.dagtag_arrived(cx);
+        if self.conns[cidx].active_peer_reqs == 0 {
+            self.lost_peer_drained(cx, cidx);
+        }
+    }
+
+    fn peer_device_lost(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, was_up: bool) {
+        let role = self.role;
+        let pd = &mut self.conns[cidx].pds[vidx];
+        let had_disk = pd.disk >= DiskState::Inconsistent && pd.disk != DiskState::DUnknown;
+        pd.repl = ReplState::Off;
+        if pd.disk > DiskState::Outdated || pd.disk < DiskState::Inconsistent {
+            pd.disk = DiskState::DUnknown;
+        }
+        pd.says = Default::default();
+        pd.decision = None;
+        pd.finishing = false;
+        pd.bitmap_in = None;
+        let resync = pd.resync.take();
+        if let Some(r) = resync {
+            for (_, q) in r.in_flight.iter().filter(|(_, q)| !q.answered) {
+                self.volumes[vidx].intervals.remove(q.interval);
+            }
+            self.volumes[vidx].retry_waiters = true;
+        }
+        if was_up && role == Role::Primary && had_disk {
+            self.volumes[vidx].new_uuid_needed = true;
+        }
+        if was_up {
+            self.volumes[vidx].meta.push(crate::meta_queue::Step::Bitmap);
+        }
+        self.resync_choose_target(cx, vidx);
+    }
+
+    /// No disk write of the old link is running any more: connect again, and compare with the other survivors.
+    pub(crate) fn lost_peer_drained(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        if self.conns[cidx].active_peer_reqs > 0 || self.conns[cidx].link.is_some() {
+            return;
+        }
+        if self.conns[cidx].state == ConnState::Unconnected {
+            self.conns[cidx].state = ConnState::Connecting;
+            self.state_changed = true;
+            cx.out.push(Action::Connect { peer: self.conns[cidx].node() });
+        }
+        self.reconcile(cx);
+    }
+
+    /// Give a connection up until an administrator says otherwise.
+    pub(crate) fn stand_alone(&mut self, cx: &mut Ctx<'_>, cidx: usize, why: &str) {
+        let peer = self.conns[cidx].node();
+        cx.notice(Severity::Error, format!("connection to {} (node {peer}): StandAlone: {why}", self.conns[cidx].config.name));
+        cx.out.push(Action::Disconnect { peer });
+        if self.conns[cidx].link.is_some() {
+            self.link_lost(cx, cidx, ConnState::Disconnecting, why);
+            cx.out.push(Action::Disconnect { peer });
+        }
+        let c = &mut self.conns[cidx];
+        c.last_error = Some(why.to_owned());
+        c.state = ConnState::StandAlone;
+        c.retry_at = None;
+        c.discard_my_data = false;
+        self.state_changed = true;
+    }
+
+    /// A connection by index of which the link is in this phase.
+    pub(crate) fn in_phase(&self, cidx: usize, phase: LinkPhase) -> bool {
+        self.conns[cidx].link.as_ref().is_some_and(|l| l.phase == phase)
+    }
+}

@@ -1,0 +1,281 @@
+//! A connection to one peer, and the peer devices on it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use zea_wire::features::{ConnectionFeatures, Features, Negotiated};
+use zea_wire::ids::{BlockId, NodeId};
+use zea_wire::packet::{Sizes, Uuids110};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
+
+use crate::config::PeerConfig;
+use crate::handshake::Decision;
+use crate::interval::IntervalId;
+use crate::io::{LinkId, Time};
+
+/// How far the set-up of a link has come (wire-protocol.md 4, 6; handshake-and-states.md 3.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LinkPhase {
+    /// P_CONNECTION_FEATURES sent, the peer's awaited.
+    Features,
+    /// Challenge sent, the peer's awaited.
+    AuthChallenge,
+    /// Response sent, the peer's awaited.
+    AuthResponse,
+    /// P_PROTOCOL sent, the peer's awaited.
+    Protocol,
+    /// Waiting for the connect two-phase commit.
+    Connecting,
+    /// Connected.
+    Up,
+}
+
+/// The link of a connection while it is up.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) id: LinkId,
+    pub(crate) resolve_conflicts: bool,
+    pub(crate) phase: LinkPhase,
+    /// The phase must change before this instant.
+    pub(crate) phase_deadline: Option<Time>,
+    pub(crate) own_features: ConnectionFeatures,
+    pub(crate) negotiated: Negotiated,
+    pub(crate) own_challenge: [u8; 64],
+    /// Our handshake packets of the running connect transaction are out.
+    pub(crate) states_sent: bool,
+    /// Last packet from the control stream.
+    pub(crate) last_received: Time,
+    /// An unanswered P_PING, since when.
+    pub(crate) ping_sent: Option<Time>,
+    /// P_PINGs sent and P_PING_ACKs received, to wait for "all before has arrived".
+    pub(crate) pings: u64,
+    pub(crate) ping_acks: u64,
+}
+
+impl Link {
+    pub(crate) fn has(&self, feature: Features) -> bool {
+        self.negotiated.has(feature)
+    }
+}
+
+/// Sender side of the write epochs of a connection (wire-protocol.md 10.1).
+#[derive(Debug, Default)]
+pub(crate) struct SendEpochs {
+    /// The epoch that was last written to, and the number of writes sent in it; `None` when its barrier is out.
+    pub(crate) open: Option<(u32, u32)>,
+    /// Barriers that are not acked: number, set size, when sent.
+    pub(crate) unacked: VecDeque<(u32, u32, Time)>,
+}
+
+/// One epoch on the receiver's side (wire-protocol.md 10.3).
+#[derive(Debug, Default)]
+pub(crate) struct RecvEpoch {
+    /// The number, once its P_BARRIER arrived.
+    pub(crate) barrier: Option<u32>,
+    /// Writes in it.
+    pub(crate) size: u32,
+    /// Writes that are not completed.
+    pub(crate) active: u32,
+    /// Flushes of backing devices that are running; `None`: not started.
+    pub(crate) flushing: Option<u32>,
+}
+
+/// A peer write that is done here and waits for its P_PEER_ACK.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kept {
+    pub(crate) dagtag: u64,
+    pub(crate) vidx: usize,
+    pub(crate) sector: u64,
+    pub(crate) len: u32,
+    /// It holds references on activity log extents.
+    pub(crate) al: bool,
+    /// Index of the peer request while it is still being written.
+    pub(crate) active: Option<usize>,
+}
+
+/// A connection to one peer.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) config: PeerConfig,
+    pub(crate) state: ConnState,
+    pub(crate) role: Role,
+    pub(crate) link: Option<Link>,
+    pub(crate) last_error: Option<String>,
+    pub(crate) discard_my_data: bool,
+    /// This connection was up before in this run (UUID flag RECONNECT).
+    pub(crate) was_connected: bool,
+    /// Reconnect only after this instant.
+    pub(crate) retry_at: Option<Time>,
+    pub(crate) send: SendEpochs,
+    /// Open epochs of the peer, oldest first; the last one takes new writes.
+    pub(crate) recv: VecDeque<RecvEpoch>,
+    /// Serial number of the front of `recv`.
+    pub(crate) recv_base: u64,
+    /// The dagtag that the peer expects for the next write that is sent.
+    pub(crate) dagtag_sent: Option<u64>,
+    /// The dagtag of the last write received from this peer, if one was received since connect.
+    pub(crate) dagtag_received: Option<u64>,
+    /// Writes of this peer that wait for P_PEER_ACK, in dagtag order.
+    pub(crate) kept: VecDeque<Kept>,
+    /// Peer requests of this connection that are not finished.
+    pub(crate) active_peer_reqs: u32,
+    /// By index of the volume in the resource.
+    pub(crate) pds: Vec<PeerDevice>,
+}
+
+impl Connection {
+    pub(crate) fn new(config: PeerConfig, volumes: usize) -> Self {
+        Connection {
+            config,
+            state: ConnState::StandAlone,
+            role: Role::Unknown,
+            link: None,
+            last_error: None,
+            discard_my_data: false,
+            was_connected: false,
+            retry_at: None,
+            send: SendEpochs::default(),
+            recv: VecDeque::from([RecvEpoch::default()]),
+            recv_base: 0,
+            dagtag_sent: None,
+            dagtag_received: None,
+            kept: VecDeque::new(),
+            active_peer_reqs: 0,
+            pds: (0..volumes).map(|_| PeerDevice::new()).collect(),
+        }
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.config.node_id
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.state == ConnState::Connected
+    }
+
+    /// Forget everything that belongs to a link.
+    pub(crate) fn reset_link(&mut self) {
+        self.link = None;
+        self.role = Role::Unknown;
+        self.send = SendEpochs::default();
+        self.recv.clear();
+        self.recv.push_back(RecvEpoch::default());
+        self.recv_base = 0;
+        self.dagtag_sent = None;
+        self.dagtag_received = None;
+    }
+
+    /// Both ends keep bits (Zea's private feature).
+    pub(crate) fn keeps_bits(&self) -> bool {
+        self.link.as_ref().is_some_and(|l| l.has(Features::ZEA_KEEP_BITS))
+    }
+}
+
+/// What the peer told about a volume during the handshake.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct PeerSays {
+    pub(crate) sizes: Option<Sizes>,
+    pub(crate) uuids: Option<Box<Uuids110>>,
+    /// P_CURRENT_UUID of a peer without a disk.
+    pub(crate) current_uuid: Option<u64>,
+    pub(crate) state: Option<StateWord>,
+}
+
+/// A volume on a connection.
+#[derive(Debug)]
+pub(crate) struct PeerDevice {
+    pub(crate) repl: ReplState,
+    pub(crate) disk: DiskState,
+    /// The last P_SIZES, P_UUIDS110 and P_STATE.
+    pub(crate) says: PeerSays,
+    /// The UUIDs as we sent them in the running handshake: a change in between means retry.
+    pub(crate) sent_current: u64,
+    pub(crate) sent_uuids: Option<Box<Uuids110>>,
+    /// Result of the comparison, applied at the commit of the connect transaction.
+    pub(crate) decision: Option<Decision>,
+    /// The peer ignores bits that we keep (a kernel peer).
+    pub(crate) unverified: bool,
+    pub(crate) packet_seq: u32,
+    pub(crate) peer_seq: u32,
+    /// The bitmap that is arriving.
+    pub(crate) bitmap_in: Option<zea_wire::bitmap::Receiver>,
+    pub(crate) resync: Option<ResyncTarget>,
+    pub(crate) resync_total_bits: u64,
+    pub(crate) sent_sectors: u64,
+    pub(crate) received_sectors: u64,
+    /// Volume packets that arrived while a state change of ours is being written.
+    pub(crate) finishing: bool,
+}
+
+impl PeerDevice {
+    pub(crate) fn new() -> Self {
+        PeerDevice {
+            repl: ReplState::Off,
+            disk: DiskState::DUnknown,
+            says: PeerSays::default(),
+            sent_current: 0,
+            sent_uuids: None,
+            decision: None,
+            unverified: false,
+            packet_seq: 0,
+            peer_seq: 0,
+            bitmap_in: None,
+            resync: None,
+            resync_total_bits: 0,
+            sent_sectors: 0,
+            received_sectors: 0,
+            finishing: false,
+        }
+    }
+
+    /// The next sequence number for a write or an ack.
+    pub(crate) fn next_seq(&mut self) -> u32 {
+        self.packet_seq = self.packet_seq.wrapping_add(1);
+        self.packet_seq
+    }
+
+    /// Writes go to this peer (wire-protocol.md 10.1).
+    pub(crate) fn replicates(&self) -> bool {
+        match self.disk {
+            DiskState::UpToDate | DiskState::Consistent => self.repl >= ReplState::Established,
+            DiskState::Inconsistent | DiskState::Outdated => {
+                self.repl == ReplState::Established && self.disk == DiskState::Inconsistent
+                    || (self.repl >= ReplState::WFBitMapT && self.repl <= ReplState::PausedSyncT)
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_sync_target(&self) -> bool {
+        matches!(self.repl, ReplState::SyncTarget | ReplState::PausedSyncT)
+    }
+
+    pub(crate) fn is_sync_source(&self) -> bool {
+        matches!(self.repl, ReplState::SyncSource | ReplState::PausedSyncS)
+    }
+}
+
+/// The running resync in which we are the target.
+#[derive(Debug, Default)]
+pub(crate) struct ResyncTarget {
+    /// Where the scan of the bitmap goes on.
+    pub(crate) next_bit: u64,
+    /// Requests that are out or being written, by block id.
+    pub(crate) in_flight: BTreeMap<BlockId, ResyncReq>,
+    pub(crate) in_flight_sectors: u64,
+    /// Writes or reads that failed: the blocks stay out of sync.
+    pub(crate) failed: u64,
+    /// All bits are clear; the number of P_PING_ACKs that must have come before the end.
+    pub(crate) end_ping: Option<u64>,
+    /// Something was skipped because of a conflict: another pass is due when an interval leaves.
+    pub(crate) blocked: bool,
+}
+
+/// One resync request of the target.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ResyncReq {
+    pub(crate) sector: u64,
+    pub(crate) len: u32,
+    pub(crate) interval: IntervalId,
+    /// The reply arrived.
+    pub(crate) answered: bool,
+}

@@ -1,0 +1,215 @@
+//! Packets to their handlers, and P_STATE.
+
+use zea_wire::ids::{NodeId, VolumeNr};
+use zea_wire::packet::{Data, FlushAck, Packet, Trim};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits, StateWord};
+use zea_wire::flags::DpFlags;
+
+use crate::connection::LinkPhase;
+use crate::io::{LinkId, Op, Payload};
+use crate::resource::{Ctx, Resource};
+use crate::twopc::Verdict;
+
+impl Resource {
+    pub(crate) fn packet(&mut self, cx: &mut Ctx<'_>, peer: NodeId, link: LinkId, volume: Option<VolumeNr>, packet: Packet, payload: Option<Payload>) {
+        let cidx = self.cidx(peer).filter(|&c| self.conns[c].link.as_ref().is_some_and(|l| l.id == link));
+        let Some(cidx) = cidx else {
+            // Of a link that is gone.
+            if let Some(p) = payload {
+                cx.free(p.buf);
+            }
+            return;
+        };
+        if packet.stream() == zea_wire::packet::Stream::Control {
+            self.heard(cx, cidx);
+        }
+        let vidx = volume.and_then(|nr| self.vidx(nr));
+        if let Some(packet) = self.connection_packet(cx, cidx, packet, vidx.is_some()) {
+            match vidx {
+                Some(vidx) => self.volume_packet(cx, cidx, vidx, packet, payload),
+                None => {
+                    if let Some(p) = payload {
+                        cx.free(p.buf);
+                    }
+                    self.unknown_volume(cx, cidx, &packet);
+                }
+            }
+        }
+    }
+
+    /// Packets about the connection; gives back what is about a volume.
+    fn connection_packet(&mut self, cx: &mut Ctx<'_>, cidx: usize, packet: Packet, has_volume: bool) -> Option<Packet> {
+        let connecting = !self.conns[cidx].is_up();
+        match packet {
+            Packet::Ping => self.send(cx, cidx, None, Packet::PingAck),
+            Packet::PingAck => self.ping_ack(cx, cidx),
+            Packet::ConnectionFeatures(f) => self.features(cx, cidx, &f),
+            Packet::AuthChallenge(c) => self.auth_challenge(cx, cidx, &c.challenge),
+            Packet::AuthResponse(r) => self.auth_response(cx, cidx, r.response.as_slice()),
+            Packet::Protocol(p) => self.protocol(cx, cidx, &p),
+            Packet::Disconnect => {
+                let why = self.handshake_refusal(cidx);
+                self.refuse_connection(cx, cidx, why);
+            }
+            _ if self.conns[cidx].link.as_ref().is_some_and(|l| l.phase < LinkPhase::Connecting) => {
+                let why = format!("{} before the connection was set up", packet.name());
+                self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
+            }
+            Packet::TwopcPrepare(r) => self.twopc_prepare(cx, cidx, *r),
+            Packet::TwopcCommit(r) => self.twopc_commit_received(cx, cidx, *r),
+            Packet::TwopcAbort(r) => self.twopc_abort_received(cx, cidx, *r),
+            Packet::TwopcYes(r) => self.twopc_reply(cx, cidx, &r, Verdict::Yes),
+            Packet::TwopcNo(r) => self.twopc_reply(cx, cidx, &r, Verdict::No),
+            Packet::TwopcRetry(r) => self.twopc_reply(cx, cidx, &r, Verdict::Retry),
+            Packet::SyncParam89(_) | Packet::UnplugRemote | Packet::PeerDagtag(_) | Packet::EnableReplication(_) | Packet::EnableReplicationNext(_) => {}
+            _ if connecting && !matches!(packet, Packet::Sizes(_) | Packet::Uuids110(_) | Packet::CurrentUuid(_) | Packet::State(_)) => {
+                let why = format!("{} before the connection was established", packet.name());
+                self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
+            }
+            Packet::State(s) if !has_volume => {
+                if let Some(role) = s.state.role() {
+                    self.peer_role(cx, cidx, role);
+                }
+            }
+            Packet::Dagtag(d) => {
+                self.conns[cidx].dagtag_received = Some(d.dagtag);
+                self.dagtag_arrived(cx);
+            }
+            Packet::Barrier(b) => self.barrier(cx, cidx, b.barrier),
+            Packet::BarrierAck(b) => self.barrier_ack(cx, cidx, b),
+            Packet::PeerAck(a) => self.peer_ack_received(cx, cidx, a),
+            Packet::FlushRequests(f) => {
+                let ack = FlushAck { flush_sequence: f.flush_sequence, primary_node_id: self.config.node_id };
+                self.send(cx, cidx, None, Packet::FlushRequestsAck(ack));
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    fn unknown_volume(&mut self, cx: &mut Ctx<'_>, cidx: usize, packet: &Packet) {
+        if !matches!(packet, Packet::Sizes(_) | Packet::Uuids110(_) | Packet::State(_) | Packet::CurrentUuid(_)) {
+            let why = format!("{} for a volume that this node does not have", packet.name());
+            self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
+        }
+    }
+
+    fn volume_packet(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, packet: Packet, payload: Option<Payload>) {
+        match (packet, payload) {
+            (Packet::Data(d), Some(p)) => self.peer_write(cx, cidx, vidx, d, Op::Write, p.len, Some(p)),
+            (Packet::DataReply(d), Some(p)) => self.data_reply(cx, cidx, d, p),
+            (Packet::RsDataReply(d), Some(p)) => self.resync_data(cx, cidx, vidx, d, p),
+            (packet, Some(p)) => {
+                cx.free(p.buf);
+                let why = format!("{} with a payload", packet.name());
+                self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
+            }
+            (packet, None) => self.plain_volume_packet(cx, cidx, vidx, packet),
+        }
+    }
+
+    fn plain_volume_packet(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, packet: Packet) {
+        match packet {
+            Packet::Trim(t) => self.peer_write(cx, cidx, vidx, trim_data(&t), Op::Discard, t.size, None),
+            Packet::Zeroes(t) => {
+                let op = Op::WriteZeroes { unmap: t.dp_flags.contains(DpFlags::DISCARD) };
+                self.peer_write(cx, cidx, vidx, trim_data(&t), op, t.size, None);
+            }
+            Packet::DataRequest(r) => self.peer_read(cx, cidx, vidx, r.sector, r.blksize, r.block_id),
+            Packet::RsDagtagReq(r) | Packet::RsThinDagtagReq(r) => self.resync_read(cx, cidx, vidx, r),
+            Packet::RsDataRequest(r) | Packet::RsThinReq(r) => {
+                let r = zea_wire::packet::RsReq {
+                    sector: r.sector,
+                    block_id: r.block_id,
+                    blksize: r.blksize,
+                    dagtag_node_id: self.config.node_id,
+                    dagtag: 0,
+                };
+                self.resync_read(cx, cidx, vidx, r);
+            }
+            Packet::WriteAck(a) | Packet::RecvAck(a) => self.write_ack(cx, cidx, a, true),
+            Packet::WriteAckInSync(a) => {
+                let node = self.conns[cidx].node();
+                self.volumes[vidx].set_in_sync(node, a.sector, a.blksize);
+                self.write_ack(cx, cidx, a, true);
+            }
+            Packet::NegAck(a) => self.write_ack(cx, cidx, a, false),
+            Packet::NegDreply(a) => self.neg_data_reply(cx, cidx, a),
+            Packet::NegRsDreply(a) => self.resync_not_served(cidx, vidx, a, true),
+            Packet::RsCancel(a) | Packet::RsCancelAhead(a) => self.resync_not_served(cidx, vidx, a, false),
+            Packet::RsWriteAck(a) => self.resync_written(cx, cidx, vidx, a, true),
+            Packet::RsNegAck(a) => self.resync_written(cx, cidx, vidx, a, false),
+            Packet::Bitmap(b) => self.bitmap_plain(cx, cidx, vidx, &b),
+            Packet::CompressedBitmap(b) => self.bitmap_compressed(cx, cidx, vidx, &b),
+            Packet::PeersInSync(d) => self.peers_in_sync(cx, cidx, vidx, d),
+            Packet::OutOfSync(d) => self.out_of_sync(cx, cidx, vidx, d),
+            Packet::Sizes(s) => self.conns[cidx].pds[vidx].says.sizes = Some(*s),
+            Packet::Uuids110(u) => self.uuids_received(cx, cidx, vidx, u),
+            Packet::CurrentUuid(u) => self.current_uuid_received(cx, cidx, vidx, u),
+            Packet::State(s) => self.state(cx, cidx, vidx, s.state),
+            other => {
+                let why = format!("{} was not expected", other.name());
+                self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
+            }
+        }
+    }
+
+    /// P_STATE.
+    fn state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, bits: StateBits) {
+        let version = self.conns[cidx].link.as_ref().map_or(0, |l| l.negotiated.version);
+        let word = match bits.word(version) {
+            Ok(word) => word,
+            Err(e) => return self.drop_link(cx, cidx, ConnState::ProtocolError, &e.to_string()),
+        };
+        if !self.conns[cidx].is_up() {
+            return self.handshake_state(cx, cidx, vidx, word);
+        }
+        self.source_sees_state(cx, cidx, vidx, word);
+        self.peer_disk(cx, cidx, vidx, word);
+        self.peer_role(cx, cidx, word.role);
+    }
+
+    /// The peer's disk changed.
+    fn peer_disk(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, word: StateWord) {
+        let has = |d: DiskState| d >= DiskState::Inconsistent && d != DiskState::DUnknown;
+        let pd = &mut self.conns[cidx].pds[vidx];
+        let (old, new) = (pd.disk, word.disk);
+        pd.says.state = Some(word);
+        if old == new {
+            return;
+        }
+        pd.disk = new;
+        self.state_changed = true;
+        if has(old) && !has(new) {
+            if pd.repl > ReplState::Established {
+                pd.repl = ReplState::Established;
+                self.drop_resync(vidx, cidx);
+            }
+            if self.role == Role::Primary {
+                self.volumes[vidx].new_uuid_needed = true;
+            }
+        }
+        let idle = self.conns.iter().all(|c| c.pds[vidx].repl <= ReplState::Established);
+        let own = self.volumes[vidx].disk;
+        let worse = matches!(own, DiskState::Inconsistent | DiskState::Outdated);
+        if new == DiskState::UpToDate && worse && idle && self.conns[cidx].is_up() {
+            self.drop_link(cx, cidx, ConnState::TearDown, "to resync from it: its disk became UpToDate");
+        }
+    }
+
+    /// Our resync from this peer ends without a result.
+    pub(crate) fn drop_resync(&mut self, vidx: usize, cidx: usize) {
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.finishing = false;
+        if let Some(r) = pd.resync.take() {
+            for q in r.in_flight.values().filter(|q| !q.answered) {
+                self.volumes[vidx].intervals.remove(q.interval);
+            }
+            self.volumes[vidx].retry_waiters = true;
+        }
+    }
+}
+
+fn trim_data(t: &Trim) -> Data {
+    Data { sector: t.sector, block_id: t.block_id, seq_num: t.seq_num, dp_flags: t.dp_flags }
+}

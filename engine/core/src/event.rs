@@ -1,0 +1,139 @@
+//! Events for observers, and the status snapshot: what `zea events` and `zea status` show.
+
+use zea_wire::ids::{NodeId, VolumeNr};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role};
+
+/// How serious a [`Event::Notice`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Normal course of things.
+    Info,
+    /// Somebody should look.
+    Warning,
+    /// Redundancy or access was lost.
+    Error,
+}
+
+/// Something that changed. The state is the new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The role of this node.
+    Role {
+        /// New role.
+        role: Role,
+    },
+    /// The local disk of a volume.
+    Device {
+        /// Volume.
+        volume: VolumeNr,
+        /// New disk state.
+        disk: DiskState,
+        /// Usable size.
+        size_sectors: u64,
+    },
+    /// A connection.
+    Connection {
+        /// Peer.
+        peer: NodeId,
+        /// New connection state.
+        conn: ConnState,
+        /// The peer's role.
+        role: Role,
+    },
+    /// A volume on a connection.
+    PeerDevice {
+        /// Peer.
+        peer: NodeId,
+        /// Volume.
+        volume: VolumeNr,
+        /// New replication state.
+        repl: ReplState,
+        /// The peer's disk.
+        peer_disk: DiskState,
+    },
+    /// A message for people.
+    Notice {
+        /// How serious.
+        severity: Severity,
+        /// Text, with the next step where one is needed.
+        text: String,
+    },
+}
+
+/// Snapshot of a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// This node.
+    pub node_id: NodeId,
+    /// Role.
+    pub role: Role,
+    /// Local volumes, ascending.
+    pub devices: Vec<DeviceStatus>,
+    /// Connections, ascending by node id.
+    pub connections: Vec<ConnectionStatus>,
+}
+
+/// Snapshot of a local volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// Number.
+    pub volume: VolumeNr,
+    /// Disk state.
+    pub disk: DiskState,
+    /// Usable size, 0 if unknown.
+    pub size_sectors: u64,
+    /// Current UUID.
+    pub current_uuid: u64,
+    /// Requests of the front end that are not completed.
+    pub requests_in_flight: u64,
+    /// Front-end bytes read, written since start.
+    pub read_bytes: u64,
+    /// See `read_bytes`.
+    pub written_bytes: u64,
+    /// Activity log transactions since attach.
+    pub al_writes: u64,
+    /// Bitmap blocks written since attach.
+    pub bm_writes: u64,
+}
+
+/// Snapshot of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionStatus {
+    /// Peer.
+    pub peer: NodeId,
+    /// Its name in the configuration.
+    pub name: String,
+    /// State.
+    pub conn: ConnState,
+    /// Why it is not connected, if something is known.
+    pub last_error: Option<String>,
+    /// Role of the peer.
+    pub role: Role,
+    /// Agreed protocol version, 0 when not connected.
+    pub version: u32,
+    /// Volumes.
+    pub peer_devices: Vec<PeerDeviceStatus>,
+}
+
+/// Snapshot of a volume on a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerDeviceStatus {
+    /// Volume.
+    pub volume: VolumeNr,
+    /// Replication state.
+    pub repl: ReplState,
+    /// The peer's disk.
+    pub peer_disk: DiskState,
+    /// Bits set towards this peer, in sectors.
+    pub out_of_sync_sectors: u64,
+    /// A kernel peer ignored bits that this node keeps: these sectors want an online verify.
+    pub unverified: bool,
+    /// Sectors that had to be resynced when the running resync began; 0 when none runs.
+    pub resync_total_sectors: u64,
+    /// Sectors sent to the peer since connect.
+    pub sent_sectors: u64,
+    /// Sectors received from the peer since connect.
+    pub received_sectors: u64,
+    /// Bitmap UUID towards this peer.
+    pub bitmap_uuid: u64,
+}

@@ -1,0 +1,279 @@
+//! Data generations: when a new current UUID is made, what a received one means, and what the loss of a Primary leaves
+//! behind (handshake-and-states.md 4, 5.6, 5.7, 8.6).
+
+use zea_meta::flags::DeviceFlags;
+use zea_wire::flags::UuidFlags;
+use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::packet::{BitmapUuids, CurrentUuid, Packet, Uuids110};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role};
+
+use crate::event::Severity;
+use crate::meta_queue::{Step, Then};
+use crate::resource::{Ctx, Resource};
+use crate::twopc::Change;
+use crate::uuid::{NewDatagen, NodeSlot, RotateContext};
+
+impl Resource {
+    /// This node is no neighbour of a Primary, or is Primary itself.
+    pub(crate) fn is_stable(&self) -> bool {
+        self.role == Role::Primary || self.primary_peer().is_none()
+    }
+
+    /// P_UUIDS110 about a volume for a peer.
+    pub(crate) fn uuids_for(&self, cidx: usize, vidx: usize, extra: UuidFlags, node_mask: NodeMask) -> Box<Uuids110> {
+        let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
+        let mut flags = extra;
+        flags.set(UuidFlags::DISCARD_MY_DATA, c.discard_my_data);
+        flags.set(UuidFlags::CRASHED_PRIMARY, v.crashed_primary);
+        flags.set(UuidFlags::INCONSISTENT, v.disk == DiskState::Inconsistent);
+        flags.set(UuidFlags::STABLE, self.is_stable());
+        flags.set(UuidFlags::RECONNECT, c.was_connected);
+        let source = self.sync_source_of(vidx);
+        flags.set(UuidFlags::SYNC_TARGET, source.is_some_and(|s| s != cidx));
+        let mut bitmap_uuids = BitmapUuids::default();
+        for n in 0..32 {
+            let node = NodeId(n);
+            if node != self.config.node_id && v.slot(node).is_some() {
+                let uuid = v.uuids.bitmap[usize::from(n)];
+                // 0 means "in sync, forget your bits": not while this node is being resynced (5.6).
+                bitmap_uuids.set(node, if uuid == 0 && source.is_some() { u64::MAX } else { uuid });
+            }
+        }
+        let authoritative = self.primary_peer().map_or(NodeMask::EMPTY, NodeId::mask);
+        Box::new(Uuids110 {
+            current: self.shown_uuid(vidx, source.filter(|&s| s != cidx)),
+            dirty_bits: v.dirty_bits(c.node()),
+            uuid_flags: flags,
+            node_mask: if extra.contains(UuidFlags::NEW_DATAGEN) { node_mask } else { authoritative },
+            bitmap_uuids,
+            history: v.uuids.history.to_vec(),
+        })
+    }
+
+    /// The current UUID to show: of the source while this node is being resynced from elsewhere.
+    fn shown_uuid(&self, vidx: usize, source: Option<usize>) -> u64 {
+        let resolved = source.and_then(|s| self.conns[s].pds[vidx].says.uuids.as_ref()).map(|u| u.current);
+        resolved.unwrap_or(self.volumes[vidx].uuids.current)
+    }
+
+    /// The connection over which a volume is being resynced.
+    pub(crate) fn sync_source_of(&self, vidx: usize) -> Option<usize> {
+        (0..self.conns.len()).find(|&c| self.conns[c].pds[vidx].repl == ReplState::SyncTarget)
+    }
+
+    /// Send our UUIDs, or what a diskless node has instead, to every connected peer.
+    pub(crate) fn send_uuids(&mut self, cx: &mut Ctx<'_>, vidx: usize, extra: UuidFlags, node_mask: NodeMask) {
+        for cidx in self.up_conns() {
+            self.send_uuids_to(cx, cidx, vidx, extra, node_mask);
+        }
+    }
+
+    pub(crate) fn send_uuids_to(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, extra: UuidFlags, node_mask: NodeMask) {
+        let packet = if self.volumes[vidx].attached.is_some() {
+            Packet::Uuids110(self.uuids_for(cidx, vidx, extra, node_mask))
+        } else {
+            Packet::CurrentUuid(CurrentUuid { uuid: self.volumes[vidx].exposed_uuid, weak_nodes: NodeMask::EMPTY })
+        };
+        self.send_volume(cx, cidx, vidx, packet);
+    }
+
+    // ---- a new generation ----------------------------------------------------------------------------------------
+
+    /// What a rotation of the UUIDs has to know.
+    pub(crate) fn rotate_context(&self, vidx: usize, dagtag: u64) -> RotateContext {
+        let v = &self.volumes[vidx];
+        let mut nodes = [NodeSlot::Unconfigured { has_slot: false }; 32];
+        for (n, slot) in (0_u8..).zip(nodes.iter_mut()) {
+            let has_slot = v.slot(NodeId(n)).is_some();
+            *slot = match self.cidx(NodeId(n)) {
+                Some(c) => NodeSlot::Configured { disk: self.conns[c].pds[vidx].disk, has_slot },
+                None => NodeSlot::Unconfigured { has_slot },
+            };
+        }
+        let used = (0..32).filter(|&n| v.slot(NodeId(n)).is_some()).count();
+        RotateContext {
+            own: self.config.node_id,
+            primary: self.role == Role::Primary,
+            up_to_date: v.disk == DiskState::UpToDate,
+            nodes,
+            free_slots: v.attached.as_ref().map_or(0, |a| a.bitmap.slots().saturating_sub(used)),
+            dagtag,
+        }
+    }
+
+    /// Connected peers with a disk that do not get what is written from now on.
+    fn not_replicated(&self, vidx: usize) -> NodeMask {
+        let mut weak = NodeMask::EMPTY;
+        for c in self.conns.iter().filter(|c| !(c.is_up() && c.pds[vidx].replicates())) {
+            weak.insert(c.node());
+        }
+        weak
+    }
+
+    /// Begin a new generation before anything more is acknowledged.
+    pub(crate) fn new_generation_now(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        if self.role == Role::Primary && !self.volumes[vidx].new_uuid_running {
+            self.volumes[vidx].new_uuid_needed = false;
+            self.new_current_uuid(cx, vidx);
+        }
+    }
+
+    /// Make a new current UUID if some node misses data. True if it is being written: writes wait until it is stable.
+    pub(crate) fn new_current_uuid(&mut self, cx: &mut Ctx<'_>, vidx: usize) -> bool {
+        let random = [cx.uuid(), cx.uuid()];
+        let rotate = self.rotate_context(vidx, self.dagtag);
+        let forced = self.not_replicated(vidx);
+        if !self.volumes[vidx].has_disk() {
+            return self.new_exposed_uuid(cx, vidx, random[0] | 1, rotate.weak_nodes() | forced);
+        }
+        let v = &mut self.volumes[vidx];
+        if v.uuids.rotate_current_into_bitmap(&rotate, forced, random).is_none() {
+            return false;
+        }
+        v.new_uuid_running = true;
+        v.meta.push(Step::SuperBlock);
+        v.meta.push(Step::Then(Then::NewUuid));
+        true
+    }
+
+    /// A Primary without a disk: its peers keep the new UUID for it (5.8).
+    fn new_exposed_uuid(&mut self, cx: &mut Ctx<'_>, vidx: usize, fresh: u64, weak: NodeMask) -> bool {
+        self.close_epoch();
+        self.volumes[vidx].exposed_uuid = fresh;
+        for cidx in self.up_conns() {
+            if self.conns[cidx].pds[vidx].repl >= ReplState::Established {
+                let packet = Packet::CurrentUuid(CurrentUuid { uuid: fresh, weak_nodes: weak });
+                self.send_volume(cx, cidx, vidx, packet);
+            }
+        }
+        false
+    }
+
+    /// The new UUID is stable.
+    pub(crate) fn new_uuid_stable(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        self.volumes[vidx].new_uuid_running = false;
+        self.close_epoch();
+        let weak = self.rotate_context(vidx, self.dagtag).weak_nodes() | self.not_replicated(vidx);
+        self.send_uuids(cx, vidx, UuidFlags::NEW_DATAGEN, weak);
+        self.writes_new_uuid(cx, vidx);
+        self.release_held(cx, vidx);
+    }
+
+    // ---- received UUIDs ------------------------------------------------------------------------------------------
+
+    /// P_UUIDS110.
+    pub(crate) fn uuids_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, uuids: Box<Uuids110>) {
+        let new_datagen = uuids.uuid_flags.contains(UuidFlags::NEW_DATAGEN);
+        let (current, weak) = (uuids.current, uuids.node_mask);
+        self.conns[cidx].pds[vidx].says.uuids = Some(uuids);
+        if !self.conns[cidx].is_up() {
+            return;
+        }
+        if self.volumes[vidx].attached.is_none() {
+            if self.role == Role::Secondary && self.conns[cidx].pds[vidx].disk == DiskState::UpToDate {
+                self.volumes[vidx].exposed_uuid = current;
+            }
+            return;
+        }
+        if new_datagen {
+            return self.new_datagen(cx, cidx, vidx, current, weak);
+        }
+        self.source_finished(vidx, cidx);
+    }
+
+    /// P_CURRENT_UUID: of a node without a disk.
+    pub(crate) fn current_uuid_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, packet: CurrentUuid) {
+        self.conns[cidx].pds[vidx].says.current_uuid = Some(packet.uuid);
+        let c = &self.conns[cidx];
+        if c.is_up() && c.role == Role::Primary && self.volumes[vidx].disk == DiskState::UpToDate {
+            self.new_datagen(cx, cidx, vidx, packet.uuid, packet.weak_nodes);
+        }
+    }
+
+    /// The sender began a new generation (5.7).
+    fn new_datagen(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, current: u64, weak: NodeMask) {
+        let being_synced = self.conns.iter().any(|c| c.pds[vidx].is_sync_target());
+        let rotate = self.rotate_context(vidx, self.conns[cidx].dagtag_received.unwrap_or(0));
+        let v = &mut self.volumes[vidx];
+        if !v.has_disk() || v.disk == DiskState::Inconsistent {
+            return;
+        }
+        if let NewDatagen::Adopted { .. } = v.uuids.received_new_datagen(&rotate, current, weak, being_synced) {
+            v.meta.push(Step::SuperBlock);
+            self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+        }
+    }
+
+    /// The target's UUIDs say that it finished: it has our generation and no bits.
+    fn source_finished(&mut self, vidx: usize, cidx: usize) {
+        let own = self.config.node_id;
+        let c = &self.conns[cidx];
+        let node = usize::from(c.node().0);
+        let Some(u) = c.pds[vidx].says.uuids.as_ref() else { return };
+        let equal = u.current & !1 == self.volumes[vidx].uuids.current & !1;
+        let finished = equal && u.bitmap_uuids.get(own) == Some(0) && !u.uuid_flags.contains(UuidFlags::SYNC_TARGET);
+        let v = &mut self.volumes[vidx];
+        if finished && v.uuids.bitmap[node] != 0 && v.dirty_bits(NodeId(node as u8)) == 0 {
+            v.uuids.retire_bitmap_uuid(NodeId(node as u8));
+            v.meta.push(Step::SuperBlock);
+        }
+    }
+
+    // ---- the loss of a Primary -----------------------------------------------------------------------------------
+
+    /// A Primary vanished: until the survivors have talked, this node's data is only Consistent (2.4 no. 20).
+    pub(crate) fn primary_lost(&mut self) {
+        if self.role == Role::Primary || self.primary_peer().is_some() {
+            return;
+        }
+        for v in self.volumes.iter_mut().filter(|v| v.disk == DiskState::UpToDate) {
+            v.disk = DiskState::Consistent;
+        }
+        self.state_changed = true;
+        self.want(Change::Empty, None);
+    }
+
+    /// Survivors of a Primary may hold different last writes of it. Those are marked in the bitmaps; a new handshake compares
+    /// and resyncs them (`docs/adr`: keep bits).
+    pub(crate) fn reconcile(&mut self, cx: &mut Ctx<'_>) {
+        let Some(lost) = self.lost_primary else { return };
+        let drained = self.cidx(lost).is_none_or(|c| self.conns[c].active_peer_reqs == 0);
+        if !drained {
+            return;
+        }
+        self.lost_primary = None;
+        for cidx in self.up_conns() {
+            let node = self.conns[cidx].node();
+            let dirty = (0..self.volumes.len()).any(|v| {
+                self.conns[cidx].pds[v].repl == ReplState::Established && self.volumes[v].dirty_bits(node) > 0
+            });
+            if dirty && self.conns[cidx].keeps_bits() && self.conns[cidx].is_up() {
+                cx.notice(Severity::Info, format!("comparing with node {node}: the last writes of node {lost} may differ"));
+                self.drop_link(cx, cidx, ConnState::TearDown, "to compare the last writes of a lost Primary");
+            }
+        }
+    }
+
+    /// A transaction told who is Primary: data that may be behind an unreachable Primary is Outdated, other data is good.
+    pub(crate) fn members_learned(&mut self, cx: &mut Ctx<'_>, primaries: NodeMask) {
+        let hidden = primaries & !self.reachable();
+        let mut changed = false;
+        for vidx in 0..self.volumes.len() {
+            let syncing = self.sync_source_of(vidx).is_some();
+            let v = &mut self.volumes[vidx];
+            if !hidden.is_empty() && self.role == Role::Secondary && matches!(v.disk, DiskState::Consistent | DiskState::UpToDate) {
+                v.disk = DiskState::Outdated;
+                v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+                v.meta.push(Step::SuperBlock);
+                changed = true;
+            } else if hidden.is_empty() && v.disk == DiskState::Consistent && !syncing {
+                v.disk = DiskState::UpToDate;
+                changed = true;
+            }
+        }
+        if changed {
+            self.state_changed = true;
+            self.send_states(cx);
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! The handshake of a volume: sizes, UUIDs and states are exchanged, compared, and the outcome applied at the commit of the
+//! connect transaction (handshake-and-states.md 3.2, 3.3, 5).
+
+use zea_meta::flags::{DeviceFlags, PeerFlags};
+use zea_wire::flags::UuidFlags;
+use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::packet::{AlgName, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
+use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
+
+use crate::connection::{LinkPhase, PeerSays};
+use crate::event::Severity;
+use crate::io::Action;
+use crate::limits;
+use crate::meta_queue::{Step, Then};
+use crate::resource::{Ctx, Resource};
+use crate::twopc::Verdict;
+use crate::config::Protocol;
+use crate::uuid::{self, BitmapPrep, Outcome, Reason, Side, UuidView};
+
+/// What was decided about a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// No resync. `unverified`: bits are set that the peer ignores.
+    Established { unverified: bool },
+    /// This node is the source; `full`: of everything; `copy_from`: its bits are those towards another node.
+    Source { full: bool, copy_from: Option<NodeId> },
+    /// This node is the target.
+    Target { full: bool },
+    /// Not now.
+    Retry,
+    /// Never, until somebody acts: why.
+    Refuse(String),
+}
+
+impl Resource {
+    /// Send our side of the handshake for every volume.
+    pub(crate) fn handshake_send(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        self.handshake_reset_decisions(cidx);
+        let deadline = cx.now.plus_ms(10 * self.conns[cidx].config.net.ping_timeout_ms);
+        let link = self.conns[cidx].link.as_mut().expect("a link that connects");
+        link.states_sent = true;
+        link.phase_deadline = Some(deadline);
+        for vidx in 0..self.volumes.len() {
+            self.send_volume(cx, cidx, vidx, Packet::SyncParam89(Box::new(sync_param())));
+            let sizes = self.own_sizes(vidx);
+            self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
+            self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+            let sent = self.volumes[vidx].attached.is_some().then(|| self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY));
+            self.conns[cidx].pds[vidx].sent_uuids = sent;
+            self.conns[cidx].pds[vidx].sent_current = self.volumes[vidx].current_uuid();
+            self.send_state(cx, cidx, vidx);
+        }
+        // A resource without volumes is compared at once.
+        self.handshake_progress(cx);
+    }
+
+    pub(crate) fn own_sizes(&self, vidx: usize) -> Sizes {
+        let v = &self.volumes[vidx];
+        let (d_size, block, discard) = match &v.attached {
+            Some(a) => (a.layout.usable_sectors, a.backing.logical_block_bytes, a.backing.discard),
+            None => (0, 512, false),
+        };
+        Sizes {
+            d_size,
+            u_size: v.config.size_sectors.unwrap_or(0),
+            c_size: v.size_sectors,
+            max_bio_size: limits::MAX_BIO_BYTES,
+            queue_order_type: 0,
+            dds_flags: Default::default(),
+            qlim: Some(QueueLimits {
+                physical_block_size: 4096,
+                logical_block_size: block,
+                alignment_offset: 0,
+                io_min: block,
+                io_opt: 0,
+                discard_enabled: u8::from(discard),
+                discard_zeroes_data: 0,
+                write_same_capable: 0,
+                bm_block_shift_minus_12: 0,
+            }),
+        }
+    }
+
+    /// The state word of a volume for a peer.
+    fn state_word(&self, cidx: usize, vidx: usize) -> StateBits {
+        let c = &self.conns[cidx];
+        let pd = &c.pds[vidx];
+        let conn = if c.is_up() { ConnField::from(pd.repl) } else { ConnField::from(ConnState::Connecting) };
+        let version = c.link.as_ref().map_or(0, |l| l.negotiated.version);
+        StateWord {
+            role: self.role,
+            peer: c.role,
+            conn,
+            disk: self.volumes[vidx].disk,
+            pdsk: pd.disk,
+            quorum: true,
+            ..StateWord::default()
+        }
+        .bits(version)
+    }
+
+    pub(crate) fn send_state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let bits = self.state_word(cidx, vidx);
+        self.send_volume(cx, cidx, vidx, Packet::State(State { state: bits }));
+    }
+
+    /// Tell every connected peer the state of every volume.
+    pub(crate) fn send_states(&mut self, cx: &mut Ctx<'_>) {
+        for cidx in self.up_conns() {
+            for vidx in 0..self.volumes.len() {
+                self.send_state(cx, cidx, vidx);
+            }
+        }
+    }
+
+    /// Forget what was heard and decided; a new round begins.
+    pub(crate) fn handshake_reset_decisions(&mut self, cidx: usize) {
+        for pd in &mut self.conns[cidx].pds {
+            pd.says = PeerSays::default();
+            pd.decision = None;
+        }
+    }
+
+    /// The connect transaction was aborted.
+    pub(crate) fn handshake_reset(&mut self, cidx: usize) {
+        self.handshake_reset_decisions(cidx);
+        if let Some(link) = self.conns[cidx].link.as_mut() {
+            link.states_sent = false;
+            link.phase_deadline = None;
+        }
+    }
+
+    /// P_STATE during the handshake: everything about this volume is here, compare.
+    pub(crate) fn handshake_state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, state: StateWord) {
+        self.conns[cidx].pds[vidx].says.state = Some(state);
+        let decision = self.compare(cidx, vidx, state);
+        if let Decision::Refuse(why) = &decision {
+            cx.notice(Severity::Error, format!("node {} volume {}: {why}", self.conns[cidx].node(), self.volumes[vidx].nr));
+        }
+        self.conns[cidx].pds[vidx].decision = Some(decision);
+        self.handshake_progress(cx);
+    }
+
+    /// Whoever waits for the comparison goes on.
+    fn handshake_progress(&mut self, cx: &mut Ctx<'_>) {
+        self.twopc_answer(cx);
+        self.twopc_decide(cx);
+    }
+
+    /// The result over all volumes, `None` while some are missing.
+    pub(crate) fn handshake_verdict(&self, cidx: usize) -> Option<Verdict> {
+        let c = &self.conns[cidx];
+        if c.link.is_none() {
+            return Some(Verdict::Retry);
+        }
+        let mut verdict = Verdict::Yes;
+        for (vidx, pd) in c.pds.iter().enumerate() {
+            verdict = verdict.max(match pd.decision.as_ref()? {
+                Decision::Refuse(_) => Verdict::No,
+                Decision::Retry => Verdict::Retry,
+                _ if pd.sent_current != self.volumes[vidx].current_uuid() => Verdict::Retry,
+                _ => Verdict::Yes,
+            });
+        }
+        Some(verdict)
+    }
+
+    /// Why this node refuses, if it does.
+    pub(crate) fn handshake_refusal(&self, cidx: usize) -> Option<String> {
+        self.conns[cidx].pds.iter().find_map(|pd| match &pd.decision {
+            Some(Decision::Refuse(why)) => Some(why.clone()),
+            _ => None,
+        })
+    }
+
+    /// One of the two nodes refuses: both give up.
+    pub(crate) fn refuse_connection(&mut self, cx: &mut Ctx<'_>, cidx: usize, why: Option<String>) {
+        let why = why.unwrap_or_else(|| "the peer refused the connection; its log says why".to_owned());
+        self.stand_alone(cx, cidx, &why);
+    }
+
+    // ---- the comparison ------------------------------------------------------------------------------------------
+
+    fn compare(&self, cidx: usize, vidx: usize, state: StateWord) -> Decision {
+        if let Err(why) = self.check_sizes(cidx, vidx, state) {
+            return Decision::Refuse(why);
+        }
+        if self.role == Role::Primary && state.role == Role::Primary {
+            return Decision::Refuse("both nodes are Primary: split brain; demote one of them".into());
+        }
+        let own_disk = self.volumes[vidx].disk;
+        if own_disk == DiskState::Attaching || self.volumes[vidx].closing.is_some() {
+            return Decision::Retry;
+        }
+        let has = |d: DiskState| d >= DiskState::Inconsistent && d != DiskState::DUnknown;
+        if !has(own_disk) || !has(state.disk) {
+            return self.compare_diskless(cidx, vidx, state);
+        }
+        let pd = &self.conns[cidx].pds[vidx];
+        let Some(peer) = pd.says.uuids.as_ref() else {
+            return Decision::Refuse("the peer has a disk but sent no UUIDs".into());
+        };
+        let Some(sent) = pd.sent_uuids.as_ref() else { return Decision::Retry };
+        let now = self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+        let c = &self.conns[cidx];
+        let link = c.link.as_ref().expect("a link that connects");
+        let (own_id, peer_id) = (self.config.node_id, c.node());
+        let views = [UuidView::from_packet(own_id, sent), UuidView::from_packet(own_id, &now), UuidView::from_packet(peer_id, peer)];
+        let [sent, now, peer] = &views;
+        let cx = uuid::Context {
+            agreed_version: link.negotiated.version,
+            protocol_a_or_b: c.config.net.protocol != Protocol::C,
+            resolve_conflicts: link.resolve_conflicts,
+            sent: Some(sent),
+            after_split_brain: Default::default(),
+        };
+        let own_side = Side { view: now, disk: own_disk, role: self.role };
+        let peer_side = Side { view: peer, disk: state.disk, role: state.role };
+        let decision = uuid::decide(&cx, &own_side, &peer_side);
+        let own_sent = Side { view: sent, ..own_side };
+        from_uuid_decision(uuid::keep_bits(decision, &own_sent, &peer_side, c.keeps_bits()))
+    }
+
+    /// 3.3: sizes that do not fit are refused, nothing shrinks.
+    fn check_sizes(&self, cidx: usize, vidx: usize, state: StateWord) -> Result<(), String> {
+        let v = &self.volumes[vidx];
+        let Some(s) = self.conns[cidx].pds[vidx].says.sizes.as_ref() else {
+            return Err("the peer sent no sizes".into());
+        };
+        if (s.d_size != 0 && s.c_size > s.d_size) || (s.u_size != 0 && s.c_size > s.u_size) {
+            return Err("the peer's sizes contradict each other".into());
+        }
+        let peer_disk = state.disk >= DiskState::Inconsistent && state.disk != DiskState::DUnknown;
+        let usable = if s.u_size == 0 { s.d_size } else { s.d_size.min(s.u_size) };
+        if peer_disk && v.disk >= DiskState::Outdated && v.size_sectors > 0 && usable < v.size_sectors {
+            return Err(format!("the peer's disk is too small: {usable} sectors, this volume has {}", v.size_sectors));
+        }
+        if peer_disk && v.attached.is_some() && s.c_size > 0 && state.disk >= DiskState::Outdated {
+            let mine = self.own_usable(vidx);
+            if mine < s.c_size {
+                return Err(format!("the local disk is too small: {mine} sectors, the volume has {}", s.c_size));
+            }
+        }
+        Ok(())
+    }
+
+    /// What this node could give to the volume.
+    pub(crate) fn own_usable(&self, vidx: usize) -> u64 {
+        let v = &self.volumes[vidx];
+        let usable = v.attached.as_ref().map_or(0, |a| a.layout.usable_sectors);
+        v.config.size_sectors.map_or(usable, |u| u.min(usable))
+    }
+
+    /// One side has no disk (10).
+    fn compare_diskless(&self, cidx: usize, vidx: usize, state: StateWord) -> Decision {
+        let v = &self.volumes[vidx];
+        let says = &self.conns[cidx].pds[vidx].says;
+        if v.attached.is_none()
+            && self.role == Role::Primary
+            && let Some(u) = &says.uuids
+        {
+            let exposed = v.exposed_uuid & !1;
+            let newer = u.history.iter().any(|h| h & !1 == exposed)
+                || (0..32).any(|n| u.bitmap_uuids.get(NodeId(n)).is_some_and(|b| b & !1 == exposed));
+            if exposed != 0 && u.current & !1 != exposed && newer && state.disk == DiskState::UpToDate {
+                return Decision::Refuse("this Primary without a disk shows older data than the peer has: demote it".into());
+            }
+        }
+        Decision::Established { unverified: false }
+    }
+
+    // ---- the commit ------------------------------------------------------------------------------------------------
+
+    /// The connect transaction is committed.
+    pub(crate) fn connected(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let now = cx.now;
+        let c = &mut self.conns[cidx];
+        let Some(link) = c.link.as_mut() else { return };
+        link.phase = LinkPhase::Up;
+        link.phase_deadline = None;
+        link.last_received = now;
+        c.state = ConnState::Connected;
+        c.last_error = None;
+        c.was_connected = true;
+        c.retry_at = None;
+        c.role = c.pds.iter().find_map(|pd| pd.says.state).map_or(Role::Secondary, |s| s.role);
+        self.state_changed = true;
+        self.close_epoch();
+        for vidx in 0..self.volumes.len() {
+            self.apply_decision(cx, cidx, vidx);
+        }
+        self.conns[cidx].discard_my_data = false;
+        for vidx in 0..self.volumes.len() {
+            self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+            self.send_state(cx, cidx, vidx);
+        }
+        for vidx in 0..self.volumes.len() {
+            self.start_bitmap_exchange(cx, cidx, vidx);
+            self.volumes[vidx].hold_until = None;
+            self.release_held(cx, vidx);
+        }
+    }
+
+    fn apply_decision(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let Some(decision) = self.conns[cidx].pds[vidx].decision.take() else { return };
+        let state = self.conns[cidx].pds[vidx].says.state.expect("decided on it");
+        self.agree_on_size(cx, cidx, vidx);
+        let node = self.conns[cidx].node();
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.disk = state.disk;
+        pd.unverified = false;
+        pd.packet_seq = 0;
+        pd.peer_seq = 0;
+        pd.sent_sectors = 0;
+        pd.received_sectors = 0;
+        pd.resync_total_bits = 0;
+        match decision {
+            Decision::Established { unverified } => {
+                pd.repl = ReplState::Established;
+                pd.unverified = unverified;
+                if unverified {
+                    let text = format!("volume {}: node {node} ignores blocks that are marked out of sync here; they are kept and unverified", self.volumes[vidx].nr);
+                    cx.notice(Severity::Warning, text);
+                }
+                self.established_without_resync(vidx, cidx, state);
+            }
+            Decision::Source { full, copy_from } => {
+                pd.repl = ReplState::WFBitMapS;
+                if pd.disk > DiskState::Consistent || pd.disk == DiskState::Consistent {
+                    pd.disk = DiskState::Outdated;
+                }
+                self.prepare_source_bitmap(vidx, node, full, copy_from);
+            }
+            Decision::Target { full } => {
+                pd.repl = ReplState::WFBitMapT;
+                let v = &mut self.volumes[vidx];
+                if v.disk > DiskState::Outdated {
+                    v.disk = DiskState::Outdated;
+                    v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+                    v.meta.push(Step::SuperBlock);
+                }
+                if full {
+                    self.set_full_bitmap(vidx, node, None);
+                }
+            }
+            Decision::Retry | Decision::Refuse(_) => unreachable!("not committed"),
+        }
+    }
+
+    /// The volume gets the size that all known replicas can hold.
+    fn agree_on_size(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let Some(s) = self.conns[cidx].pds[vidx].says.sizes.clone() else { return };
+        let own = self.own_usable(vidx);
+        let peer = match (s.d_size, s.u_size) {
+            (0, _) => s.c_size,
+            (d, 0) => d,
+            (d, u) => d.min(u),
+        };
+        let v = &mut self.volumes[vidx];
+        let wanted = match (own, peer) {
+            (0, p) if s.c_size > 0 => s.c_size.min(p.max(s.c_size)),
+            (0, p) => p,
+            (o, 0) => o,
+            (o, p) => o.min(p),
+        };
+        // Established sizes stay: growing is an administrator's decision, shrinking is refused before.
+        let size = match (v.size_sectors, s.c_size) {
+            (0, 0) => wanted,
+            (0, c) => c,
+            (mine, 0) => mine.min(wanted),
+            (mine, c) => mine.min(c).max(wanted.min(mine)),
+        };
+        if size != v.size_sectors && size > 0 {
+            v.size_sectors = size;
+            if v.attached.is_some() {
+                v.meta.push(Step::SuperBlock);
+            }
+            cx.out.push(Action::Event(crate::event::Event::Device { volume: v.nr, disk: v.disk, size_sectors: size }));
+        }
+    }
+
+    fn established_without_resync(&mut self, vidx: usize, cidx: usize, state: StateWord) {
+        let node = self.conns[cidx].node();
+        let says = &self.conns[cidx].pds[vidx].says;
+        let peer_current = says.uuids.as_ref().map(|u| u.current & !1);
+        let peer_stable = state.role == Role::Primary || says.uuids.as_ref().is_some_and(|u| u.uuid_flags.contains(UuidFlags::STABLE));
+        let told = says.current_uuid.map(|u| u & !1);
+        let v = &mut self.volumes[vidx];
+        if v.attached.is_none() {
+            if self.role == Role::Secondary && state.disk == DiskState::UpToDate {
+                v.exposed_uuid = peer_current.unwrap_or(0);
+            } else if self.role == Role::Primary && v.exposed_uuid != 0 && peer_current != Some(v.exposed_uuid & !1) {
+                self.conns[cidx].pds[vidx].disk = DiskState::Outdated;
+            }
+            return;
+        }
+        let mine = v.uuids.current & !1;
+        if let Some(told) = told
+            && state.role == Role::Primary
+            && told != 0
+            && told != mine
+            && v.disk > DiskState::Outdated
+        {
+            // A Primary without a disk uses another generation than ours.
+            v.disk = DiskState::Outdated;
+            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+            v.meta.push(Step::SuperBlock);
+            return;
+        }
+        if peer_current == Some(mine) {
+            if v.dirty_bits(node) == 0 && v.uuids.bitmap[usize::from(node.0)] != 0 {
+                v.uuids.retire_bitmap_uuid(node);
+                v.meta.push(Step::SuperBlock);
+            }
+            let lifted = matches!(v.disk, DiskState::Outdated | DiskState::Consistent);
+            if lifted && state.disk == DiskState::UpToDate && peer_stable {
+                v.disk = DiskState::UpToDate;
+                v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
+                v.meta.push(Step::SuperBlock);
+            }
+            if v.disk == DiskState::UpToDate && state.disk == DiskState::UpToDate && v.crashed_primary {
+                v.crashed_primary = false;
+                if self.role == Role::Secondary {
+                    v.set_flag(DeviceFlags::CRASHED_PRIMARY, false);
+                }
+                v.meta.push(Step::SuperBlock);
+            }
+        }
+    }
+
+    fn prepare_source_bitmap(&mut self, vidx: usize, node: NodeId, full: bool, copy_from: Option<NodeId>) {
+        let v = &mut self.volumes[vidx];
+        let from = copy_from.and_then(|n| v.slot(n));
+        if let (Some(from), Some(to), Some(a)) = (from, v.slot(node), v.attached.as_mut()) {
+            // What is already marked stays marked.
+            a.bitmap.or_slot(from, to);
+            v.meta.push(Step::Bitmap);
+        } else if full || copy_from.is_some() {
+            self.set_full_bitmap(vidx, node, Some(Then::BitmapSet(node)));
+        }
+    }
+
+    /// Everything is out of sync towards a node; the mark that says so is stable before the bits (4.2).
+    pub(crate) fn set_full_bitmap(&mut self, vidx: usize, node: NodeId, then: Option<Then>) {
+        let v = &mut self.volumes[vidx];
+        let Some(slot) = v.slot(node) else { return };
+        let Some(a) = v.attached.as_mut() else { return };
+        a.sb.peers[usize::from(node.0)].flags.insert(PeerFlags::FULL_SYNC);
+        a.bitmap.set_all(slot);
+        v.meta.push(Step::SuperBlock);
+        v.meta.push(Step::Bitmap);
+        v.meta.push(Step::Then(Then::FullSyncWritten(node)));
+        v.meta.push(Step::SuperBlock);
+        if let Some(then) = then {
+            v.meta.push(Step::Then(then));
+        }
+    }
+}
+
+/// The outcome of the UUID comparison as a decision, with the reason of a refusal in words.
+fn from_uuid_decision(d: uuid::Decision) -> Decision {
+    let (full, copy_from) = match d.bitmap {
+        BitmapPrep::SetAll => (true, None),
+        BitmapPrep::CopyFrom { node, .. } => (false, Some(node)),
+        BitmapPrep::Keep | BitmapPrep::Clear => (false, None),
+    };
+    match d.outcome {
+        Outcome::Established => Decision::Established { unverified: d.unverified },
+        Outcome::Source => Decision::Source { full, copy_from },
+        Outcome::Target => Decision::Target { full },
+        Outcome::RetryConnect => Decision::Retry,
+        Outcome::Disconnect(reason) => Decision::Refuse(match reason {
+            Reason::SplitBrain => format!(
+                "split brain detected (rule {}): both nodes wrote without the other. Nothing was changed. Decide whose changes are \
+                 lost; there: zea disconnect, then zea connect --discard-my-data; on the other node: zea connect",
+                d.rule.as_str()
+            ),
+            Reason::Unrelated => "unrelated data: these disks never belonged to the same volume. Check the configuration; to overwrite \
+                 one side, create its meta data anew there"
+                .to_owned(),
+            Reason::TargetIsPrimary => format!(
+                "this would overwrite the data that a Primary serves (rule {}): demote that node, or disconnect the other",
+                d.rule.as_str()
+            ),
+            Reason::SourceInconsistent => "the better data would be overwritten by an inconsistent disk".to_owned(),
+        }),
+    }
+}
+
+fn sync_param() -> SyncParam89 {
+    SyncParam89 {
+        resync_rate: 250,
+        verify_alg: AlgName::default(),
+        csums_alg: AlgName::default(),
+        controller: SyncController { c_plan_ahead: 20, c_delay_target: 10, c_fill_target: 100, c_max_rate: 102_400 },
+    }
+}

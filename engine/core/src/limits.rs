@@ -1,0 +1,36 @@
+//! Every bound of the core in one place.
+
+/// Largest read or write of one request, in bytes (wire-protocol.md 9).
+pub const MAX_BIO_BYTES: u32 = 1 << 20;
+/// Largest discard or write-zeroes of one request, in bytes: 32 activity log extents.
+pub const MAX_DISCARD_BYTES: u32 = 128 << 20;
+/// Front-end requests that are not completed, per resource.
+pub const MAX_REQUESTS: usize = 4096;
+/// Requests in the transfer log: completed ones that still wait for a barrier ack included.
+pub const MAX_TRANSFER_LOG: usize = 8192;
+/// Writes in one epoch (`max-epoch-size`).
+pub const MAX_EPOCH_SIZE: u32 = 2048;
+/// Peer writes that a node keeps until they are peer-acked, per connection. Beyond: the connection is dropped.
+pub const MAX_PEER_REQUESTS: usize = 16384;
+/// Peers of a resource.
+pub const MAX_PEERS: usize = 31;
+/// Volumes of a resource.
+pub const MAX_VOLUMES: usize = 256;
+/// Largest resync request, in bytes.
+pub const MAX_RESYNC_BYTES: u32 = 1 << 20;
+/// Sectors after which a peer ack goes out (`peer-ack-window`).
+pub const PEER_ACK_WINDOW_SECTORS: u64 = 4096;
+/// Time after which a peer ack goes out (`peer-ack-delay`).
+pub const PEER_ACK_DELAY_MS: u64 = 100;
+/// Bytes read at once when a bitmap is loaded.
+pub const META_READ_BYTES: u32 = 256 << 10;
+/// Bitmap blocks written at once.
+pub const BITMAP_WRITES_IN_FLIGHT: usize = 32;
+/// Admin commands that wait for something.
+pub const MAX_ADMIN_WAITING: usize = 64;
+/// Age at which an epoch with writes is closed even if nobody asked for a flush.
+pub const EPOCH_AGE_MS: u64 = 50;
+/// Requests wait this long for a disk or a peer that is coming up.
+pub const HOLD_MS: u64 = 10_000;
+/// Resync reads a source serves at once, per peer device.
+pub const MAX_RESYNC_READS: usize = 64;

@@ -1,0 +1,642 @@
+//! Work for a peer: its writes, its reads, resync reads for it, and the epochs of its writes
+//! (wire-protocol.md 10.2, 10.3, 10.6, 11.1).
+
+use zea_meta::flags::DeviceFlags;
+use zea_wire::flags::DpFlags;
+use zea_wire::ids::{BlockId, NodeId, VolumeNr};
+use zea_wire::packet::{BarrierAck, BlockAck, Data, Packet, PeerAck, RsReq};
+use zea_wire::state::{ConnState, DiskState};
+
+use crate::connection::{Kept, RecvEpoch};
+use crate::interval::IntervalId;
+use crate::io::{BufId, DiskCmd, DiskError, LinkId, Op, Payload};
+use crate::limits;
+use crate::request::write_cmd;
+use crate::resource::{Ctx, DiskJob, Resource};
+use crate::volume::{Lock, Waiter};
+
+/// What a peer request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A replicated write.
+    Write,
+    /// A read for a node without usable data.
+    Read,
+    /// A resync read for a SyncTarget.
+    ResyncRead,
+    /// Resync data of a SyncSource, to be written here.
+    ResyncWrite,
+}
+
+/// How far a peer request has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Waits for its range.
+    Range,
+    /// Waits for the writes of earlier epochs.
+    Epoch,
+    /// Waits until the requested dagtag has arrived.
+    Dagtag,
+    /// Waits for the activity log.
+    ActivityLog,
+    /// Given to the disk.
+    Disk,
+    /// Resync read: sent, holds its range until the peer wrote it.
+    Sent,
+}
+
+/// A request of a peer.
+#[derive(Debug)]
+pub(crate) struct PeerReq {
+    pub(crate) kind: Kind,
+    pub(crate) stage: Stage,
+    pub(crate) node: NodeId,
+    pub(crate) vidx: usize,
+    pub(crate) op: Op,
+    pub(crate) sector: u64,
+    pub(crate) len: u32,
+    pub(crate) block_id: BlockId,
+    pub(crate) flags: DpFlags,
+    pub(crate) payload: Option<Payload>,
+    pub(crate) interval: Option<IntervalId>,
+    /// Of a write: the dagtag behind it. Of a resync read: the dagtag to wait for, of `dagtag_node`.
+    pub(crate) dagtag: u64,
+    pub(crate) dagtag_node: NodeId,
+    /// Of a write: serial number of its epoch on this link.
+    pub(crate) epoch: u64,
+    /// It holds references on activity log extents.
+    pub(crate) al: bool,
+    /// The connection is gone: finish quietly.
+    pub(crate) orphan: bool,
+}
+
+impl PeerReq {
+    fn lock(&self) -> Lock {
+        match self.kind {
+            Kind::Write => Lock::PeerWrite(self.node),
+            Kind::ResyncWrite => Lock::ResyncWrite(self.node),
+            Kind::Read | Kind::ResyncRead => Lock::ResyncRead(self.node),
+        }
+    }
+
+    fn sectors(&self) -> u64 {
+        u64::from(self.len) / 512
+    }
+}
+
+impl Resource {
+    // ---- writes of a peer --------------------------------------------------------------------------------------
+
+    /// P_DATA, P_TRIM, P_ZEROES.
+    pub(crate) fn peer_write(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, data: Data, op: Op, len: u32, payload: Option<Payload>) {
+        let v = &self.volumes[vidx];
+        let end = data.sector.checked_add(u64::from(len) / 512);
+        let capacity = v.size_sectors;
+        if len == 0 || end.is_none_or(|e| e > capacity) {
+            if let Some(p) = payload {
+                cx.free(p.buf);
+            }
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "a write outside of the device");
+        }
+        let node = self.conns[cidx].node();
+        let c = &mut self.conns[cidx];
+        if c.kept.len() >= limits::MAX_PEER_REQUESTS {
+            if let Some(p) = payload {
+                cx.free(p.buf);
+            }
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many writes without a peer ack");
+        }
+        let dagtag = c.dagtag_received.unwrap_or(0) + u64::from(len) / 512;
+        c.dagtag_received = Some(dagtag);
+        c.pds[vidx].peer_seq = data.seq_num;
+        c.pds[vidx].received_sectors += u64::from(len) / 512;
+        let epoch = c.recv_base + c.recv.len() as u64 - 1;
+        c.recv.back_mut().expect("one epoch is always open").size += 1;
+        if !self.volumes[vidx].has_disk() {
+            if let Some(p) = payload {
+                cx.free(p.buf);
+            }
+            return self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Neg);
+        }
+        self.conns[cidx].recv.back_mut().expect("one epoch is always open").active += 1;
+        if data.dp_flags.contains(DpFlags::SEND_RECEIVE_ACK) {
+            self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Received);
+        }
+        let index = self.peer_reqs.insert(PeerReq {
+            kind: Kind::Write,
+            stage: Stage::Range,
+            node,
+            vidx,
+            op,
+            sector: data.sector,
+            len,
+            block_id: data.block_id,
+            flags: data.dp_flags,
+            payload,
+            interval: None,
+            dagtag,
+            dagtag_node: node,
+            epoch,
+            al: false,
+            orphan: false,
+        });
+        let c = &mut self.conns[cidx];
+        c.active_peer_reqs += 1;
+        c.kept.push_back(Kept { dagtag, vidx, sector: data.sector, len, active: Some(index), al: true });
+        self.set_primary_ind(cx, vidx);
+        self.peer_req_go(cx, index);
+        self.dagtag_arrived(cx);
+    }
+
+    /// A peer writes here: after a crash the activity log must be replayed.
+    fn set_primary_ind(&mut self, _cx: &mut Ctx<'_>, vidx: usize) {
+        if self.volumes[vidx].set_flag(DeviceFlags::PRIMARY_IND, true) {
+            self.volumes[vidx].meta.push(crate::meta_queue::Step::SuperBlock);
+        }
+    }
+
+    /// Carry a peer request as far as it goes.
+    pub(crate) fn peer_req_go(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        loop {
+            let p = &self.peer_reqs[index];
+            let (vidx, sector, len, sectors, lock) = (p.vidx, p.sector, p.len, p.sectors(), p.lock());
+            match p.stage {
+                Stage::Range => {
+                    if self.conflict(vidx, sector, sectors, lock) {
+                        self.volumes[vidx].conflict_waiters.push_back(Waiter::Peer(index));
+                        return;
+                    }
+                    let id = self.lock_range(vidx, sector, sectors, lock);
+                    let p = &mut self.peer_reqs[index];
+                    p.interval = Some(id);
+                    p.stage = if p.kind == Kind::Write { Stage::Epoch } else { Stage::Disk };
+                    if p.stage == Stage::Disk {
+                        return self.peer_req_submit(cx, index);
+                    }
+                }
+                Stage::Epoch => {
+                    if !self.epoch_open(index) {
+                        return;
+                    }
+                    self.peer_reqs[index].stage = Stage::ActivityLog;
+                }
+                Stage::ActivityLog => {
+                    if self.volumes[vidx].has_disk() {
+                        if !self.al_get(vidx, sector, len) {
+                            self.volumes[vidx].al_waiters.push_back(Waiter::Peer(index));
+                            return;
+                        }
+                        self.peer_reqs[index].al = true;
+                    }
+                    return self.peer_req_submit(cx, index);
+                }
+                Stage::Dagtag => {
+                    if !self.dagtag_reached(index) {
+                        return;
+                    }
+                    self.peer_reqs[index].stage = Stage::Range;
+                }
+                Stage::Disk | Stage::Sent => return,
+            }
+        }
+    }
+
+    /// All epochs before that of this write are finished.
+    fn epoch_open(&self, index: usize) -> bool {
+        let p = &self.peer_reqs[index];
+        if p.orphan {
+            return true;
+        }
+        let Some(cidx) = self.cidx(p.node) else { return true };
+        p.epoch == self.conns[cidx].recv_base
+    }
+
+    fn peer_req_submit(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let p = &mut self.peer_reqs[index];
+        p.stage = Stage::Disk;
+        let (vidx, sector, len) = (p.vidx, p.sector, p.len);
+        let cmd = match p.kind {
+            Kind::Read | Kind::ResyncRead => DiskCmd::ReadNew { sector, len },
+            Kind::Write => {
+                let fua = p.flags.contains(DpFlags::FUA) && self.volumes[vidx].config.disk.disk_flushes;
+                write_cmd(p.op, sector, len, p.payload, fua)
+            }
+            Kind::ResyncWrite => write_cmd(Op::Write, sector, len, p.payload, false),
+        };
+        if self.peer_reqs[index].kind == Kind::Write {
+            let node = self.peer_reqs[index].node;
+            let peer_has_disk = self.cidx(node).is_some_and(|c| {
+                let d = self.conns[c].pds[vidx].disk;
+                d >= DiskState::Inconsistent && d != DiskState::DUnknown
+            });
+            if !peer_has_disk {
+                self.volumes[vidx].set_out_of_sync(node, sector, len);
+            }
+        }
+        if self.peer_reqs[index].kind == Kind::ResyncWrite {
+            let node = self.peer_reqs[index].node;
+            for n in 0..self.conns.len() {
+                let other = self.conns[n].node();
+                if other != node {
+                    self.volumes[vidx].set_out_of_sync(other, sector, len);
+                }
+            }
+        }
+        if !self.volumes[vidx].has_disk() {
+            return self.peer_disk_done(cx, index, Err(DiskError::Io(5)), None);
+        }
+        self.disk(cx, vidx, DiskJob::Peer(index), cmd);
+    }
+
+    pub(crate) fn peer_disk_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>, buf: Option<BufId>) {
+        match self.peer_reqs[index].kind {
+            Kind::Write => self.peer_write_done(cx, index, result),
+            Kind::Read | Kind::ResyncRead => self.peer_read_done(cx, index, result, buf),
+            Kind::ResyncWrite => self.resync_write_done(cx, index, result),
+        }
+    }
+
+    fn peer_write_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>) {
+        if result == Err(DiskError::Unsupported) && self.peer_reqs[index].op == Op::Discard {
+            self.peer_reqs[index].op = Op::WriteZeroes { unmap: false };
+            let p = &self.peer_reqs[index];
+            let (vidx, cmd) = (p.vidx, write_cmd(p.op, p.sector, p.len, None, false));
+            return self.disk(cx, vidx, DiskJob::Peer(index), cmd);
+        }
+        let (vidx, sector, len) = (self.peer_reqs[index].vidx, self.peer_reqs[index].sector, self.peer_reqs[index].len);
+        if let Err(e) = result {
+            self.disk_failed(cx, vidx, &format!("write of {len} bytes at sector {sector} for a peer: {e}"));
+        }
+        let p = self.peer_req_end(cx, index);
+        let Some(cidx) = self.cidx(p.node) else { return };
+        if p.orphan {
+            return self.orphan_done(cx, cidx, &p);
+        }
+        let kept = self.conns[cidx].kept.iter_mut().rev().find(|k| k.dagtag == p.dagtag).expect("kept until its peer ack");
+        kept.active = None;
+        kept.al = p.al;
+        if p.flags.contains(DpFlags::SEND_WRITE_ACK) || result.is_err() {
+            let kind = if result.is_ok() { AckKind::Written } else { AckKind::Neg };
+            self.send_ack(cx, cidx, vidx, sector, len, p.block_id, kind);
+        }
+        let c = &mut self.conns[cidx];
+        let behind_front = usize::try_from(p.epoch - c.recv_base).expect("few epochs are open");
+        c.recv[behind_front].active -= 1;
+        self.recv_epochs_step(cx, cidx);
+    }
+
+    /// Take a finished request out of every table.
+    pub(crate) fn peer_req_end(&mut self, cx: &mut Ctx<'_>, index: usize) -> PeerReq {
+        let p = self.peer_reqs.remove(index);
+        if let Some(id) = p.interval {
+            self.volumes[p.vidx].intervals.remove(id);
+            self.volumes[p.vidx].retry_waiters = true;
+        }
+        if let Some(payload) = p.payload {
+            cx.free(payload.buf);
+        }
+        if let Some(cidx) = self.cidx(p.node) {
+            self.conns[cidx].active_peer_reqs -= 1;
+        }
+        p
+    }
+
+    /// A write of a connection that is gone has ended: nobody will say who else has it.
+    fn orphan_done(&mut self, cx: &mut Ctx<'_>, cidx: usize, p: &PeerReq) {
+        if p.kind == Kind::Write {
+            self.mark_unconfirmed(p.vidx, p.node, p.sector, p.len);
+        }
+        if p.al {
+            self.al_put(p.vidx, p.sector, p.len);
+        }
+        self.lost_peer_drained(cx, cidx);
+    }
+
+    /// A write that no P_PEER_ACK covers may be missing on every other node, and here or there compared with its origin.
+    fn mark_unconfirmed(&mut self, vidx: usize, origin: NodeId, sector: u64, len: u32) {
+        for n in 0..self.conns.len() {
+            let node = self.conns[n].node();
+            if node != origin {
+                self.volumes[vidx].set_out_of_sync(node, sector, len);
+            }
+        }
+    }
+
+    // ---- epochs of a peer ----------------------------------------------------------------------------------------
+
+    /// P_BARRIER.
+    pub(crate) fn barrier(&mut self, cx: &mut Ctx<'_>, cidx: usize, number: u32) {
+        let c = &mut self.conns[cidx];
+        c.recv.back_mut().expect("one epoch is always open").barrier = Some(number);
+        c.recv.push_back(RecvEpoch::default());
+        if c.recv.len() > 64 {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many open epochs");
+        }
+        self.recv_epochs_step(cx, cidx);
+    }
+
+    /// Finish epochs from the oldest on: all written, flushed, acked.
+    pub(crate) fn recv_epochs_step(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        loop {
+            let Some(front) = self.conns[cidx].recv.front() else { return };
+            let Some(number) = front.barrier else { return };
+            if front.active > 0 {
+                return;
+            }
+            match front.flushing {
+                Some(0) => {}
+                Some(_) => return,
+                None => {
+                    let n = self.start_epoch_flush(cx, cidx);
+                    self.conns[cidx].recv.front_mut().expect("looked at above").flushing = Some(n);
+                    if n > 0 {
+                        return;
+                    }
+                }
+            }
+            let epoch = self.conns[cidx].recv.pop_front().expect("looked at above");
+            self.conns[cidx].recv_base += 1;
+            self.send(cx, cidx, None, Packet::BarrierAck(BarrierAck { barrier: number, set_size: epoch.size }));
+            self.release_epoch(cx, cidx);
+        }
+    }
+
+    /// Flush the backing devices of all volumes; the number of flushes started.
+    fn start_epoch_flush(&mut self, cx: &mut Ctx<'_>, cidx: usize) -> u32 {
+        let node = self.conns[cidx].node();
+        let Some(link) = self.conns[cidx].link.as_ref().map(|l| l.id) else { return 0 };
+        let mut n = 0;
+        for vidx in 0..self.volumes.len() {
+            let v = &self.volumes[vidx];
+            if v.has_disk() && v.config.disk.disk_flushes {
+                self.disk(cx, vidx, DiskJob::EpochFlush(node, link), DiskCmd::Flush);
+                n += 1;
+            }
+        }
+        n
+    }
+
+    pub(crate) fn epoch_flush_done(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId, link: LinkId, result: Result<(), DiskError>) {
+        if let Err(e) = result {
+            self.disk_failed(cx, vidx, &format!("flush for a peer: {e}"));
+        }
+        let Some(cidx) = self.cidx(node) else { return };
+        if self.conns[cidx].link.as_ref().map(|l| l.id) != Some(link) {
+            return;
+        }
+        if result.is_err() {
+            // What was acked as written may be lost: the peer must not take this epoch as stable.
+            return self.drop_link(cx, cidx, ConnState::NetworkFailure, "the local disk failed to flush");
+        }
+        if let Some(n) = self.conns[cidx].recv.front_mut().and_then(|e| e.flushing.as_mut()) {
+            *n -= 1;
+        }
+        self.recv_epochs_step(cx, cidx);
+    }
+
+    /// The oldest epoch is finished: the writes of the next one may go to the disk.
+    fn release_epoch(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let node = self.conns[cidx].node();
+        let mut waiting: Vec<(u64, usize)> = self
+            .peer_reqs
+            .iter()
+            .filter(|(_, p)| p.node == node && p.stage == Stage::Epoch)
+            .map(|(i, p)| (p.dagtag, i))
+            .collect();
+        waiting.sort_unstable();
+        for (_, index) in waiting {
+            self.peer_req_go(cx, index);
+        }
+    }
+
+    // ---- peer acks -------------------------------------------------------------------------------------------------
+
+    /// P_PEER_ACK: all writes up to this dagtag are on the nodes of the mask (wire-protocol.md 10.5).
+    pub(crate) fn peer_ack_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: PeerAck) {
+        let origin = self.conns[cidx].node();
+        if !self.conns[cidx].kept.iter().any(|k| k.dagtag == ack.dagtag) {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "peer request with dagtag not found");
+        }
+        let mask = ack.mask;
+        while let Some(k) = self.conns[cidx].kept.front().copied() {
+            if k.dagtag > ack.dagtag {
+                break;
+            }
+            if k.active.is_some() {
+                return self.drop_link(cx, cidx, ConnState::ProtocolError, "peer ack for a write that is not finished");
+            }
+            self.conns[cidx].kept.pop_front();
+            for n in 0..self.conns.len() {
+                let node = self.conns[n].node();
+                if node == origin {
+                    continue;
+                }
+                if mask.contains(node) && mask.contains(self.config.node_id) {
+                    self.volumes[k.vidx].set_in_sync(node, k.sector, k.len);
+                } else if !mask.contains(node) {
+                    self.volumes[k.vidx].set_out_of_sync(node, k.sector, k.len);
+                    self.tell_out_of_sync(cx, n, k.vidx, k.sector, k.len);
+                }
+            }
+            if k.al {
+                self.al_put(k.vidx, k.sector, k.len);
+            }
+        }
+    }
+
+    /// A SyncTarget must fetch what it does not have.
+    fn tell_out_of_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
+        let pd = &self.conns[cidx].pds[vidx];
+        if self.conns[cidx].is_up() && (pd.is_sync_source() || pd.repl == zea_wire::state::ReplState::WFBitMapS) {
+            let desc = zea_wire::packet::BlockDesc { sector, blksize: len };
+            self.send_volume(cx, cidx, vidx, Packet::OutOfSync(desc));
+        }
+    }
+
+    /// The connection to the origin of these writes is gone: nobody will say who else has them.
+    pub(crate) fn kept_lost_origin(&mut self, cidx: usize) {
+        let node = self.conns[cidx].node();
+        let kept = std::mem::take(&mut self.conns[cidx].kept);
+        for k in kept {
+            if k.active.is_some() {
+                continue;
+            }
+            self.mark_unconfirmed(k.vidx, node, k.sector, k.len);
+            if k.al {
+                self.al_put(k.vidx, k.sector, k.len);
+            }
+        }
+    }
+
+    /// Requests of a link that is gone. Writes that arrived are carried out, so that what was received and what is on the disk are
+    /// the same when survivors compare; everything else ends.
+    pub(crate) fn peer_reqs_lost_link(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let node = self.conns[cidx].node();
+        let mut mine: Vec<(u64, usize)> =
+            self.peer_reqs.iter().filter(|(_, p)| p.node == node && !p.orphan).map(|(i, p)| (p.dagtag, i)).collect();
+        mine.sort_unstable();
+        for (_, index) in mine {
+            let p = &mut self.peer_reqs[index];
+            p.orphan = true;
+            match (p.kind, p.stage) {
+                (_, Stage::Disk) | (Kind::Write, Stage::Range | Stage::ActivityLog) => {}
+                (Kind::Write, _) => self.peer_req_go(cx, index),
+                _ => {
+                    let vidx = p.vidx;
+                    self.volumes[vidx].conflict_waiters.retain(|w| !matches!(w, Waiter::Peer(i) if *i == index));
+                    self.peer_req_end(cx, index);
+                }
+            }
+        }
+    }
+
+    // ---- reads for a peer ------------------------------------------------------------------------------------------
+
+    /// P_DATA_REQUEST.
+    pub(crate) fn peer_read(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32, block_id: BlockId) {
+        let v = &self.volumes[vidx];
+        let inside = sector.checked_add(u64::from(len) / 512).is_some_and(|e| e <= v.size_sectors);
+        if !inside || len == 0 || len > limits::MAX_BIO_BYTES {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "a read outside of the device");
+        }
+        if v.disk != DiskState::UpToDate {
+            return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegRead);
+        }
+        let index = self.new_peer_read(cidx, vidx, Kind::Read, sector, len, block_id);
+        self.peer_reqs[index].stage = Stage::Disk;
+        self.peer_req_submit(cx, index);
+    }
+
+    /// P_RS_DATA_REQUEST, P_RS_DAGTAG_REQ and their thin forms.
+    pub(crate) fn resync_read(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, req: RsReq) {
+        let v = &self.volumes[vidx];
+        let inside = req.sector.checked_add(u64::from(req.blksize) / 512).is_some_and(|e| e <= v.size_sectors);
+        if !inside || req.blksize == 0 || req.blksize > limits::MAX_RESYNC_BYTES {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "a resync request outside of the device");
+        }
+        let (sector, len, block_id) = (req.sector, req.blksize, req.block_id);
+        let open = self.peer_reqs.iter().filter(|(_, p)| p.kind == Kind::ResyncRead && p.vidx == vidx).count();
+        if !v.has_disk() || !self.conns[cidx].pds[vidx].is_sync_source() {
+            return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegResync);
+        }
+        if open >= limits::MAX_RESYNC_READS {
+            return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::Cancel);
+        }
+        let index = self.new_peer_read(cidx, vidx, Kind::ResyncRead, sector, len, block_id);
+        let p = &mut self.peer_reqs[index];
+        p.dagtag = req.dagtag;
+        p.dagtag_node = req.dagtag_node_id;
+        p.stage = Stage::Dagtag;
+        self.peer_req_go(cx, index);
+    }
+
+    fn new_peer_read(&mut self, cidx: usize, vidx: usize, kind: Kind, sector: u64, len: u32, block_id: BlockId) -> usize {
+        let c = &mut self.conns[cidx];
+        c.active_peer_reqs += 1;
+        self.peer_reqs.insert(PeerReq {
+            kind,
+            stage: Stage::Range,
+            node: c.config.node_id,
+            vidx,
+            op: Op::Read,
+            sector,
+            len,
+            block_id,
+            flags: DpFlags::EMPTY,
+            payload: None,
+            interval: None,
+            dagtag: 0,
+            dagtag_node: self.config.node_id,
+            epoch: 0,
+            al: false,
+            orphan: false,
+        })
+    }
+
+    /// The primary's writes that the target already has are here too (wire-protocol.md 11.1).
+    fn dagtag_reached(&self, index: usize) -> bool {
+        let p = &self.peer_reqs[index];
+        if p.dagtag == 0 || p.dagtag_node == self.config.node_id {
+            return true;
+        }
+        match self.cidx(p.dagtag_node) {
+            Some(c) if self.conns[c].is_up() => self.conns[c].dagtag_received.is_some_and(|d| d >= p.dagtag),
+            _ => true,
+        }
+    }
+
+    /// A dagtag advanced, or its sender is gone: resync reads that waited for it.
+    pub(crate) fn dagtag_arrived(&mut self, cx: &mut Ctx<'_>) {
+        let waiting: Vec<usize> = self.peer_reqs.iter().filter(|(_, p)| p.stage == Stage::Dagtag).map(|(i, _)| i).collect();
+        for index in waiting {
+            self.peer_req_go(cx, index);
+        }
+    }
+
+    fn peer_read_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>, buf: Option<BufId>) {
+        let p = &self.peer_reqs[index];
+        let (vidx, sector, len, kind, block_id) = (p.vidx, p.sector, p.len, p.kind, p.block_id);
+        let cidx = self.cidx(p.node).filter(|_| !p.orphan);
+        let Some(cidx) = cidx else {
+            if let Some(buf) = buf {
+                cx.free(buf);
+            }
+            let p = self.peer_req_end(cx, index);
+            if let Some(cidx) = self.cidx(p.node) {
+                self.lost_peer_drained(cx, cidx);
+            }
+            return;
+        };
+        if let (Ok(()), Some(buf)) = (result, buf) {
+            let data = Data { sector, block_id, seq_num: 0, dp_flags: DpFlags::EMPTY };
+            let packet = if kind == Kind::Read { Packet::DataReply(data) } else { Packet::RsDataReply(data) };
+            let payload = Payload { buf, offset: 0, len };
+            self.send_payload(cx, cidx, Some(self.volumes[vidx].nr), packet, Some(payload));
+            cx.free(buf);
+            self.conns[cidx].pds[vidx].sent_sectors += u64::from(len) / 512;
+            if kind == Kind::ResyncRead {
+                self.peer_reqs[index].stage = Stage::Sent;
+                return;
+            }
+        } else {
+            let e = result.err().unwrap_or(DiskError::Io(5));
+            let ack = if kind == Kind::Read { AckKind::NegRead } else { AckKind::NegResync };
+            self.send_ack(cx, cidx, vidx, sector, len, block_id, ack);
+            self.disk_failed(cx, vidx, &format!("read of {len} bytes at sector {sector} for a peer: {e}"));
+        }
+        self.peer_req_end(cx, index);
+    }
+
+    // ---- acks ------------------------------------------------------------------------------------------------------
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one packet")]
+    pub(crate) fn send_ack(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32, block_id: BlockId, kind: AckKind) {
+        let seq_num = self.conns[cidx].pds[vidx].next_seq();
+        let ack = BlockAck { sector, block_id, blksize: len, seq_num };
+        let packet = match kind {
+            AckKind::Received => Packet::RecvAck(ack),
+            AckKind::Written => Packet::WriteAck(ack),
+            AckKind::ResyncWritten => Packet::RsWriteAck(ack),
+            AckKind::Neg => Packet::NegAck(ack),
+            AckKind::NegRead => Packet::NegDreply(ack),
+            AckKind::NegResync => Packet::NegRsDreply(ack),
+            AckKind::ResyncFailed => Packet::RsNegAck(ack),
+            AckKind::Cancel => Packet::RsCancel(ack),
+        };
+        let nr: VolumeNr = self.volumes[vidx].nr;
+        self.send(cx, cidx, Some(nr), packet);
+    }
+}
+
+/// The ack-type packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AckKind {
+    Received,
+    Written,
+    ResyncWritten,
+    Neg,
+    NegRead,
+    NegResync,
+    ResyncFailed,
+    Cancel,
+}

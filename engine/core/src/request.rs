@@ -1,0 +1,752 @@
+//! Front-end requests: admission, the write path of a Primary, and the transfer log (wire-protocol.md 10.1).
+
+use std::collections::VecDeque;
+
+use zea_wire::flags::DpFlags;
+use zea_wire::ids::{BlockId, NodeId, NodeMask};
+use zea_wire::packet::{BlockAck, BlockDesc, BlockReq, Barrier, BarrierAck, Dagtag, Data, Packet, PeerAck, Trim};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role};
+
+use crate::activity_log::{self, Get};
+use crate::config::Protocol;
+use crate::event::Severity;
+use crate::interval::IntervalId;
+use crate::io::{Action, DiskCmd, DiskError, IoError, Op, Payload, ReqId, Request, Time};
+use crate::limits;
+use crate::resource::{Ctx, DiskJob, PendingPeerAck, Resource};
+use crate::volume::{Lock, Waiter};
+
+/// The local part of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Local {
+    /// There is no local disk.
+    None,
+    /// Given to the disk.
+    Pending,
+    /// No space; tried again until the instant.
+    NoSpace {
+        until: Time,
+        retry_at: Time,
+    },
+    /// On the disk.
+    Done,
+    /// Failed.
+    Failed(DiskError),
+}
+
+/// A write of the front end, from admission until it left the transfer log.
+#[derive(Debug)]
+pub(crate) struct WriteReq {
+    pub(crate) req: Request,
+    pub(crate) vidx: usize,
+    pub(crate) epoch: u32,
+    /// Dagtag behind the last sector.
+    pub(crate) dagtag: u64,
+    pub(crate) interval: Option<IntervalId>,
+    pub(crate) local: Local,
+    /// Peers it was sent to.
+    pub(crate) sent: NodeMask,
+    /// Peers whose answer the completion waits for.
+    pub(crate) waits: NodeMask,
+    /// Peers that have the data.
+    pub(crate) ok: NodeMask,
+    /// Peers whose barrier ack is outstanding.
+    pub(crate) unstable: NodeMask,
+    pub(crate) completed: bool,
+    /// It holds references on activity log extents.
+    pub(crate) al: bool,
+    pub(crate) since: Time,
+}
+
+/// A read of the front end.
+#[derive(Debug)]
+pub(crate) struct ReadReq {
+    pub(crate) req: Request,
+    pub(crate) vidx: usize,
+    /// The peer that was asked.
+    pub(crate) asked: Option<NodeId>,
+    /// Peers that could not answer.
+    pub(crate) failed: NodeMask,
+}
+
+/// A flush of the front end.
+#[derive(Debug)]
+pub(crate) struct FlushReq {
+    pub(crate) id: ReqId,
+    pub(crate) local: bool,
+    /// Peers whose barrier ack it waits for, and the number of the last such epoch.
+    pub(crate) waits: NodeMask,
+    pub(crate) epoch: u32,
+    pub(crate) failed: bool,
+}
+
+impl Resource {
+    pub(crate) fn front_end_request(&mut self, cx: &mut Ctx<'_>, req: Request) {
+        let Some(vidx) = self.vidx(req.volume) else {
+            return cx.complete(req.id, Err(IoError::NoVolume));
+        };
+        if let Err(e) = self.check_request(vidx, &req) {
+            return cx.complete(req.id, Err(e));
+        }
+        match req.op {
+            Op::Read => self.read(cx, vidx, req),
+            Op::Flush => self.flush(cx, vidx, req.id),
+            Op::Write | Op::Discard | Op::WriteZeroes { .. } => self.write(cx, vidx, req),
+        }
+    }
+
+    fn check_request(&self, vidx: usize, req: &Request) -> Result<(), IoError> {
+        let v = &self.volumes[vidx];
+        if self.role != Role::Primary {
+            return Err(IoError::NotPrimary);
+        }
+        if v.closing.is_some() && self.down.is_some() {
+            return Err(IoError::NoVolume);
+        }
+        if self.writes.len() + self.reads.len() + v.held.len() + v.conflict_waiters.len() >= limits::MAX_REQUESTS {
+            return Err(IoError::Busy);
+        }
+        let max = match req.op {
+            Op::Flush => return Ok(()),
+            Op::Read | Op::Write => limits::MAX_BIO_BYTES,
+            Op::Discard | Op::WriteZeroes { .. } => limits::MAX_DISCARD_BYTES,
+        };
+        let end = req.sector.checked_add(u64::from(req.len) / 512);
+        let payload_ok = !matches!(req.op, Op::Read | Op::Write) || req.payload.is_some_and(|p| p.len == req.len);
+        let ok = req.len > 0 && req.len.is_multiple_of(512) && req.len <= max && end.is_some_and(|e| e <= v.size_sectors) && payload_ok;
+        if ok { Ok(()) } else { Err(IoError::Invalid) }
+    }
+
+    // ---- reads -------------------------------------------------------------------------------------------------
+
+    fn read(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
+        if !self.has_data(vidx) && self.holds(vidx) {
+            self.volumes[vidx].held.push_back(req);
+            return;
+        }
+        let index = self.reads.insert(ReadReq { req, vidx, asked: None, failed: NodeMask::default() });
+        self.read_go(cx, index);
+    }
+
+    /// Send a read to the local disk, or to a peer that has not failed yet.
+    fn read_go(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let r = &self.reads[index];
+        let (vidx, req) = (r.vidx, r.req);
+        let payload = req.payload.expect("checked at admission");
+        if self.volumes[vidx].disk == DiskState::UpToDate {
+            self.volumes[vidx].read_bytes += u64::from(req.len);
+            return self.disk(cx, vidx, DiskJob::Read(index), DiskCmd::Read { sector: req.sector, payload });
+        }
+        let failed = r.failed;
+        let peer = (0..self.conns.len()).find(|&c| {
+            let c = &self.conns[c];
+            c.is_up() && c.pds[vidx].disk == DiskState::UpToDate && !failed.contains(c.node())
+        });
+        let Some(cidx) = peer else {
+            let r = self.reads.remove(index);
+            return cx.complete(r.req.id, Err(IoError::Io));
+        };
+        self.reads[index].asked = Some(self.conns[cidx].node());
+        let packet = Packet::DataRequest(BlockReq { sector: req.sector, block_id: BlockId(index as u64), blksize: req.len, pad: 0 });
+        self.send_volume(cx, cidx, vidx, packet);
+    }
+
+    pub(crate) fn local_read_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>) {
+        if let Err(e) = result {
+            let vidx = self.reads[index].vidx;
+            let (sector, len) = (self.reads[index].req.sector, self.reads[index].req.len);
+            self.disk_failed(cx, vidx, &format!("read of {len} bytes at sector {sector}: {e}"));
+            return self.read_go(cx, index);
+        }
+        let r = self.reads.remove(index);
+        cx.complete(r.req.id, Ok(()));
+    }
+
+    /// P_DATA_REPLY: the data of a read that a peer serves.
+    pub(crate) fn data_reply(&mut self, cx: &mut Ctx<'_>, cidx: usize, data: Data, payload: Payload) {
+        let node = self.conns[cidx].node();
+        let index = usize::try_from(data.block_id.0).unwrap_or(usize::MAX);
+        let fits = self.reads.get(index).is_some_and(|r| {
+            r.asked == Some(node) && r.req.sector == data.sector && r.req.len == payload.len
+        });
+        if !fits {
+            cx.free(payload.buf);
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "P_DATA_REPLY to a read that was not asked for");
+        }
+        let r = self.reads.remove(index);
+        cx.out.push(Action::Copy { from: payload, to: r.req.payload.expect("checked at admission") });
+        cx.free(payload.buf);
+        cx.complete(r.req.id, Ok(()));
+    }
+
+    /// P_NEG_DREPLY: that peer cannot serve the read.
+    pub(crate) fn neg_data_reply(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: BlockAck) {
+        let node = self.conns[cidx].node();
+        let index = usize::try_from(ack.block_id.0).unwrap_or(usize::MAX);
+        if self.reads.get(index).is_some_and(|r| r.asked == Some(node)) {
+            self.reads[index].failed.insert(node);
+            self.reads[index].asked = None;
+            self.read_go(cx, index);
+        }
+    }
+
+    /// Ask elsewhere what this peer was asked for.
+    pub(crate) fn reads_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
+        let lost: Vec<usize> = self.reads.iter().filter(|(_, r)| r.asked == Some(node)).map(|(i, _)| i).collect();
+        for index in lost {
+            self.reads[index].asked = None;
+            self.read_go(cx, index);
+        }
+    }
+
+    // ---- writes ------------------------------------------------------------------------------------------------
+
+    /// Requests of this volume wait for a state that is expected soon.
+    pub(crate) fn holds(&self, vidx: usize) -> bool {
+        let v = &self.volumes[vidx];
+        v.hold_until.is_some() || matches!(v.disk, DiskState::Attaching | DiskState::Negotiating)
+    }
+
+    pub(crate) fn write(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
+        let v = &self.volumes[vidx];
+        if v.new_uuid_running || !v.held.is_empty() || (!self.has_data(vidx) && self.holds(vidx)) {
+            self.volumes[vidx].held.push_back(req);
+            return;
+        }
+        if !self.has_data(vidx) {
+            return cx.complete(req.id, Err(IoError::Io));
+        }
+        if v.new_uuid_needed {
+            self.volumes[vidx].new_uuid_needed = false;
+            if self.new_current_uuid(cx, vidx) {
+                self.volumes[vidx].held.push_back(req);
+                return;
+            }
+        }
+        if !self.volumes[vidx].conflict_waiters.is_empty() || self.transfer_log.len() >= limits::MAX_TRANSFER_LOG {
+            self.volumes[vidx].conflict_waiters.push_back(Waiter::Request(req));
+            return;
+        }
+        self.admit(cx, vidx, req);
+    }
+
+    /// Let the requests go that waited for a new UUID or for a disk.
+    pub(crate) fn release_held(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let held: VecDeque<Request> = std::mem::take(&mut self.volumes[vidx].held);
+        for req in held {
+            self.front_end_request(cx, req);
+        }
+    }
+
+    /// Range and activity log, then submit; or wait. True if it was submitted or waits for the activity log.
+    pub(crate) fn admit(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) -> bool {
+        let sectors = u64::from(req.len) / 512;
+        if self.conflict(vidx, req.sector, sectors, Lock::AppWrite) {
+            self.volumes[vidx].conflict_waiters.push_back(Waiter::Request(req));
+            return false;
+        }
+        if self.volumes[vidx].has_disk() && !self.al_get(vidx, req.sector, req.len) {
+            self.volumes[vidx].al_waiters.push_back(Waiter::Request(req));
+            return true;
+        }
+        self.submit(cx, vidx, req);
+        true
+    }
+
+    pub(crate) fn conflict(&self, vidx: usize, sector: u64, sectors: u64, lock: Lock) -> bool {
+        self.volumes[vidx].intervals.conflicts(sector, sectors).any(|i| i.kind.excludes(lock))
+    }
+
+    /// Take a range that no one excludes. The population is bounded by the limits on requests.
+    pub(crate) fn lock_range(&mut self, vidx: usize, sector: u64, sectors: u64, lock: Lock) -> IntervalId {
+        self.volumes[vidx].intervals.insert(sector, sectors, lock, 0).expect("as many ranges as requests are admitted")
+    }
+
+    /// Take references on every activity log extent of a range, or none.
+    pub(crate) fn al_get(&mut self, vidx: usize, sector: u64, len: u32) -> bool {
+        let Some(a) = self.volumes[vidx].attached.as_mut() else { return false };
+        let got = a.al.try_get_range(activity_log::extents_of(sector, u64::from(len) / 512));
+        match got {
+            Get::Active => return true,
+            // Everything is in use: let the transfer log drain.
+            Get::Starving if self.epoch_writes > 0 => self.close_epoch(),
+            Get::Starving | Get::Miss | Get::Pending => {}
+        }
+        self.volumes[vidx].meta.want_al();
+        false
+    }
+
+    pub(crate) fn al_put(&mut self, vidx: usize, sector: u64, len: u32) {
+        let v = &mut self.volumes[vidx];
+        let Some(a) = v.attached.as_mut() else { return };
+        a.al.put_range(activity_log::extents_of(sector, u64::from(len) / 512));
+        if !v.al_waiters.is_empty() {
+            v.meta.want_al();
+        }
+    }
+
+    /// The write goes to the local disk and to the peers, in this turn.
+    fn submit(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
+        let sectors = u64::from(req.len) / 512;
+        let has_disk = self.volumes[vidx].has_disk();
+        if self.epoch_writes == 0 {
+            self.epoch_since = cx.now;
+        }
+        self.epoch_writes += 1;
+        self.dagtag += sectors;
+        let interval = has_disk.then(|| self.lock_range(vidx, req.sector, sectors, Lock::AppWrite));
+        let index = self.writes.insert(WriteReq {
+            req,
+            vidx,
+            epoch: self.epoch,
+            dagtag: self.dagtag,
+            interval,
+            local: if has_disk { Local::Pending } else { Local::None },
+            sent: NodeMask::default(),
+            waits: NodeMask::default(),
+            ok: NodeMask::default(),
+            unstable: NodeMask::default(),
+            completed: false,
+            al: has_disk,
+            since: cx.now,
+        });
+        self.transfer_log.push_back(index);
+        self.volumes[vidx].written_bytes += u64::from(req.len);
+        for cidx in 0..self.conns.len() {
+            self.submit_to_peer(cx, cidx, index);
+        }
+        if has_disk {
+            self.write_locally(cx, index);
+        }
+        if self.epoch_writes >= limits::MAX_EPOCH_SIZE {
+            self.close_epoch();
+        }
+        self.request_step(cx, index);
+    }
+
+    fn write_locally(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let w = &mut self.writes[index];
+        w.local = Local::Pending;
+        let (req, vidx) = (w.req, w.vidx);
+        let fua = req.fua && self.volumes[vidx].config.disk.disk_flushes;
+        let cmd = write_cmd(req.op, req.sector, req.len, req.payload, fua);
+        self.disk(cx, vidx, DiskJob::Write(index), cmd);
+    }
+
+    fn submit_to_peer(&mut self, cx: &mut Ctx<'_>, cidx: usize, index: usize) {
+        let (vidx, req) = (self.writes[index].vidx, self.writes[index].req);
+        let node = self.conns[cidx].node();
+        let c = &self.conns[cidx];
+        if !(c.is_up() && c.pds[vidx].replicates()) {
+            self.volumes[vidx].set_out_of_sync(node, req.sector, req.len);
+            let tell = c.is_up() && (c.pds[vidx].repl == ReplState::WFBitMapS || matches!(c.pds[vidx].disk, DiskState::Outdated));
+            if tell {
+                let desc = BlockDesc { sector: req.sector, blksize: req.len };
+                self.send_volume(cx, cidx, vidx, Packet::OutOfSync(desc));
+            }
+            return;
+        }
+        self.open_send_epoch(cx, cidx, index);
+        let protocol = self.conns[cidx].config.net.protocol;
+        let mut flags = DpFlags::EMPTY;
+        match protocol {
+            Protocol::A => {}
+            Protocol::B => flags.set(DpFlags::SEND_RECEIVE_ACK, true),
+            Protocol::C => flags.set(DpFlags::SEND_WRITE_ACK, true),
+        }
+        if req.fua {
+            flags.set(DpFlags::FUA, true);
+        }
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.sent_sectors += u64::from(req.len) / 512;
+        let data = |dp_flags, seq_num| Data { sector: req.sector, block_id: BlockId(index as u64), seq_num, dp_flags };
+        let trim = |dp_flags, seq_num| Trim { sector: req.sector, block_id: BlockId(index as u64), seq_num, dp_flags, size: req.len };
+        let seq = pd.next_seq();
+        let (packet, payload) = match req.op {
+            Op::Discard => {
+                flags.set(DpFlags::DISCARD, true);
+                (Packet::Trim(trim(flags, seq)), None)
+            }
+            Op::WriteZeroes { unmap } => {
+                flags.set(DpFlags::ZEROES, true);
+                if unmap {
+                    flags.set(DpFlags::DISCARD, true);
+                }
+                (Packet::Zeroes(trim(flags, seq)), None)
+            }
+            Op::Write | Op::Read | Op::Flush => (Packet::Data(data(flags, seq)), req.payload),
+        };
+        self.send_payload(cx, cidx, Some(self.volumes[vidx].nr), packet, payload);
+        let w = &mut self.writes[index];
+        w.sent.insert(node);
+        w.unstable.insert(node);
+        if protocol == Protocol::A {
+            w.ok.insert(node);
+        } else {
+            w.waits.insert(node);
+        }
+    }
+
+    /// The barrier of the epoch before, and the dagtag, ahead of a write.
+    fn open_send_epoch(&mut self, cx: &mut Ctx<'_>, cidx: usize, index: usize) {
+        let w = &self.writes[index];
+        let (epoch, end) = (w.epoch, w.dagtag);
+        let start = end - u64::from(w.req.len) / 512;
+        if self.conns[cidx].send.open.is_some_and(|(nr, _)| nr != epoch) {
+            self.send_barrier(cx, cidx);
+        }
+        if self.conns[cidx].dagtag_sent != Some(start) {
+            self.send(cx, cidx, None, Packet::Dagtag(Dagtag { dagtag: start }));
+        }
+        let c = &mut self.conns[cidx];
+        c.dagtag_sent = Some(end);
+        let open = c.send.open.get_or_insert((epoch, 0));
+        open.1 += 1;
+    }
+
+    fn send_barrier(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let now = cx.now;
+        let Some((nr, count)) = self.conns[cidx].send.open.take() else { return };
+        self.conns[cidx].send.unacked.push_back((nr, count, now));
+        self.send(cx, cidx, None, Packet::Barrier(Barrier { barrier: nr }));
+    }
+
+    // ---- completion --------------------------------------------------------------------------------------------
+
+    pub(crate) fn local_write_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>) {
+        let vidx = self.writes[index].vidx;
+        match result {
+            Ok(()) => self.writes[index].local = Local::Done,
+            Err(DiskError::NoSpace) if self.volumes[vidx].disk >= DiskState::Inconsistent => return self.no_space(cx, index),
+            Err(DiskError::Unsupported) if self.writes[index].req.op == Op::Discard => {
+                // A discard that the device does not know changes nothing: replicas would differ, so write zeroes.
+                self.writes[index].req.op = Op::WriteZeroes { unmap: false };
+                return self.write_locally(cx, index);
+            }
+            Err(e) => {
+                self.writes[index].local = Local::Failed(e);
+                let r = self.writes[index].req;
+                self.disk_failed(cx, vidx, &format!("write of {} bytes at sector {}: {e}", r.len, r.sector));
+            }
+        }
+        self.release_interval(index);
+        self.request_step(cx, index);
+    }
+
+    fn release_interval(&mut self, index: usize) {
+        let vidx = self.writes[index].vidx;
+        if let Some(id) = self.writes[index].interval.take() {
+            self.volumes[vidx].intervals.remove(id);
+            self.volumes[vidx].retry_waiters = true;
+        }
+    }
+
+    /// The backing device is full. Another UpToDate replica: this disk goes. The last one: wait, bounded, then fail.
+    fn no_space(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let vidx = self.writes[index].vidx;
+        if self.up_to_date_peer(vidx).is_some() {
+            self.writes[index].local = Local::Failed(DiskError::NoSpace);
+            self.disk_failed(cx, vidx, "no space left on the backing device; another replica is UpToDate");
+            self.release_interval(index);
+            return self.request_step(cx, index);
+        }
+        let wait_ms = self.volumes[vidx].config.disk.enospc_wait_ms;
+        let until = match self.writes[index].local {
+            Local::NoSpace { until, .. } => until,
+            _ => {
+                cx.notice(Severity::Error, format!("volume {}: no space left on the backing device; writes wait up to {wait_ms} ms: free some space", self.volumes[vidx].nr));
+                cx.now.plus_ms(wait_ms)
+            }
+        };
+        let until = self.no_space_until(index, until);
+        if cx.now >= until {
+            self.writes[index].local = Local::Failed(DiskError::NoSpace);
+            self.release_interval(index);
+            let r = self.writes[index].req;
+            for cidx in 0..self.conns.len() {
+                let node = self.conns[cidx].node();
+                self.volumes[vidx].set_out_of_sync(node, r.sector, r.len);
+            }
+            return self.request_step(cx, index);
+        }
+        self.writes[index].local = Local::NoSpace { until, retry_at: cx.now.plus_ms(100) };
+    }
+
+    fn no_space_until(&self, index: usize, fresh: Time) -> Time {
+        let first = self.writes[index].since.plus_ms(self.volumes[self.writes[index].vidx].config.disk.enospc_wait_ms);
+        fresh.min(first)
+    }
+
+    /// Writes that wait for space: try them again.
+    pub(crate) fn retry_no_space(&mut self, cx: &mut Ctx<'_>) {
+        let now = cx.now;
+        let due: Vec<usize> = self
+            .writes
+            .iter()
+            .filter(|(_, w)| matches!(w.local, Local::NoSpace { retry_at, .. } if retry_at <= now))
+            .map(|(i, _)| i)
+            .collect();
+        for index in due {
+            self.write_locally(cx, index);
+        }
+    }
+
+    pub(crate) fn next_no_space_retry(&self) -> Option<Time> {
+        self.writes.iter().filter_map(|(_, w)| if let Local::NoSpace { retry_at, .. } = w.local { Some(retry_at) } else { None }).min()
+    }
+
+    /// P_WRITE_ACK, P_RECV_ACK, P_NEG_ACK for a write of ours.
+    pub(crate) fn write_ack(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: BlockAck, ok: bool) {
+        let node = self.conns[cidx].node();
+        let index = usize::try_from(ack.block_id.0).unwrap_or(usize::MAX);
+        let fits = self.writes.get(index).is_some_and(|w| {
+            w.req.sector == ack.sector && w.req.len == ack.blksize && w.sent.contains(node) && w.unstable.contains(node)
+        });
+        if !fits {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "ack for a write that was not sent");
+        }
+        let w = &mut self.writes[index];
+        w.waits.remove(node);
+        if ok {
+            w.ok.insert(node);
+        } else {
+            w.ok.remove(node);
+            let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
+            self.volumes[vidx].set_out_of_sync(node, sector, len);
+            self.new_generation_now(cx, vidx);
+        }
+        self.request_step(cx, index);
+    }
+
+    /// Requests that waited for a new UUID to be stable complete.
+    pub(crate) fn writes_new_uuid(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let log: Vec<usize> = self.transfer_log.iter().copied().collect();
+        for index in log {
+            if self.writes.contains(index) && self.writes[index].vidx == vidx {
+                self.request_step(cx, index);
+            }
+        }
+    }
+
+    /// Complete a request to the front end once every part is there, and let the log go.
+    fn request_step(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let w = &mut self.writes[index];
+        let local_over = !matches!(w.local, Local::Pending | Local::NoSpace { .. });
+        // A write that lost a replica is acknowledged only under a UUID that the lost replica does not have.
+        let generation_ok = !self.volumes[w.vidx].new_uuid_running;
+        if local_over && w.waits.is_empty() && !w.completed && generation_ok {
+            w.completed = true;
+            let result = match w.local {
+                Local::Done => Ok(()),
+                _ if !w.ok.is_empty() => Ok(()),
+                Local::Failed(DiskError::NoSpace) => Err(IoError::NoSpace),
+                _ => Err(IoError::Io),
+            };
+            cx.complete(w.req.id, result);
+        }
+        self.trim_transfer_log(cx);
+    }
+
+    /// Requests leave the transfer log in order, when they are completed and stable everywhere.
+    fn trim_transfer_log(&mut self, cx: &mut Ctx<'_>) {
+        while let Some(&index) = self.transfer_log.front() {
+            let w = &self.writes[index];
+            if !w.completed || !w.unstable.is_empty() {
+                break;
+            }
+            self.transfer_log.pop_front();
+            let w = self.writes.remove(index);
+            if w.al {
+                self.al_put(w.vidx, w.req.sector, w.req.len);
+            }
+            let full = limits::MAX_TRANSFER_LOG - 1;
+            if self.transfer_log.len() == full {
+                self.volumes[w.vidx].retry_waiters = true;
+            }
+            self.collect_peer_ack(cx, &w);
+        }
+    }
+
+    // ---- epochs and peer acks ------------------------------------------------------------------------------------
+
+    /// New writes join the next epoch.
+    pub(crate) fn close_epoch(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.epoch_writes = 0;
+    }
+
+    /// Close an epoch that is old enough, and send the barriers of epochs that are closed.
+    pub(crate) fn epochs_step(&mut self, cx: &mut Ctx<'_>) {
+        if self.epoch_writes > 0 && cx.now >= self.epoch_since.plus_ms(limits::EPOCH_AGE_MS) {
+            self.close_epoch();
+        }
+        for cidx in 0..self.conns.len() {
+            if self.conns[cidx].send.open.is_some_and(|(nr, _)| nr != self.epoch) {
+                self.send_barrier(cx, cidx);
+            }
+        }
+        if self.peer_ack.is_some_and(|p| cx.now >= p.since.plus_ms(limits::PEER_ACK_DELAY_MS)) {
+            self.send_peer_ack(cx);
+        }
+    }
+
+    /// P_BARRIER_ACK.
+    pub(crate) fn barrier_ack(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: BarrierAck) {
+        let node = self.conns[cidx].node();
+        match self.conns[cidx].send.unacked.pop_front() {
+            Some((nr, count, _)) if nr == ack.barrier && count == ack.set_size => {}
+            _ => return self.drop_link(cx, cidx, ConnState::ProtocolError, "P_BARRIER_ACK does not fit the oldest epoch"),
+        }
+        for i in 0..self.transfer_log.len() {
+            let index = self.transfer_log[i];
+            let w = &mut self.writes[index];
+            if w.epoch == ack.barrier && w.sent.contains(node) {
+                w.unstable.remove(node);
+                w.waits.remove(node);
+            } else if w.epoch.wrapping_sub(ack.barrier) as i32 > 0 {
+                break;
+            }
+        }
+        let done: Vec<usize> = self.transfer_log.iter().copied().filter(|&i| self.writes[i].epoch == ack.barrier).collect();
+        for index in done {
+            if self.writes.contains(index) {
+                self.request_step(cx, index);
+            }
+        }
+        self.flushes_heard(cx, node, Some(ack.barrier));
+    }
+
+    fn collect_peer_ack(&mut self, cx: &mut Ctx<'_>, w: &WriteReq) {
+        if w.sent.is_empty() {
+            return;
+        }
+        let mut mask = w.ok;
+        if w.local == Local::Done {
+            mask.insert(self.config.node_id);
+        }
+        if self.peer_ack.is_some_and(|p| p.mask != mask || p.sent != w.sent) {
+            self.send_peer_ack(cx);
+        }
+        let now = cx.now;
+        let first = w.dagtag - u64::from(w.req.len) / 512;
+        let p = self.peer_ack.get_or_insert(PendingPeerAck { mask, sent: w.sent, first_dagtag: first, last_dagtag: 0, since: now });
+        p.last_dagtag = w.dagtag;
+        if p.last_dagtag - p.first_dagtag >= limits::PEER_ACK_WINDOW_SECTORS {
+            self.send_peer_ack(cx);
+        }
+    }
+
+    /// Tell every peer that got the writes who has them (wire-protocol.md 10.5).
+    pub(crate) fn send_peer_ack(&mut self, cx: &mut Ctx<'_>) {
+        let Some(p) = self.peer_ack.take() else { return };
+        for cidx in self.up_conns() {
+            if p.sent.contains(self.conns[cidx].node()) {
+                self.send(cx, cidx, None, Packet::PeerAck(PeerAck { mask: p.mask, dagtag: p.last_dagtag }));
+            }
+        }
+    }
+
+    /// A peer is gone: what it has not confirmed as stable is out of sync; what waited for it goes on.
+    pub(crate) fn writes_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
+        self.close_epoch();
+        let log: Vec<usize> = self.transfer_log.iter().copied().collect();
+        for &index in &log {
+            let vidx = self.writes[index].vidx;
+            if self.writes[index].waits.contains(node) {
+                self.new_generation_now(cx, vidx);
+            }
+            let w = &mut self.writes[index];
+            if !w.unstable.contains(node) {
+                continue;
+            }
+            w.unstable.remove(node);
+            w.waits.remove(node);
+            w.ok.remove(node);
+            let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
+            self.volumes[vidx].set_out_of_sync(node, sector, len);
+        }
+        for index in log {
+            if self.writes.contains(index) {
+                self.request_step(cx, index);
+            }
+        }
+        self.flushes_heard(cx, node, None);
+        self.reads_lost_peer(cx, node);
+    }
+
+    // ---- flush ---------------------------------------------------------------------------------------------------
+
+    fn flush(&mut self, cx: &mut Ctx<'_>, vidx: usize, id: ReqId) {
+        let epoch = self.epoch;
+        if self.epoch_writes > 0 {
+            self.close_epoch();
+        }
+        let mut waits = NodeMask::default();
+        if self.config.flush_waits_for_peers {
+            for c in &self.conns {
+                let pending = c.send.open.is_some() || !c.send.unacked.is_empty();
+                if c.is_up() && c.config.net.protocol == Protocol::C && c.pds[vidx].disk == DiskState::UpToDate && pending {
+                    waits.insert(c.node());
+                }
+            }
+        }
+        let local = self.volumes[vidx].has_disk() && self.volumes[vidx].config.disk.disk_flushes;
+        let index = self.flushes.insert(FlushReq { id, local, waits, epoch, failed: !self.has_data(vidx) });
+        if local {
+            self.disk(cx, vidx, DiskJob::Flush(index), DiskCmd::Flush);
+        }
+        self.flush_step(cx, index);
+    }
+
+    pub(crate) fn local_flush_done(&mut self, cx: &mut Ctx<'_>, vidx: usize, index: usize, result: Result<(), DiskError>) {
+        self.flushes[index].local = false;
+        if let Err(e) = result {
+            self.disk_failed(cx, vidx, &format!("flush: {e}"));
+            self.flushes[index].failed |= !self.has_data(vidx);
+        }
+        self.flush_step(cx, index);
+    }
+
+    /// A peer acked a barrier, or is gone (`None`).
+    fn flushes_heard(&mut self, cx: &mut Ctx<'_>, node: NodeId, barrier: Option<u32>) {
+        let heard: Vec<usize> = self
+            .flushes
+            .iter()
+            .filter(|(_, f)| f.waits.contains(node) && barrier.is_none_or(|b| b.wrapping_sub(f.epoch) as i32 >= 0))
+            .map(|(i, _)| i)
+            .collect();
+        for index in heard {
+            self.flushes[index].waits.remove(node);
+            self.flush_step(cx, index);
+        }
+        // An epoch without a barrier of its own: everything that was sent is acked.
+        if let Some(cidx) = self.cidx(node)
+            && self.conns[cidx].send.open.is_none()
+            && self.conns[cidx].send.unacked.is_empty()
+        {
+            let idle: Vec<usize> = self.flushes.iter().filter(|(_, f)| f.waits.contains(node)).map(|(i, _)| i).collect();
+            for index in idle {
+                self.flushes[index].waits.remove(node);
+                self.flush_step(cx, index);
+            }
+        }
+    }
+
+    fn flush_step(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let f = &self.flushes[index];
+        if !f.local && f.waits.is_empty() {
+            let f = self.flushes.remove(index);
+            cx.complete(f.id, if f.failed { Err(IoError::Io) } else { Ok(()) });
+        }
+    }
+}
+
+/// The disk command of a write-like operation.
+pub(crate) fn write_cmd(op: Op, sector: u64, len: u32, payload: Option<Payload>, fua: bool) -> DiskCmd {
+    match (op, payload) {
+        (Op::Discard, _) => DiskCmd::Discard { sector, len },
+        (Op::WriteZeroes { unmap }, _) => DiskCmd::WriteZeroes { sector, len, unmap },
+        (_, Some(payload)) => DiskCmd::Write { sector, payload, fua },
+        (_, None) => unreachable!("a write has a payload: checked at admission"),
+    }
+}

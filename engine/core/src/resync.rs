@@ -1,0 +1,594 @@
+//! Resync: bitmap exchange, requests of the target, the end (handshake-and-states.md 6; wire-protocol.md 11).
+
+use zea_meta::flags::{DeviceFlags, PeerFlags};
+use zea_wire::flags::UuidFlags;
+use zea_wire::ids::{BlockId, NodeId, NodeMask};
+use zea_wire::bitmap;
+use zea_wire::header::HeaderFormat;
+use zea_wire::packet::{Bitmap, BlockAck, BlockDesc, BlockReq, CompressedBitmap, Data, Packet, PeerBlockDesc, RsReq};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
+use zea_wire::vli;
+
+use crate::connection::{ResyncReq, ResyncTarget};
+use crate::event::Severity;
+use crate::io::{DiskError, Op, Payload};
+use crate::limits;
+use crate::meta_queue::{Step, Then};
+use crate::peer_request::{AckKind, Kind, PeerReq, Stage};
+use crate::resource::{Ctx, Resource};
+use crate::uuid::UuidView;
+use crate::volume::Lock;
+
+/// Sectors of one step of P_PEERS_IN_SYNC: an activity log extent.
+const IN_SYNC_STEP: u64 = 8192;
+
+impl Resource {
+    // ---- bitmap exchange -----------------------------------------------------------------------------------------
+
+    /// The source sends first (6.1).
+    pub(crate) fn start_bitmap_exchange(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let total = self.wire_bits(vidx);
+        self.conns[cidx].pds[vidx].bitmap_in = (total > 0).then(|| bitmap::Receiver::new(total));
+        if self.conns[cidx].pds[vidx].repl == ReplState::WFBitMapS && !self.full_sync_pending(cidx, vidx) {
+            self.send_bitmap(cx, cidx, vidx);
+        }
+    }
+
+    /// The bits towards this peer are all being set and are not stable yet.
+    fn full_sync_pending(&self, cidx: usize, vidx: usize) -> bool {
+        let node = self.conns[cidx].node();
+        self.volumes[vidx].attached.as_ref().is_some_and(|a| a.sb.peers[usize::from(node.0)].flags.contains(PeerFlags::FULL_SYNC))
+    }
+
+    /// All bits towards a peer are stable: send them if it waits for them.
+    pub(crate) fn bitmap_set_stable(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId) {
+        if let Some(cidx) = self.cidx(node)
+            && self.conns[cidx].is_up()
+            && self.conns[cidx].pds[vidx].repl == ReplState::WFBitMapS
+        {
+            self.send_bitmap(cx, cidx, vidx);
+        }
+    }
+
+    fn send_bitmap(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let node = self.conns[cidx].node();
+        let v = &self.volumes[vidx];
+        let (Some(slot), Some(a)) = (v.slot(node), v.attached.as_ref()) else {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "no bitmap slot is left for this peer");
+        };
+        let total = a.bitmap.bits_total();
+        let mut sender = bitmap::Sender::new(total, HeaderFormat::H100, 0);
+        let mut packets = Vec::new();
+        loop {
+            match sender.step() {
+                bitmap::SendStep::Done => break,
+                bitmap::SendStep::EmptyPlain => {
+                    packets.push(Packet::Bitmap(Bitmap::default()));
+                    sender.sent_plain();
+                }
+                bitmap::SendStep::Part { bit, word_bit, plain_bytes } => {
+                    let first_set = a.bitmap.test(slot, bit);
+                    let mut at = bit;
+                    let runs = std::iter::from_fn(|| {
+                        let (_, len) = (at < total).then(|| a.bitmap.next_run(slot, at)).flatten()?;
+                        at += len;
+                        Some(len)
+                    });
+                    match vli::encode_part(runs, first_set, bitmap::max_code_bytes(HeaderFormat::H100)) {
+                        Some(part) if part.is_worth_it() => {
+                            sender.sent_compressed(part.bits);
+                            packets.push(Packet::CompressedBitmap(part.part));
+                        }
+                        _ => {
+                            let words = plain_bytes as u64 / 8;
+                            let bytes = (0..words).flat_map(|w| a.bitmap.word64(slot, word_bit / 64 + w).to_le_bytes()).collect();
+                            packets.push(Packet::Bitmap(Bitmap { words: bytes }));
+                            sender.sent_plain();
+                        }
+                    }
+                }
+            }
+        }
+        for packet in packets {
+            self.send_volume(cx, cidx, vidx, packet);
+        }
+        if total == 0 {
+            self.drop_link(cx, cidx, ConnState::ProtocolError, "the volume has no size");
+        }
+    }
+
+    fn wire_bits(&self, vidx: usize) -> u64 {
+        self.volumes[vidx].attached.as_ref().map_or(0, |a| a.bitmap.bits_total())
+    }
+
+    /// P_BITMAP: OR it into ours; at its end answer or start.
+    pub(crate) fn bitmap_plain(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, part: &Bitmap) {
+        self.bitmap_part(cx, cidx, vidx, |receiver, map, slot| {
+            for (bit, word) in receiver.plain(part)? {
+                map.or_words(slot, bit, [word]);
+            }
+            Ok(())
+        });
+    }
+
+    /// P_COMPRESSED_BITMAP: likewise.
+    pub(crate) fn bitmap_compressed(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, part: &CompressedBitmap) {
+        self.bitmap_part(cx, cidx, vidx, |receiver, map, slot| {
+            for run in receiver.compressed(part)? {
+                if run.set {
+                    map.set_range(slot, run.start, run.start + run.len - 1);
+                }
+            }
+            Ok(())
+        });
+    }
+
+    fn bitmap_part(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        vidx: usize,
+        take: impl FnOnce(&mut bitmap::Receiver, &mut crate::bitmap::Bitmap, usize) -> Result<(), bitmap::BitmapError>,
+    ) {
+        let node = self.conns[cidx].node();
+        let repl = self.conns[cidx].pds[vidx].repl;
+        if !matches!(repl, ReplState::WFBitMapS | ReplState::WFBitMapT) {
+            return cx.notice(Severity::Info, format!("a bitmap from node {node} in state {repl}: ignored"));
+        }
+        let v = &mut self.volumes[vidx];
+        let (Some(slot), Some(a)) = (v.slot(node), v.attached.as_mut()) else { return };
+        let Some(receiver) = self.conns[cidx].pds[vidx].bitmap_in.as_mut() else { return };
+        let taken = take(receiver, &mut a.bitmap, slot);
+        let done = receiver.is_finished();
+        match taken {
+            Err(e) => self.drop_link(cx, cidx, ConnState::ProtocolError, &format!("bitmap: {e}")),
+            Ok(()) if done => {
+                self.conns[cidx].pds[vidx].bitmap_in = None;
+                self.bitmap_complete(cx, cidx, vidx);
+            }
+            Ok(()) => {}
+        }
+    }
+
+    fn bitmap_complete(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let node = self.conns[cidx].node();
+        let dirty = self.volumes[vidx].dirty_bits(node);
+        self.volumes[vidx].meta.push(Step::Bitmap);
+        self.conns[cidx].pds[vidx].resync_total_bits = dirty;
+        self.state_changed = true;
+        if self.conns[cidx].pds[vidx].repl == ReplState::WFBitMapS {
+            let busy = self.sync_source_of(vidx).is_some();
+            self.conns[cidx].pds[vidx].repl = if busy { ReplState::PausedSyncS } else { ReplState::SyncSource };
+            self.conns[cidx].pds[vidx].disk = DiskState::Inconsistent;
+            cx.notice(Severity::Info, format!("volume {}: resync of node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4));
+        } else {
+            self.send_bitmap(cx, cidx, vidx);
+            self.conns[cidx].pds[vidx].repl = ReplState::PausedSyncT;
+            self.resync_choose_target(cx, vidx);
+        }
+        self.send_state(cx, cidx, vidx);
+    }
+
+    /// One source at a time: the peer with the fewest dirty bits (2.4 no. 6).
+    pub(crate) fn resync_choose_target(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        if self.sync_source_of(vidx).is_some() || !self.volumes[vidx].has_disk() {
+            return;
+        }
+        let best = (0..self.conns.len())
+            .filter(|&c| self.conns[c].is_up() && self.conns[c].pds[vidx].repl == ReplState::PausedSyncT)
+            .filter(|&c| self.conns[c].pds[vidx].disk >= DiskState::Consistent)
+            .min_by_key(|&c| self.volumes[vidx].dirty_bits(self.conns[c].node()));
+        let Some(cidx) = best else { return };
+        let node = self.conns[cidx].node();
+        let rotate = self.rotate_context(vidx, self.dagtag);
+        let v = &mut self.volumes[vidx];
+        let dirty = v.dirty_bits(node);
+        v.disk = DiskState::Inconsistent;
+        v.set_flag(DeviceFlags::CONSISTENT, false);
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+        if let Some(u) = self.conns[cidx].pds[vidx].says.uuids.as_ref() {
+            v.resync_start_uuid = v.uuids.resync_start_target(&rotate, &UuidView::from_packet(node, u));
+        }
+        v.meta.push(Step::Bitmap);
+        v.meta.push(Step::SuperBlock);
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.repl = ReplState::SyncTarget;
+        pd.resync_total_bits = dirty;
+        pd.resync = Some(ResyncTarget::default());
+        self.state_changed = true;
+        cx.notice(Severity::Info, format!("volume {}: resync from node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4));
+        self.send_states(cx);
+    }
+
+    // ---- requests of the target ------------------------------------------------------------------------------------
+
+    /// Keep the window of requests full, end what is complete.
+    pub(crate) fn resync_steps(&mut self, cx: &mut Ctx<'_>) {
+        for cidx in 0..self.conns.len() {
+            for vidx in 0..self.volumes.len() {
+                if self.conns[cidx].pds[vidx].resync.is_some() {
+                    self.resync_step(cx, cidx, vidx);
+                }
+            }
+        }
+    }
+
+    fn resync_step(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let node = self.conns[cidx].node();
+        let Some(slot) = self.volumes[vidx].slot(node) else { return };
+        let window = self.volumes[vidx].config.disk.resync_window_sectors;
+        let mut wrapped = false;
+        loop {
+            let r = self.conns[cidx].pds[vidx].resync.as_ref().expect("checked by the caller");
+            if r.in_flight_sectors >= window || r.blocked || r.end_ping.is_some() {
+                break;
+            }
+            let from = r.next_bit;
+            let bitmap = &self.volumes[vidx].attached.as_ref().expect("a sync target has a disk").bitmap;
+            let Some(first) = bitmap.next_set(slot, from) else {
+                let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("above");
+                r.next_bit = 0;
+                if wrapped || from == 0 || !r.in_flight.is_empty() {
+                    break;
+                }
+                wrapped = true;
+                continue;
+            };
+            let (sector, len, next) = self.resync_range(vidx, slot, first);
+            self.conns[cidx].pds[vidx].resync.as_mut().expect("above").next_bit = next;
+            self.resync_request(cx, cidx, vidx, sector, len);
+        }
+        self.resync_end(cx, cidx, vidx);
+    }
+
+    /// The largest aligned power of two of adjacent set bits from `first` on: sector, bytes, the bit behind.
+    fn resync_range(&self, vidx: usize, slot: usize, first: u64) -> (u64, u32, u64) {
+        let v = &self.volumes[vidx];
+        let bitmap = &v.attached.as_ref().expect("a sync target has a disk").bitmap;
+        let per_bit = bitmap.sectors_per_bit();
+        let most = u64::from(limits::MAX_RESYNC_BYTES) / 512 / per_bit;
+        let run = bitmap.next_run(slot, first).map_or(1, |(_, len)| len);
+        let mut bits = 1;
+        while bits * 2 <= most.min(run) && first.is_multiple_of(bits * 2) {
+            bits *= 2;
+        }
+        let sector = first * per_bit;
+        let end = ((first + bits) * per_bit).min(v.size_sectors);
+        (sector, u32::try_from((end - sector) * 512).expect("at most 1 MiB"), first + bits)
+    }
+
+    fn resync_request(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
+        let node = self.conns[cidx].node();
+        let sectors = u64::from(len) / 512;
+        if self.conflict(vidx, sector, sectors, Lock::ResyncRequest(node)) {
+            let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
+            // Application I/O is there: come back in another pass.
+            r.blocked = r.in_flight.is_empty();
+            return;
+        }
+        let interval = self.lock_range(vidx, sector, sectors, Lock::ResyncRequest(node));
+        let block_id = BlockId(self.next_block_id);
+        self.next_block_id += 1;
+        let (dagtag_node, dagtag) = self.resync_dagtag();
+        let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
+        r.in_flight.insert(block_id, ResyncReq { sector, len, interval, answered: false });
+        r.in_flight_sectors += sectors;
+        let dependent = self.conns[cidx].link.as_ref().is_some_and(|l| l.has(zea_wire::features::Features::RESYNC_DAGTAG));
+        let packet = if dependent {
+            Packet::RsDagtagReq(RsReq { sector, block_id, blksize: len, dagtag_node_id: dagtag_node, dagtag })
+        } else {
+            Packet::RsDataRequest(BlockReq { sector, block_id, blksize: len, pad: 0 })
+        };
+        self.send_volume(cx, cidx, vidx, packet);
+    }
+
+    /// What the source must have received before it reads (wire-protocol.md 11.1).
+    fn resync_dagtag(&self) -> (NodeId, u64) {
+        if self.role == Role::Primary {
+            return (self.config.node_id, self.dagtag);
+        }
+        let primary = self.conns.iter().find(|c| c.is_up() && c.role == Role::Primary);
+        primary.and_then(|c| c.dagtag_received.map(|d| (c.node(), d))).unwrap_or((self.config.node_id, 0))
+    }
+
+    /// P_RS_DATA_REPLY.
+    pub(crate) fn resync_data(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, data: Data, payload: Payload) {
+        let fits = self.conns[cidx].pds[vidx].resync.as_ref().and_then(|r| r.in_flight.get(&data.block_id)).is_some_and(|q| {
+            !q.answered && q.sector == data.sector && q.len == payload.len
+        });
+        if !fits {
+            cx.free(payload.buf);
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "resync data that was not asked for");
+        }
+        let node = self.conns[cidx].node();
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.received_sectors += u64::from(payload.len) / 512;
+        let q = pd.resync.as_mut().and_then(|r| r.in_flight.get_mut(&data.block_id)).expect("looked at above");
+        q.answered = true;
+        let interval = q.interval;
+        // The range stays locked: the request's lock becomes the writer's, without a gap.
+        self.volumes[vidx].intervals.remove(interval);
+        self.conns[cidx].active_peer_reqs += 1;
+        let index = self.peer_reqs.insert(PeerReq {
+            kind: Kind::ResyncWrite,
+            stage: Stage::Range,
+            node,
+            vidx,
+            op: Op::Write,
+            sector: data.sector,
+            len: payload.len,
+            block_id: data.block_id,
+            flags: Default::default(),
+            payload: Some(payload),
+            interval: None,
+            dagtag: 0,
+            dagtag_node: node,
+            epoch: 0,
+            al: false,
+            orphan: false,
+        });
+        self.peer_req_go(cx, index);
+        self.volumes[vidx].retry_waiters = true;
+    }
+
+    /// P_NEG_RS_DREPLY or P_RS_CANCEL: the request is not served, now or never.
+    pub(crate) fn resync_not_served(&mut self, cidx: usize, vidx: usize, ack: BlockAck, failed: bool) {
+        let Some(r) = self.conns[cidx].pds[vidx].resync.as_mut() else { return };
+        let Some(q) = r.in_flight.remove(&ack.block_id) else { return };
+        r.in_flight_sectors -= u64::from(q.len) / 512;
+        r.failed += u64::from(failed);
+        if !q.answered {
+            self.volumes[vidx].intervals.remove(q.interval);
+            self.volumes[vidx].retry_waiters = true;
+        }
+    }
+
+    /// The disk wrote resync data.
+    pub(crate) fn resync_write_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>) {
+        let p = self.peer_req_end(cx, index);
+        let (vidx, sector, len) = (p.vidx, p.sector, p.len);
+        if let Err(e) = result {
+            self.disk_failed(cx, vidx, &format!("resync write of {len} bytes at sector {sector}: {e}"));
+        }
+        let Some(cidx) = self.cidx(p.node) else { return };
+        if p.orphan {
+            return self.lost_peer_drained(cx, cidx);
+        }
+        if let Some(r) = self.conns[cidx].pds[vidx].resync.as_mut()
+            && let Some(q) = r.in_flight.remove(&p.block_id)
+        {
+            r.in_flight_sectors -= u64::from(q.len) / 512;
+            r.failed += u64::from(result.is_err());
+        }
+        if result.is_err() {
+            return self.send_ack(cx, cidx, vidx, sector, len, p.block_id, AckKind::ResyncFailed);
+        }
+        self.volumes[vidx].set_in_sync(p.node, sector, len);
+        self.send_ack(cx, cidx, vidx, sector, len, p.block_id, AckKind::ResyncWritten);
+        self.maybe_peers_in_sync(cx, vidx, sector);
+    }
+
+    /// All bits are clear and nothing is out: ping, then finish (6.5).
+    fn resync_end(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let node = self.conns[cidx].node();
+        let acked = self.conns[cidx].link.as_ref().map_or(0, |l| l.ping_acks);
+        let dirty = self.volumes[vidx].dirty_bits(node);
+        let pd = &self.conns[cidx].pds[vidx];
+        let Some(r) = pd.resync.as_ref() else { return };
+        if pd.repl != ReplState::SyncTarget || pd.finishing || !r.in_flight.is_empty() {
+            return;
+        }
+        if dirty > 0 {
+            let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("above");
+            r.end_ping = None;
+            if r.failed > 0 {
+                // The source could not read: try those blocks with a fresh connection, not in a loop.
+                return self.drop_link(cx, cidx, ConnState::NetworkFailure, "the resync source could not read some blocks");
+            }
+            return;
+        }
+        match r.end_ping {
+            None => {
+                let ping = self.ping(cx, cidx);
+                if let Some(r) = self.conns[cidx].pds[vidx].resync.as_mut() {
+                    r.end_ping = Some(ping);
+                }
+            }
+            Some(ping) if acked >= ping => self.resync_finish(vidx, cidx),
+            Some(_) => {}
+        }
+    }
+
+    /// Bitmap, then the source's UUIDs, stable; only then UpToDate.
+    fn resync_finish(&mut self, vidx: usize, cidx: usize) {
+        let node = self.conns[cidx].node();
+        let pd = &mut self.conns[cidx].pds[vidx];
+        let Some(u) = pd.says.uuids.clone() else { return };
+        pd.finishing = true;
+        let source_disk = pd.disk;
+        let source = UuidView::from_packet(node, &u);
+        let at_source = self.nodes_at(vidx, source.current);
+        let rotate = self.rotate_context(vidx, self.dagtag);
+        let v = &mut self.volumes[vidx];
+        v.meta.push(Step::Bitmap);
+        let start = v.resync_start_uuid;
+        v.uuids.resync_finished_target(&rotate, &source, start, at_source);
+        v.set_flag(DeviceFlags::CONSISTENT, true);
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent);
+        v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
+        v.crashed_primary = false;
+        v.meta.push(Step::SuperBlock);
+        v.meta.push(Step::Then(Then::ResyncFinished(node)));
+    }
+
+    /// Connected nodes that are at this generation.
+    fn nodes_at(&self, vidx: usize, current: u64) -> NodeMask {
+        let mut mask = NodeMask::EMPTY;
+        for c in self.conns.iter().filter(|c| c.is_up()) {
+            if c.pds[vidx].says.uuids.as_ref().is_some_and(|u| u.current & !1 == current & !1) {
+                mask.insert(c.node());
+            }
+        }
+        mask
+    }
+
+    /// The result is stable: this disk is as good as its source.
+    pub(crate) fn resync_finished(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId) {
+        let Some(cidx) = self.cidx(node) else { return };
+        let up = self.conns[cidx].is_up() && self.conns[cidx].pds[vidx].finishing;
+        if !up {
+            // The source is gone in the meantime; the data is complete all the same.
+            self.volumes[vidx].disk = DiskState::UpToDate;
+            self.state_changed = true;
+            return;
+        }
+        let source_disk = self.conns[cidx].pds[vidx].disk;
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.finishing = false;
+        if self.volumes[vidx].dirty_bits(node) > 0 {
+            // A late P_OUT_OF_SYNC: another pass.
+            if let Some(r) = pd.resync.as_mut() {
+                r.end_ping = None;
+            }
+            self.volumes[vidx].set_flag(DeviceFlags::CONSISTENT, false);
+            self.volumes[vidx].set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+            self.volumes[vidx].meta.push(Step::SuperBlock);
+            return;
+        }
+        pd.resync = None;
+        pd.repl = ReplState::Established;
+        pd.resync_total_bits = 0;
+        self.volumes[vidx].disk = if source_disk == DiskState::UpToDate { DiskState::UpToDate } else { DiskState::Consistent };
+        self.state_changed = true;
+        cx.notice(Severity::Info, format!("volume {}: resync from node {node} is complete", self.volumes[vidx].nr));
+        self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+        self.end_paused_targets(cx, vidx);
+        self.send_states(cx);
+        if self.volumes[vidx].disk == DiskState::Consistent {
+            self.want(crate::twopc::Change::Empty, None);
+        }
+        self.release_held(cx, vidx);
+    }
+
+    /// Other sources waited for this node: without bits they are in sync, with bits they go on.
+    fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        for cidx in self.up_conns() {
+            let dirty = self.volumes[vidx].dirty_bits(self.conns[cidx].node()) > 0;
+            let c = &self.conns[cidx];
+            let left = c.pds[vidx].repl == ReplState::Established && c.pds[vidx].disk == DiskState::UpToDate && dirty && c.keeps_bits();
+            if c.pds[vidx].repl != ReplState::PausedSyncT && !left {
+                continue;
+            }
+            // Compare again with what both sides know now.
+            self.drop_link(cx, cidx, ConnState::TearDown, "to compare after the resync from another node");
+        }
+    }
+
+    // ---- the source ------------------------------------------------------------------------------------------------
+
+    /// P_RS_WRITE_ACK: the target has it.
+    pub(crate) fn resync_written(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, ack: BlockAck, ok: bool) {
+        let node = self.conns[cidx].node();
+        let found = self
+            .peer_reqs
+            .iter()
+            .find(|(_, p)| {
+                p.stage == Stage::Sent && p.node == node && p.vidx == vidx && p.block_id == ack.block_id && p.sector == ack.sector
+            })
+            .map(|(i, _)| i);
+        let Some(index) = found else {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "ack for a resync reply that was not sent");
+        };
+        let p = self.peer_req_end(cx, index);
+        if ok {
+            self.volumes[vidx].set_in_sync(node, p.sector, p.len);
+            self.maybe_peers_in_sync(cx, vidx, p.sector);
+        }
+    }
+
+    /// P_STATE of a target that says Established: the resync is over here too.
+    pub(crate) fn source_sees_state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, state: StateWord) {
+        let node = self.conns[cidx].node();
+        let repl = state.conn.repl_state();
+        let pd = &mut self.conns[cidx].pds[vidx];
+        if pd.is_sync_source() && repl == Some(ReplState::Established) {
+            pd.repl = ReplState::Established;
+            pd.disk = state.disk;
+            pd.resync_total_bits = 0;
+            self.state_changed = true;
+            cx.notice(Severity::Info, format!("volume {}: resync of node {node} is complete", self.volumes[vidx].nr));
+            self.volumes[vidx].meta.push(Step::Bitmap);
+            let v = &mut self.volumes[vidx];
+            if v.disk == DiskState::UpToDate && state.disk == DiskState::UpToDate && v.crashed_primary {
+                v.crashed_primary = false;
+                v.meta.push(Step::SuperBlock);
+            }
+            self.send_state(cx, cidx, vidx);
+        }
+    }
+
+    // ---- knowledge about third nodes ----------------------------------------------------------------------------------
+
+    /// When a whole step is in sync with a peer, tell everybody who is in sync there (wire-protocol.md 10.5).
+    fn maybe_peers_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize, sector: u64) {
+        let start = sector - sector % IN_SYNC_STEP;
+        let v = &self.volumes[vidx];
+        let len = IN_SYNC_STEP.min(v.size_sectors - start);
+        let bytes = u32::try_from(len * 512).expect("4 MiB");
+        if v.attached.as_ref().is_none_or(|a| a.al.active(crate::activity_log::extent_of(start))) {
+            return;
+        }
+        let mut mask = NodeMask::EMPTY;
+        for c in self.conns.iter().filter(|c| c.is_up()) {
+            let known = c.pds[vidx].disk >= DiskState::Inconsistent && c.pds[vidx].disk != DiskState::DUnknown;
+            if known && v.slot(c.node()).is_some() && !v.any_out_of_sync(c.node(), start, bytes) {
+                mask.insert(c.node());
+            }
+        }
+        if mask.len() < 2 {
+            // With one node alone both sides know it already.
+            return;
+        }
+        for cidx in self.up_conns() {
+            if mask.contains(self.conns[cidx].node()) {
+                let desc = PeerBlockDesc { sector: start, mask, size: bytes };
+                self.send_volume(cx, cidx, vidx, Packet::PeersInSync(desc));
+            }
+        }
+    }
+
+    /// P_PEERS_IN_SYNC: the sender and the nodes of the mask are equal there.
+    pub(crate) fn peers_in_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, desc: PeerBlockDesc) {
+        let sender = self.conns[cidx].node();
+        let own = self.config.node_id;
+        let v = &self.volumes[vidx];
+        let inside = desc.sector.checked_add(u64::from(desc.size) / 512).is_some_and(|e| e <= v.size_sectors) && desc.size > 0;
+        if !inside {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "in-sync area outside of the device");
+        }
+        let busy = v.attached.as_ref().is_none_or(|a| {
+            crate::activity_log::extents_of(desc.sector, u64::from(desc.size) / 512).into_iter().any(|e| a.al.active(e))
+        });
+        // Proven only where this node itself is equal to the sender, and nothing is being written.
+        if busy || !desc.mask.contains(own) || self.volumes[vidx].any_out_of_sync(sender, desc.sector, desc.size) {
+            return;
+        }
+        for node in desc.mask.iter().filter(|&n| n != own && n != sender) {
+            let connected = self.cidx(node).is_some_and(|c| self.conns[c].is_up() && self.conns[c].pds[vidx].repl >= ReplState::Established);
+            if connected {
+                self.volumes[vidx].set_in_sync(node, desc.sector, desc.size);
+            }
+        }
+    }
+
+    /// P_OUT_OF_SYNC: the sender wrote there and did not send it.
+    pub(crate) fn out_of_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, desc: BlockDesc) {
+        let v = &self.volumes[vidx];
+        let inside = desc.sector.checked_add(u64::from(desc.blksize) / 512).is_some_and(|e| e <= v.size_sectors) && desc.blksize > 0;
+        if !inside {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "out-of-sync area outside of the device");
+        }
+        let node = self.conns[cidx].node();
+        self.volumes[vidx].set_out_of_sync(node, desc.sector, desc.blksize);
+    }
+}

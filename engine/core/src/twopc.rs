@@ -1,0 +1,682 @@
+//! Two-phase commit: cluster wide state changes (handshake-and-states.md 8).
+
+use std::collections::VecDeque;
+
+use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::flags::TwopcFlags;
+use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
+use zea_wire::state::{ConnState, DiskState, Role, StateBits};
+
+use crate::connection::LinkPhase;
+use crate::event::Severity;
+use crate::io::{AdminError, AdminTag, Time};
+use crate::resource::{Ctx, Resource};
+
+/// DRBD's codes for the outcome of a state change (handshake-and-states.md 2.3).
+pub(crate) mod ss {
+    pub(crate) const TWO_PRIMARIES: i32 = -1;
+    pub(crate) const NO_UP_TO_DATE_DISK: i32 = -2;
+    pub(crate) const ALREADY_STANDALONE: i32 = -9;
+    pub(crate) const CW_FAILED_BY_PEER: i32 = -10;
+    pub(crate) const DEVICE_IN_USE: i32 = -12;
+    pub(crate) const IN_TRANSIENT_STATE: i32 = -18;
+    pub(crate) const TIMEOUT: i32 = -23;
+}
+
+/// A change that wants the cluster's consent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Connecting to Connected with this peer.
+    Connect(NodeId),
+    /// This node becomes Primary; with force on data that is not UpToDate.
+    Promote { force: bool },
+    /// This node becomes Secondary.
+    Demote,
+    /// Graceful disconnect from this peer.
+    Disconnect(NodeId),
+    /// No change: learn who is Primary after a peer was lost.
+    Empty,
+}
+
+/// A change in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) change: Change,
+    pub(crate) reply: Option<AdminTag>,
+    tries: u32,
+}
+
+/// Sums of the replies.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    reachable: NodeMask,
+    primary: NodeMask,
+    weak: NodeMask,
+}
+
+impl Sums {
+    fn add(&mut self, r: &TwopcReply) {
+        self.reachable = self.reachable | r.reachable_nodes;
+        self.primary = self.primary | r.primary_nodes;
+        self.weak = self.weak | r.weak_nodes();
+    }
+}
+
+/// What a node answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Verdict {
+    Yes,
+    No,
+    Retry,
+}
+
+/// The transaction that this node started.
+#[derive(Debug)]
+struct Initiator {
+    tid: u32,
+    wanted: Wanted,
+    waiting: NodeMask,
+    asked: NodeMask,
+    sums: Sums,
+    verdict: Verdict,
+    deadline: Time,
+}
+
+/// A transaction of another node.
+#[derive(Debug)]
+struct Participant {
+    request: TwopcRequest,
+    parent: NodeId,
+    /// The nodes it was passed on to, and those of them that have not answered.
+    children: NodeMask,
+    waiting: NodeMask,
+    sums: Sums,
+    verdict: Verdict,
+    answered: bool,
+    deadline: Time,
+}
+
+#[derive(Debug)]
+enum Running {
+    Initiator(Initiator),
+    Participant(Participant),
+}
+
+/// At most one transaction runs on a node.
+#[derive(Debug, Default)]
+pub(crate) struct TwoPc {
+    running: Option<Running>,
+    queue: VecDeque<Wanted>,
+    not_before: Option<Time>,
+}
+
+impl TwoPc {
+    pub(crate) fn deadline(&self) -> Option<Time> {
+        match &self.running {
+            Some(Running::Initiator(i)) => Some(i.deadline),
+            Some(Running::Participant(p)) => Some(p.deadline),
+            None if self.queue.is_empty() => None,
+            None => self.not_before,
+        }
+    }
+
+    fn initiator(&mut self) -> Option<&mut Initiator> {
+        match self.running.as_mut() {
+            Some(Running::Initiator(i)) => Some(i),
+            _ => None,
+        }
+    }
+
+    fn participant(&mut self) -> Option<&mut Participant> {
+        match self.running.as_mut() {
+            Some(Running::Participant(p)) => Some(p),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_none() && self.queue.is_empty()
+    }
+}
+
+impl Resource {
+    /// Queue a change; equal ones without a waiting admin command are one.
+    pub(crate) fn want(&mut self, change: Change, reply: Option<AdminTag>) {
+        let running = self.twopc.initiator().is_some_and(|i| i.wanted.change == change);
+        if reply.is_none() && (running || self.twopc.queue.iter().any(|w| w.change == change)) {
+            return;
+        }
+        self.twopc.queue.push_back(Wanted { change, reply, tries: 0 });
+    }
+
+    /// The node with the lower id starts the connect transaction, once the link is ready for it.
+    pub(crate) fn want_connect(&mut self, cidx: usize) {
+        let peer = self.conns[cidx].node();
+        if self.config.node_id < peer && self.in_phase(cidx, LinkPhase::Connecting) {
+            self.want(Change::Connect(peer), None);
+        }
+    }
+
+    /// Start what is due, give up what takes too long.
+    pub(crate) fn twopc_step(&mut self, cx: &mut Ctx<'_>) {
+        if self.twopc.running.is_some() && self.twopc.deadline().is_some_and(|t| cx.now >= t) {
+            self.twopc_timeout(cx);
+        }
+        while self.twopc.running.is_none() {
+            if self.twopc.not_before.is_some_and(|t| cx.now < t) {
+                return;
+            }
+            let Some(wanted) = self.twopc.queue.pop_front() else { return };
+            self.twopc_start(cx, wanted);
+        }
+    }
+
+    fn twopc_timeout(&mut self, cx: &mut Ctx<'_>) {
+        match self.twopc.running.take() {
+            Some(Running::Initiator(mut i)) => {
+                i.verdict = Verdict::Retry;
+                self.twopc.running = Some(Running::Initiator(i));
+                self.twopc_abort(cx);
+            }
+            Some(Running::Participant(p)) => self.twopc_forget(cx, &p),
+            None => {}
+        }
+    }
+
+    /// Local checks, then P_TWOPC_PREPARE to everybody who is connected.
+    fn twopc_start(&mut self, cx: &mut Ctx<'_>, wanted: Wanted) {
+        match self.change_check(cx, wanted.change) {
+            Ok(true) => {}
+            Ok(false) => return self.change_over(cx, wanted, Ok(())),
+            Err(e) => return self.change_over(cx, wanted, Err(e)),
+        }
+        let tid = u32::try_from(cx.rng.next_u64() >> 33).expect("31 bits") | 1;
+        let reachable = self.reachable();
+        let mut asked = reachable;
+        asked.remove(self.config.node_id);
+        let own = self.config.node_id;
+        let mut sums = Sums { reachable, ..Sums::default() };
+        if let Change::Connect(peer) = wanted.change {
+            asked.insert(peer);
+            sums.reachable.insert(peer);
+        }
+        if let Change::Disconnect(peer) = wanted.change {
+            sums.reachable.remove(peer);
+        }
+        self.twopc.running = Some(Running::Initiator(Initiator {
+            tid,
+            wanted,
+            waiting: asked,
+            asked,
+            sums,
+            verdict: Verdict::Yes,
+            deadline: cx.now.plus_ms(self.config.twopc_timeout_ms),
+        }));
+        let request = self.twopc_request(tid, own, wanted.change, !(reachable | asked));
+        for node in asked.iter() {
+            self.send_to(cx, node, Packet::TwopcPrepare(Box::new(request)));
+        }
+        if let Change::Connect(peer) = wanted.change {
+            let cidx = self.cidx(peer).expect("checked");
+            self.handshake_send(cx, cidx);
+        }
+        self.twopc_decide(cx);
+    }
+
+    fn twopc_request(&self, tid: u32, initiator: NodeId, change: Change, to_reach: NodeMask) -> TwopcRequest {
+        let (mask, val) = self.mask_val(change);
+        let target_node_id = match change {
+            Change::Connect(n) | Change::Disconnect(n) => Some(n),
+            _ => None,
+        };
+        TwopcRequest {
+            tid,
+            flags: TwopcFlags::HAS_REACHABLE,
+            initiator_node_id: initiator,
+            target_node_id,
+            nodes_to_reach: to_reach,
+            body: TwopcBody::Prepare { mask, val },
+        }
+    }
+
+    fn mask_val(&self, change: Change) -> (StateBits, StateBits) {
+        let role = |r| (StateBits(StateBits::ROLE.0), StateBits::of_role(r));
+        match change {
+            Change::Connect(_) => (
+                StateBits(StateBits::CONN.0 | StateBits::ROLE.0),
+                StateBits::of_conn(ConnState::Connected) | StateBits::of_role(self.role),
+            ),
+            Change::Promote { force: false } => role(Role::Primary),
+            Change::Promote { force: true } => (
+                StateBits(StateBits::ROLE.0 | StateBits::DISK.0),
+                StateBits::of_role(Role::Primary) | StateBits::of_disk(DiskState::UpToDate),
+            ),
+            Change::Demote => role(Role::Secondary),
+            Change::Disconnect(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ConnState::Disconnecting)),
+            Change::Empty => (StateBits(0), StateBits(0)),
+        }
+    }
+
+    fn send_to(&mut self, cx: &mut Ctx<'_>, node: NodeId, packet: Packet) {
+        if let Some(cidx) = self.cidx(node) {
+            self.send(cx, cidx, None, packet);
+        }
+    }
+
+    /// Whether the change may start: `Ok(false)` if there is nothing to do.
+    fn change_check(&mut self, cx: &mut Ctx<'_>, change: Change) -> Result<bool, AdminError> {
+        match change {
+            Change::Connect(peer) => {
+                let cidx = self.cidx(peer);
+                Ok(cidx.is_some_and(|c| self.in_phase(c, LinkPhase::Connecting) && self.conns[c].retry_at.is_none()))
+            }
+            Change::Promote { force } => self.promote_check(cx, force),
+            Change::Demote => self.demote_check(),
+            Change::Disconnect(peer) => Ok(self.cidx(peer).is_some_and(|c| self.conns[c].is_up())),
+            Change::Empty => Ok(true),
+        }
+    }
+
+    // ---- initiator ---------------------------------------------------------------------------------------------
+
+    /// P_TWOPC_YES, NO or RETRY.
+    pub(crate) fn twopc_reply(&mut self, cx: &mut Ctx<'_>, cidx: usize, reply: &TwopcReply, verdict: Verdict) {
+        let node = self.conns[cidx].node();
+        match self.twopc.running.as_mut() {
+            Some(Running::Initiator(i)) if i.tid == reply.tid && i.waiting.contains(node) => {
+                i.waiting.remove(node);
+                i.sums.add(reply);
+                i.verdict = i.verdict.max(verdict);
+                self.twopc_decide(cx);
+            }
+            Some(Running::Participant(p)) if p.request.tid == reply.tid && p.waiting.contains(node) => {
+                p.waiting.remove(node);
+                p.sums.add(reply);
+                p.verdict = p.verdict.max(verdict);
+                self.twopc_answer(cx);
+            }
+            _ => {}
+        }
+    }
+
+    /// Commit or abort once everybody answered and, when connecting, our own comparison is done.
+    pub(crate) fn twopc_decide(&mut self, cx: &mut Ctx<'_>) {
+        let Some(i) = self.twopc.initiator() else { return };
+        let change = i.wanted.change;
+        if i.verdict != Verdict::Yes {
+            return self.twopc_abort(cx);
+        }
+        if !i.waiting.is_empty() {
+            return;
+        }
+        if let Change::Connect(peer) = change {
+            let cidx = self.cidx(peer).expect("a connection that connects");
+            match self.handshake_verdict(cidx) {
+                None => return,
+                Some(Verdict::Yes) => {}
+                Some(v) => {
+                    self.twopc.initiator().expect("above").verdict = v;
+                    return self.twopc_abort(cx);
+                }
+            }
+        }
+        let own = self.config.node_id;
+        let role = self.role;
+        let i = self.twopc.initiator().expect("above");
+        let becomes_primary = matches!(change, Change::Promote { .. });
+        if becomes_primary && !(i.sums.primary & !own.mask()).is_empty() {
+            i.verdict = Verdict::No;
+            return self.twopc_abort(cx);
+        }
+        if becomes_primary || (role == Role::Primary && change != Change::Demote) {
+            i.sums.primary.insert(own);
+        }
+        self.twopc_commit(cx);
+    }
+
+    fn twopc_commit(&mut self, cx: &mut Ctx<'_>) {
+        let Some(Running::Initiator(i)) = self.twopc.running.take() else { unreachable!("called by decide") };
+        self.twopc.not_before = None;
+        let mut request = self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
+        request.body = TwopcBody::CommitReachable { primary_nodes: i.sums.primary, reachable_nodes: i.sums.reachable };
+        if let Change::Promote { force: true } = i.wanted.change {
+            request.flags.set(TwopcFlags::PRI_INCAPABLE, (0..self.volumes.len()).any(|v| !self.has_data(v)));
+        }
+        for node in i.asked.iter() {
+            self.send_to(cx, node, Packet::TwopcCommit(Box::new(request)));
+        }
+        match i.wanted.change {
+            Change::Connect(peer) => {
+                let cidx = self.cidx(peer).expect("a connection that connects");
+                self.connected(cx, cidx);
+            }
+            Change::Promote { force } => self.become_primary(cx, force),
+            Change::Demote => self.become_secondary(cx),
+            Change::Disconnect(peer) => {
+                let cidx = self.cidx(peer).expect("checked");
+                self.disconnected_by_us(cx, cidx);
+            }
+            Change::Empty => {}
+        }
+        self.members_learned(cx, i.sums.primary);
+        match (i.wanted.change, i.wanted.reply) {
+            (Change::Promote { .. } | Change::Demote, Some(tag)) => self.reply_when_stable(cx, tag),
+            _ => self.change_over(cx, i.wanted, Ok(())),
+        }
+    }
+
+    fn twopc_abort(&mut self, cx: &mut Ctx<'_>) {
+        let Some(Running::Initiator(i)) = self.twopc.running.take() else { return };
+        let mut request = self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
+        request.body = TwopcBody::Abort;
+        for node in i.asked.iter() {
+            self.send_to(cx, node, Packet::TwopcAbort(Box::new(request)));
+        }
+        if let Change::Connect(peer) = i.wanted.change {
+            return self.connect_refused(cx, peer, i.verdict);
+        }
+        if i.verdict == Verdict::Retry && i.wanted.tries < 8 {
+            let mut wanted = i.wanted;
+            wanted.tries += 1;
+            self.twopc_back_off(cx, wanted.tries);
+            self.twopc.queue.push_front(wanted);
+            return;
+        }
+        let error = match i.verdict {
+            Verdict::No if !(i.sums.primary & !self.config.node_id.mask()).is_empty() => two_primaries(),
+            Verdict::No => AdminError { code: ss::CW_FAILED_BY_PEER, message: "refused by a peer node".into() },
+            _ => AdminError { code: ss::TIMEOUT, message: "the peers were busy or did not answer in time: try again".into() },
+        };
+        self.change_over(cx, i.wanted, Err(error));
+    }
+
+    /// The connect transaction failed: again soon, or not at all.
+    fn connect_refused(&mut self, cx: &mut Ctx<'_>, peer: NodeId, verdict: Verdict) {
+        let Some(cidx) = self.cidx(peer) else { return };
+        if self.conns[cidx].link.is_none() {
+            return;
+        }
+        let refused = self.handshake_refusal(cidx);
+        self.handshake_reset(cidx);
+        match (verdict, refused) {
+            (Verdict::No, why) | (_, why @ Some(_)) => {
+                self.send(cx, cidx, None, Packet::Disconnect);
+                self.refuse_connection(cx, cidx, why);
+            }
+            (_, None) => {
+                let jitter = cx.rng.next_u64() % 100;
+                self.conns[cidx].retry_at = Some(cx.now.plus_ms(50 + jitter));
+            }
+        }
+    }
+
+    fn twopc_back_off(&mut self, cx: &mut Ctx<'_>, tries: u32) {
+        let most = 100 * (self.conns.len() as u64).max(1) << tries.min(5);
+        self.twopc.not_before = Some(cx.now.plus_ms(1 + cx.rng.next_u64() % most));
+    }
+
+    fn change_over(&mut self, cx: &mut Ctx<'_>, wanted: Wanted, result: Result<(), AdminError>) {
+        if let (Change::Disconnect(peer), Err(_), Some(cidx)) = (wanted.change, &result, self.cidx_of(wanted.change)) {
+            // Asked to go: go, with or without consent.
+            cx.notice(Severity::Warning, format!("node {peer} did not agree to the disconnect; disconnecting anyway"));
+            self.disconnected_by_us(cx, cidx);
+            if let Some(tag) = wanted.reply {
+                cx.reply(tag, Ok(()));
+            }
+            return;
+        }
+        match (wanted.reply, result) {
+            (Some(tag), result) => cx.reply(tag, result),
+            (None, Err(e)) => cx.notice(Severity::Warning, format!("{:?}: {e}", wanted.change)),
+            (None, Ok(())) => {}
+        }
+    }
+
+    fn cidx_of(&self, change: Change) -> Option<usize> {
+        match change {
+            Change::Connect(n) | Change::Disconnect(n) => self.cidx(n),
+            _ => None,
+        }
+    }
+
+    // ---- participant -------------------------------------------------------------------------------------------
+
+    /// P_TWOPC_PREPARE.
+    pub(crate) fn twopc_prepare(&mut self, cx: &mut Ctx<'_>, cidx: usize, request: TwopcRequest) {
+        let parent = self.conns[cidx].node();
+        match self.twopc.running.as_ref() {
+            Some(Running::Participant(p)) if p.request.tid == request.tid => {
+                let sums = self.own_sums();
+                return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Yes);
+            }
+            Some(Running::Initiator(_)) if request.initiator_node_id < self.config.node_id => {
+                self.twopc_yield(cx);
+            }
+            Some(_) => {
+                let sums = self.own_sums();
+                return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Retry);
+            }
+            None => {}
+        }
+        let about_us = request.target_node_id == Some(self.config.node_id);
+        let connecting = self.in_phase(cidx, LinkPhase::Connecting);
+        if connecting != (about_us && is_connect(&request)) {
+            let sums = self.own_sums();
+            return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Retry);
+        }
+        let direct = self.reachable();
+        let mut children = direct & request.nodes_to_reach;
+        children.remove(self.config.node_id);
+        children.remove(parent);
+        let verdict = self.far_away_check(cidx, &request);
+        self.twopc.running = Some(Running::Participant(Participant {
+            request,
+            parent,
+            children,
+            waiting: children,
+            sums: Sums::default(),
+            verdict,
+            answered: false,
+            deadline: cx.now.plus_ms(self.config.twopc_timeout_ms),
+        }));
+        let mut forward = request;
+        forward.nodes_to_reach = request.nodes_to_reach & !direct;
+        for node in children.iter() {
+            self.send_to(cx, node, Packet::TwopcPrepare(Box::new(forward)));
+        }
+        if about_us && is_connect(&request) {
+            self.handshake_reset_decisions(cidx);
+            self.handshake_send(cx, cidx);
+        }
+        self.twopc_answer(cx);
+    }
+
+    /// A transaction of a node with a lower id goes first; ours starts again later.
+    fn twopc_yield(&mut self, cx: &mut Ctx<'_>) {
+        let Some(Running::Initiator(i)) = self.twopc.running.take() else { return };
+        let mut request = self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
+        request.body = TwopcBody::Abort;
+        for node in i.asked.iter() {
+            self.send_to(cx, node, Packet::TwopcAbort(Box::new(request)));
+        }
+        if let Change::Connect(peer) = i.wanted.change {
+            return self.connect_refused(cx, peer, Verdict::Retry);
+        }
+        self.twopc_back_off(cx, i.wanted.tries);
+        self.twopc.queue.push_front(i.wanted);
+    }
+
+    fn own_sums(&self) -> Sums {
+        let reachable = self.reachable();
+        let mut sums = Sums { reachable, ..Sums::default() };
+        if self.role == Role::Primary {
+            sums.primary.insert(self.config.node_id);
+            sums.weak = !reachable;
+        }
+        sums
+    }
+
+    /// Whether this node can live with the change.
+    fn far_away_check(&self, cidx: usize, request: &TwopcRequest) -> Verdict {
+        let TwopcBody::Prepare { mask, val } = request.body else { return Verdict::No };
+        let becomes_primary = mask.names(StateBits::ROLE) && val.role() == Some(Role::Primary) && !is_connect(request);
+        if !becomes_primary {
+            return Verdict::Yes;
+        }
+        let other_primary = self.conns.iter().enumerate().any(|(i, c)| {
+            i != cidx && c.is_up() && c.role == Role::Primary && c.node() != request.initiator_node_id
+        });
+        if self.role == Role::Primary || other_primary { Verdict::No } else { Verdict::Yes }
+    }
+
+    /// Answer the parent when all children have, and when our own comparison is done.
+    pub(crate) fn twopc_answer(&mut self, cx: &mut Ctx<'_>) {
+        let own = self.own_sums();
+        let Some(p) = self.twopc.participant() else { return };
+        if p.answered || !p.waiting.is_empty() {
+            return;
+        }
+        let (request, parent) = (p.request, p.parent);
+        if request.target_node_id == Some(self.config.node_id) && is_connect(&request) {
+            let cidx = self.cidx(parent).expect("a connection that connects");
+            let Some(v) = self.handshake_verdict(cidx) else { return };
+            let p = self.twopc.participant().expect("above");
+            p.verdict = p.verdict.max(v);
+        }
+        let p = self.twopc.participant().expect("above");
+        p.answered = true;
+        let mut sums = p.sums;
+        sums.reachable = sums.reachable | own.reachable | parent.mask();
+        sums.primary = sums.primary | own.primary;
+        sums.weak = sums.weak | own.weak;
+        let verdict = p.verdict;
+        self.twopc_send_reply(cx, parent, &request, sums, verdict);
+    }
+
+    fn twopc_send_reply(&mut self, cx: &mut Ctx<'_>, to: NodeId, request: &TwopcRequest, sums: Sums, verdict: Verdict) {
+        let reply = TwopcReply {
+            tid: request.tid,
+            initiator_node_id: request.initiator_node_id,
+            reachable_nodes: sums.reachable,
+            primary_nodes: sums.primary,
+            weak_nodes_or_max_size: sums.weak.0,
+        };
+        let packet = match verdict {
+            Verdict::Yes => Packet::TwopcYes(reply),
+            Verdict::No => Packet::TwopcNo(reply),
+            Verdict::Retry => Packet::TwopcRetry(reply),
+        };
+        self.send_to(cx, to, packet);
+    }
+
+    /// P_TWOPC_COMMIT.
+    pub(crate) fn twopc_commit_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, commit: TwopcRequest) {
+        let from = self.conns[cidx].node();
+        let fits = self.twopc.participant().is_some_and(|p| p.request.tid == commit.tid && p.parent == from && p.answered);
+        if !fits {
+            return;
+        }
+        let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("checked above") };
+        for node in p.children.iter() {
+            self.send_to(cx, node, Packet::TwopcCommit(Box::new(commit)));
+        }
+        let primaries = match commit.body {
+            TwopcBody::CommitReachable { primary_nodes, .. } | TwopcBody::Commit { primary_nodes, .. } => primary_nodes,
+            _ => NodeMask::default(),
+        };
+        self.apply_commit(cx, &p.request);
+        if !commit.flags.contains(TwopcFlags::PRI_INCAPABLE) {
+            self.members_learned(cx, primaries);
+        }
+    }
+
+    fn apply_commit(&mut self, cx: &mut Ctx<'_>, request: &TwopcRequest) {
+        let Some(cidx) = self.cidx(request.initiator_node_id) else { return };
+        let TwopcBody::Prepare { mask, val } = request.body else { return };
+        let about_us = request.target_node_id == Some(self.config.node_id);
+        if is_connect(request) {
+            if about_us {
+                self.connected(cx, cidx);
+            }
+        } else if mask.names(StateBits::CONN) {
+            if about_us {
+                self.drop_link(cx, cidx, ConnState::TearDown, "the peer disconnected");
+            }
+        } else if mask.names(StateBits::ROLE)
+            && let Some(role) = val.role()
+            && self.conns[cidx].is_up()
+        {
+            self.peer_role(cx, cidx, role);
+        }
+    }
+
+    /// P_TWOPC_ABORT.
+    pub(crate) fn twopc_abort_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, abort: TwopcRequest) {
+        let from = self.conns[cidx].node();
+        let fits = self.twopc.participant().is_some_and(|p| p.request.tid == abort.tid && p.parent == from);
+        if !fits {
+            return;
+        }
+        let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("checked above") };
+        for node in p.children.iter() {
+            self.send_to(cx, node, Packet::TwopcAbort(Box::new(abort)));
+        }
+        self.twopc_forget(cx, &p);
+    }
+
+    /// Roll a transaction of another node back.
+    fn twopc_forget(&mut self, cx: &mut Ctx<'_>, p: &Participant) {
+        if is_connect(&p.request)
+            && p.request.target_node_id == Some(self.config.node_id)
+            && let Some(cidx) = self.cidx(p.parent)
+            && self.conns[cidx].link.is_some()
+        {
+            let refused = self.handshake_refusal(cidx);
+            self.handshake_reset(cidx);
+            if refused.is_some() {
+                self.refuse_connection(cx, cidx, refused);
+            }
+        }
+    }
+
+    /// A peer is gone in the middle of a transaction.
+    pub(crate) fn twopc_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
+        match self.twopc.running.as_mut() {
+            Some(Running::Initiator(i)) if i.waiting.contains(node) => {
+                i.waiting.remove(node);
+                i.verdict = i.verdict.max(Verdict::Retry);
+                self.twopc_abort(cx);
+            }
+            Some(Running::Participant(p)) if p.parent == node => {
+                let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("matched above") };
+                let mut abort = p.request;
+                abort.body = TwopcBody::Abort;
+                for child in p.children.iter() {
+                    self.send_to(cx, child, Packet::TwopcAbort(Box::new(abort)));
+                }
+                self.twopc_forget(cx, &p);
+            }
+            Some(Running::Participant(p)) if p.waiting.contains(node) => {
+                p.waiting.remove(node);
+                p.verdict = p.verdict.max(Verdict::Retry);
+                self.twopc_answer(cx);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The transaction is a connect.
+fn is_connect(request: &TwopcRequest) -> bool {
+    match request.body {
+        TwopcBody::Prepare { mask, val } => {
+            mask.names(StateBits::CONN) && val.conn().and_then(|c| c.conn_state()) == Some(ConnState::Connected)
+        }
+        _ => false,
+    }
+}
+
+/// Somebody else is Primary.
+pub(crate) fn two_primaries() -> AdminError {
+    AdminError { code: ss::TWO_PRIMARIES, message: "another node is Primary: demote it first".into() }
+}

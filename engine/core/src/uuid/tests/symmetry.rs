@@ -1,0 +1,218 @@
+//! Both nodes decide alone; what they decide must fit together, whatever they have sent.
+
+use proptest::prelude::*;
+use zea_wire::flags::UuidFlags;
+use zea_wire::ids::NodeId;
+use zea_wire::state::{DiskState, Role};
+
+use super::{A, B, C, D, context};
+use crate::uuid::{
+    Context, Decision, JUST_CREATED, NO_INFORMATION, NODES, Outcome, Side, Strategy as Sync,
+    UuidView, compare, decide, keep_bits,
+};
+
+fn uuid() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        4 => prop::sample::select(vec![A, B, C, D, A | 1, B | 1]),
+        2 => Just(0),
+        1 => Just(JUST_CREATED),
+    ]
+}
+
+fn flags() -> impl Strategy<Value = UuidFlags> {
+    let flag = prop::sample::select(vec![
+        UuidFlags::DISCARD_MY_DATA,
+        UuidFlags::CRASHED_PRIMARY,
+        UuidFlags::STABLE,
+        UuidFlags::RECONNECT,
+        UuidFlags::PRIMARY_LOST_QUORUM,
+        UuidFlags::SYNC_TARGET,
+    ]);
+    let flags = prop::collection::vec(flag, 0..4);
+    flags.prop_map(|flags| UuidFlags(flags.iter().fold(UuidFlags::STABLE.0, |all, f| all ^ f.0)))
+}
+
+#[derive(Debug, Clone)]
+struct Node {
+    view: UuidView,
+    disk: DiskState,
+    role: Role,
+}
+
+impl Node {
+    fn side(&self) -> Side<'_> {
+        Side {
+            view: &self.view,
+            disk: self.disk,
+            role: self.role,
+        }
+    }
+}
+
+fn node(id: u8) -> impl Strategy<Value = Node> {
+    let bitmap_uuid = prop_oneof![6 => uuid(), 1 => Just(NO_INFORMATION)];
+    let disk = prop::sample::select(vec![
+        DiskState::Inconsistent,
+        DiskState::Outdated,
+        DiskState::Consistent,
+        DiskState::UpToDate,
+        DiskState::UpToDate,
+    ]);
+    let role = prop::sample::select(vec![Role::Primary, Role::Secondary, Role::Secondary]);
+    (
+        uuid(),
+        prop::array::uniform4(bitmap_uuid),
+        prop::array::uniform2(uuid()),
+        flags(),
+        prop_oneof![Just(0u64), 1..4u64],
+        disk,
+        role,
+    )
+        .prop_map(
+            move |(current, some_bitmap, some_history, flags, dirty_bits, disk, role)| {
+                let (mut bitmap, mut history) = ([0; NODES], [0; NODES]);
+                bitmap[..4].copy_from_slice(&some_bitmap);
+                history[..2].copy_from_slice(&some_history);
+                let node = NodeId(id);
+                let view = UuidView {
+                    node,
+                    current,
+                    bitmap,
+                    history,
+                    flags,
+                    dirty_bits,
+                };
+                Node { view, disk, role }
+            },
+        )
+}
+
+fn pair() -> impl Strategy<Value = (Node, Node)> {
+    // Equal current UUIDs are where most rules are.
+    (node(0), node(1), any::<bool>()).prop_map(|(a, mut b, equal)| {
+        if equal {
+            b.view.current = a.view.current;
+        }
+        (a, b)
+    })
+}
+
+fn cx() -> impl Strategy<Value = Context<'static>> {
+    (118..=124u32, any::<bool>(), any::<bool>()).prop_map(|(version, a_or_b, resolve)| Context {
+        protocol_a_or_b: a_or_b,
+        resolve_conflicts: resolve,
+        ..context(version)
+    })
+}
+
+fn mirrored(cx: Context<'_>) -> Context<'_> {
+    Context {
+        resolve_conflicts: !cx.resolve_conflicts,
+        ..cx
+    }
+}
+
+/// Both decisions, each by its own node, while connecting or not.
+fn both(cx: &Context<'_>, a: &Node, b: &Node, connecting: bool) -> (Decision, Decision) {
+    let sent = |node| connecting.then_some(node);
+    let at_a = Context {
+        sent: sent(&a.view),
+        ..*cx
+    };
+    let at_b = Context {
+        sent: sent(&b.view),
+        ..mirrored(*cx)
+    };
+    (
+        decide(&at_a, &a.side(), &b.side()),
+        decide(&at_b, &b.side(), &a.side()),
+    )
+}
+
+fn fit_together(a: &Decision, b: &Decision) {
+    assert_eq!(a.outcome, b.outcome.mirrored());
+    assert_eq!(a.strategy, b.strategy.mirrored());
+    assert_eq!(
+        a.rule == crate::uuid::Rule::Contradiction,
+        b.rule == crate::uuid::Rule::Contradiction
+    );
+    assert_eq!(
+        (a.postponed, a.unverified, a.kept_bits),
+        (b.postponed, b.unverified, b.kept_bits)
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(768))]
+
+    #[test]
+    fn uuid_comparison_is_mirrored((a, b) in pair(), cx in cx()) {
+        let (at_a, _) = compare(&cx, &a.view, &b.view);
+        let (at_b, _) = compare(&mirrored(cx), &b.view, &a.view);
+        prop_assert_eq!(at_a, at_b.mirrored());
+    }
+
+    #[test]
+    fn uuid_decision_is_mirrored((a, b) in pair(), cx in cx(), connecting: bool) {
+        let (at_a, at_b) = both(&cx, &a, &b, connecting);
+        fit_together(&at_a, &at_b);
+        // The decision never makes good data bad.
+        let (source, target) = match at_a.outcome {
+            Outcome::Source => (&a, &b),
+            Outcome::Target => (&b, &a),
+            _ => return Ok(()),
+        };
+        prop_assert!(
+            source.disk > DiskState::Inconsistent
+                || target.disk == DiskState::Inconsistent
+                || source.view.flags.contains(UuidFlags::SYNC_TARGET)
+        );
+    }
+
+    #[test]
+    fn uuid_bits_are_never_ignored((a, b) in pair(), cx in cx(), connecting: bool, both_zea: bool) {
+        let (at_a, at_b) = both(&cx, &a, &b, connecting);
+        let final_a = keep_bits(at_a, &a.side(), &b.side(), both_zea);
+        let final_b = keep_bits(at_b, &b.side(), &a.side(), both_zea);
+        fit_together(&final_a, &final_b);
+
+        let has_bits = |node: &Node| node.disk == DiskState::UpToDate && node.view.dirty_bits > 0;
+        if final_a.strategy == Sync::NoSync && (has_bits(&a) || has_bits(&b)) {
+            prop_assert!(!both_zea && final_a.unverified);
+        }
+        if !both_zea || at_a.strategy != Sync::NoSync {
+            prop_assert_eq!((final_a.strategy, final_a.outcome), (at_a.strategy, at_a.outcome));
+            return Ok(());
+        }
+        if final_a.kept_bits {
+            prop_assert!(a.view.dirty_bits + b.view.dirty_bits > 0);
+            let (source, target) = match final_a.outcome {
+                Outcome::Source => (&a, &b),
+                Outcome::Target => (&b, &a),
+                Outcome::RetryConnect => return Ok(()),
+                other => {
+                    prop_assert!(matches!(other, Outcome::Disconnect(_)));
+                    return Ok(());
+                }
+            };
+            prop_assert!(source.disk >= target.disk);
+            prop_assert!(target.role != Role::Primary || target.disk < DiskState::Consistent);
+        }
+    }
+
+    #[test]
+    fn uuid_any_input_is_decided(
+        a_current: u64, b_current: u64, a_bitmap: [u64; NODES], b_history: [u64; NODES],
+        a_flags: u64, b_flags: u64, a_disk in 0..10u8, b_disk in 0..10u8,
+    ) {
+        let blank = super::view(0, a_current);
+        let a = UuidView { bitmap: a_bitmap, flags: UuidFlags(a_flags), ..blank };
+        let blank = super::view(31, b_current);
+        let b = UuidView { history: b_history, flags: UuidFlags(b_flags), ..blank };
+        let disk = |number| DiskState::from_u8(number).expect("a disk state");
+        let a = Node { view: a, disk: disk(a_disk), role: Role::Unknown };
+        let b = Node { view: b, disk: disk(b_disk), role: Role::Primary };
+        let (at_a, at_b) = both(&context(124), &a, &b, true);
+        fit_together(&at_a, &at_b);
+    }
+}

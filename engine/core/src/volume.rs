@@ -1,0 +1,227 @@
+//! A volume on this node: its backing device, meta data in memory, and what waits for it.
+
+use std::collections::VecDeque;
+
+use zea_meta::flags::DeviceFlags;
+use zea_meta::placement::Layout;
+use zea_meta::superblock::SuperBlock;
+use zea_wire::ids::{NodeId, VolumeNr};
+use zea_wire::state::DiskState;
+
+use crate::activity_log::ActivityLog;
+use crate::bitmap::Bitmap;
+use crate::config::VolumeConfig;
+use crate::interval::IntervalSet;
+use crate::attach::Attaching;
+use crate::limits;
+use crate::io::{AdminTag, Backing, Request, Time};
+use crate::meta_queue::MetaQueue;
+use crate::uuid::Uuids;
+
+/// Who holds a range of sectors (wire-protocol.md 11.1a).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// A write of the front end, until it is on the local disk.
+    AppWrite,
+    /// A write of a peer, until it is on the local disk. The node that sent it.
+    PeerWrite(NodeId),
+    /// A resync request that is out: keeps writes of *other* peers away. The source.
+    ResyncRequest(NodeId),
+    /// Resync data being written: keeps everything away.
+    ResyncWrite(NodeId),
+    /// A resync read on the source: shared among its kind. The target.
+    ResyncRead(NodeId),
+}
+
+impl Lock {
+    /// Whether a holder of `self` and a newcomer `other` exclude each other.
+    pub(crate) fn excludes(self, other: Lock) -> bool {
+        use Lock::{AppWrite, PeerWrite, ResyncRead, ResyncRequest, ResyncWrite};
+        match (self, other) {
+            (ResyncRead(_), ResyncRead(_)) => false,
+            (ResyncRequest(a), PeerWrite(b)) | (PeerWrite(a), ResyncRequest(b)) => a != b,
+            (AppWrite, AppWrite | PeerWrite(_)) | (PeerWrite(_), AppWrite | PeerWrite(_)) => true,
+            (AppWrite | PeerWrite(_), ResyncRequest(_) | ResyncRead(_) | ResyncWrite(_)) => true,
+            (ResyncRequest(_) | ResyncWrite(_), _) | (ResyncRead(_), _) => true,
+        }
+    }
+}
+
+/// Something that waits for a range or for the activity log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Waiter {
+    /// A front-end write that is not admitted yet.
+    Request(Request),
+    /// A peer request by index; it has its interval and waits for the activity log, or the other way round.
+    Peer(usize),
+}
+
+/// The meta data of an attached volume, in memory.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(crate) backing: Backing,
+    pub(crate) layout: Layout,
+    /// Super block; UUIDs live in [`Volume::uuids`] and are merged in when it is written.
+    pub(crate) sb: SuperBlock,
+    pub(crate) bitmap: Bitmap,
+    pub(crate) al: ActivityLog,
+}
+
+/// A volume.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub(crate) nr: VolumeNr,
+    pub(crate) config: VolumeConfig,
+    pub(crate) disk: DiskState,
+    pub(crate) attached: Option<Attached>,
+    pub(crate) uuids: Uuids,
+    /// The UUID of the data that a diskless node shows.
+    pub(crate) exposed_uuid: u64,
+    /// Usable size that is agreed, 0: not known.
+    pub(crate) size_sectors: u64,
+    pub(crate) intervals: IntervalSet<Lock>,
+    /// Waits for a range, oldest first.
+    pub(crate) conflict_waiters: VecDeque<Waiter>,
+    /// Waits for an activity log extent, oldest first.
+    pub(crate) al_waiters: VecDeque<Waiter>,
+    /// Front-end requests that wait for a state: a new UUID, a disk that comes up.
+    pub(crate) held: VecDeque<Request>,
+    pub(crate) meta: MetaQueue,
+    /// The next write of a Primary begins a new data generation.
+    pub(crate) new_uuid_needed: bool,
+    /// The last run of this disk ended as Primary without a clean stop.
+    pub(crate) crashed_primary: bool,
+    /// The current UUID when the running resync began.
+    pub(crate) resync_start_uuid: u64,
+    /// A new UUID is being written.
+    pub(crate) new_uuid_running: bool,
+    /// An interval left or a transaction committed: look at the waiters.
+    pub(crate) retry_waiters: bool,
+    /// Local commands in flight.
+    pub(crate) disk_jobs: u32,
+    /// Detach was asked for by this admin command; the disk closes when nothing is in flight.
+    pub(crate) closing: Option<Option<AdminTag>>,
+    /// The disk is coming up.
+    pub(crate) attaching: Option<Attaching>,
+    /// Attach was asked for by this admin command; its last write is going on.
+    pub(crate) attach_reply: Option<AdminTag>,
+    /// Requests wait for a disk or a peer until then.
+    pub(crate) hold_until: Option<Time>,
+    pub(crate) read_bytes: u64,
+    pub(crate) written_bytes: u64,
+}
+
+impl Volume {
+    pub(crate) fn new(config: VolumeConfig) -> Self {
+        Volume {
+            nr: config.volume,
+            config,
+            disk: DiskState::Diskless,
+            attached: None,
+            uuids: Uuids::default(),
+            exposed_uuid: 0,
+            size_sectors: 0,
+            intervals: IntervalSet::new(2 * limits::MAX_TRANSFER_LOG),
+            conflict_waiters: VecDeque::new(),
+            al_waiters: VecDeque::new(),
+            held: VecDeque::new(),
+            meta: MetaQueue::default(),
+            new_uuid_needed: false,
+            crashed_primary: false,
+            resync_start_uuid: 0,
+            new_uuid_running: false,
+            retry_waiters: false,
+            disk_jobs: 0,
+            closing: None,
+            attaching: None,
+            attach_reply: None,
+            hold_until: None,
+            read_bytes: 0,
+            written_bytes: 0,
+        }
+    }
+
+    /// The local disk takes writes.
+    pub(crate) fn has_disk(&self) -> bool {
+        self.disk >= DiskState::Inconsistent && self.disk != DiskState::DUnknown && self.attached.is_some()
+    }
+
+    /// Bitmap slot towards a node, if one is allocated.
+    pub(crate) fn slot(&self, node: NodeId) -> Option<usize> {
+        let sb = &self.attached.as_ref()?.sb;
+        usize::try_from(sb.peers[usize::from(node.0)].bitmap_index).ok()
+    }
+
+    /// Number of bits set towards a node; 0 without a slot.
+    pub(crate) fn dirty_bits(&self, node: NodeId) -> u64 {
+        match (self.slot(node), &self.attached) {
+            (Some(slot), Some(a)) => a.bitmap.count(slot),
+            _ => 0,
+        }
+    }
+
+    /// Mark a range out of sync towards a node.
+    pub(crate) fn set_out_of_sync(&mut self, node: NodeId, sector: u64, len_bytes: u32) {
+        if let Some(slot) = self.slot(node)
+            && let Some(a) = self.attached.as_mut()
+        {
+            if let Some((first, last)) = a.bitmap.bits_touched(sector, u64::from(len_bytes) / 512) {
+                a.bitmap.set_range(slot, first, last);
+            }
+        }
+    }
+
+    /// Mark a range in sync towards a node: only blocks that it covers whole.
+    pub(crate) fn set_in_sync(&mut self, node: NodeId, sector: u64, len_bytes: u32) -> u64 {
+        let size = self.size_sectors;
+        if let Some(slot) = self.slot(node)
+            && let Some(a) = self.attached.as_mut()
+            && let Some((first, last)) = a.bitmap.bits_covered(sector, u64::from(len_bytes) / 512, size)
+        {
+            return a.bitmap.clear_range(slot, first, last);
+        }
+        0
+    }
+
+    /// A bit towards `node` is set in the range.
+    pub(crate) fn any_out_of_sync(&self, node: NodeId, sector: u64, len_bytes: u32) -> bool {
+        match (self.slot(node), &self.attached) {
+            (Some(slot), Some(a)) => {
+                let touched = a.bitmap.bits_touched(sector, u64::from(len_bytes) / 512);
+                touched.is_some_and(|(first, last)| a.bitmap.any_in_range(slot, first, last))
+            }
+            _ => false,
+        }
+    }
+
+    /// The current UUID, as it is shown to peers: of the disk, or of the data that a diskless node shows.
+    pub(crate) fn current_uuid(&self) -> u64 {
+        if self.attached.is_some() { self.uuids.current } else { self.exposed_uuid }
+    }
+
+    /// Set or clear a device flag of the super block. True if it changed.
+    pub(crate) fn set_flag(&mut self, flag: DeviceFlags, on: bool) -> bool {
+        let Some(a) = self.attached.as_mut() else { return false };
+        let before = a.sb.flags;
+        if on {
+            a.sb.flags.insert(flag);
+        } else {
+            a.sb.flags.remove(flag);
+        }
+        before != a.sb.flags
+    }
+
+    /// The super block with the UUIDs of now.
+    pub(crate) fn super_block(&self) -> Option<SuperBlock> {
+        let a = self.attached.as_ref()?;
+        let mut sb = a.sb.clone();
+        sb.current_uuid = self.uuids.current;
+        sb.history_uuids = self.uuids.history;
+        sb.effective_size_sectors = self.size_sectors;
+        for (n, peer) in sb.peers.iter_mut().enumerate() {
+            peer.bitmap_uuid = self.uuids.bitmap[n];
+            peer.bitmap_dagtag = self.uuids.bitmap_dagtag[n];
+        }
+        Some(sb)
+    }
+}

@@ -1,0 +1,45 @@
+//! Requests that waited for a range or for the activity log, tried again in order.
+
+use crate::limits;
+use crate::peer_request::Stage;
+use crate::resource::{Ctx, Resource};
+use crate::volume::Waiter;
+
+impl Resource {
+    /// Try again what waits on a volume, oldest first, if something changed.
+    pub(crate) fn retry_waiters(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        if !std::mem::take(&mut self.volumes[vidx].retry_waiters) {
+            return;
+        }
+        for pd in self.conns.iter_mut().map(|c| &mut c.pds[vidx]) {
+            if let Some(r) = pd.resync.as_mut() {
+                r.blocked = false;
+            }
+        }
+        for _ in 0..self.volumes[vidx].al_waiters.len() {
+            let Some(waiter) = self.volumes[vidx].al_waiters.pop_front() else { break };
+            self.retry(cx, vidx, waiter);
+        }
+        for _ in 0..self.volumes[vidx].conflict_waiters.len() {
+            let Some(waiter) = self.volumes[vidx].conflict_waiters.pop_front() else { break };
+            self.retry(cx, vidx, waiter);
+        }
+    }
+
+    fn retry(&mut self, cx: &mut Ctx<'_>, vidx: usize, waiter: Waiter) {
+        match waiter {
+            Waiter::Request(req) => {
+                if self.transfer_log.len() >= limits::MAX_TRANSFER_LOG {
+                    self.volumes[vidx].conflict_waiters.push_back(waiter);
+                } else {
+                    self.admit(cx, vidx, req);
+                }
+            }
+            Waiter::Peer(index) => {
+                if self.peer_reqs.get(index).is_some_and(|p| matches!(p.stage, Stage::Range | Stage::ActivityLog)) {
+                    self.peer_req_go(cx, index);
+                }
+            }
+        }
+    }
+}
