@@ -1,0 +1,336 @@
+//! Crashes of the Primary, of secondaries, of everything; split brains.
+
+use zea_core::io::Command;
+use zea_sim::faults::Crash;
+use zea_sim::scenario::{Cluster, V0};
+use zea_sim::workload::{Mix, Workload};
+use zea_sim::world::{World, node_id};
+use zea_wire::state::{ConnState, DiskState};
+
+fn under_load(w: &mut World, ms: u64) {
+    let mut load = Workload::new(
+        w.seed,
+        Mix {
+            flushes: 20,
+            ..Mix::default()
+        },
+        12,
+        32_000,
+    );
+    let end = w.now + ms * 1_000_000;
+    load.step(w);
+    while w.step(end) {
+        load.step(w);
+    }
+}
+
+#[test]
+fn sim_primary_crash_under_load_and_failover() {
+    for seed in 0..20 {
+        for how in [Crash::Power, Crash::Process] {
+            let mut w = Cluster {
+                seed,
+                ..Cluster::new(3)
+            }
+            .synced();
+            under_load(&mut w, 300);
+            w.crash(0, how);
+            w.expect("the survivors notice", |w| {
+                w.conn(1, 0) != ConnState::Connected && w.conn(2, 0) != ConnState::Connected
+            });
+            w.expect("the survivors reconcile", |w| w.mutually_in_sync(1, 2, V0));
+            w.run_ms(500);
+            w.checkpoint();
+            w.must(1, Command::Promote { force: false });
+            under_load(&mut w, 200);
+            w.start(0);
+            under_load(&mut w, 300);
+            w.settle();
+        }
+    }
+}
+
+#[test]
+fn sim_the_old_primary_resyncs_its_active_extents_only() {
+    let mut w = Cluster {
+        volume_sectors: vec![20 * 8192],
+        ..Cluster::new(2)
+    }
+    .synced();
+    for block in 0..50 {
+        w.write_ok(0, block * 8, 8);
+    }
+    w.crash(0, Crash::Power);
+    w.expect("node 1 notices", |w| w.conn(1, 0) != ConnState::Connected);
+    w.must(1, Command::Promote { force: false });
+    w.write_ok(1, 8192 * 9, 8);
+    w.start(0);
+    w.settle();
+    w.refresh(0);
+    let received = w.nodes[0]
+        .peer_device(1, V0)
+        .expect("a peer device")
+        .received_sectors;
+    assert!(received >= 8, "the new write travels");
+    assert!(
+        received <= 3 * 8192,
+        "only the active extents travel, not {received} sectors"
+    );
+}
+
+#[test]
+fn sim_primary_crash_and_return_without_failover() {
+    for seed in 0..20 {
+        let mut w = Cluster {
+            seed,
+            ..Cluster::new(2)
+        }
+        .synced();
+        under_load(&mut w, 300);
+        w.crash(0, Crash::Power);
+        w.run_ms(seed * 700);
+        w.start(0);
+        w.expect("both in sync", |w| w.mutually_in_sync(0, 1, V0));
+        w.checkpoint();
+        w.must(0, Command::Promote { force: false });
+        under_load(&mut w, 200);
+        w.settle();
+    }
+}
+
+#[test]
+fn sim_everything_crashes() {
+    for seed in 0..20 {
+        let mut w = Cluster {
+            seed,
+            ..Cluster::new(3)
+        }
+        .synced();
+        under_load(&mut w, 300);
+        for ix in 0..3 {
+            w.crash(ix, Crash::Power);
+        }
+        let order = [[0, 1, 2], [2, 1, 0], [1, 0, 2]][(seed % 3) as usize];
+        for ix in order {
+            w.start(ix);
+            w.run_ms(seed * 100);
+        }
+        w.expect("all in sync", World::is_converged);
+        w.must(order[1], Command::Promote { force: false });
+        under_load(&mut w, 200);
+        w.settle();
+    }
+}
+
+#[test]
+fn sim_a_lost_write_on_a_crashed_secondary_is_repaired() {
+    for seed in 0..20 {
+        let mut w = Cluster {
+            seed,
+            ..Cluster::new(2)
+        }
+        .synced();
+        for block in 0..30 {
+            w.write_ok(0, block * 8, 8);
+        }
+        w.crash(1, Crash::Power);
+        w.start(1);
+        w.expect("node 1 is back", |w| w.mutually_in_sync(0, 1, V0));
+        w.checkpoint();
+        w.settle();
+    }
+}
+
+#[test]
+fn sim_a_crash_right_after_a_resync_loses_nothing() {
+    // What was resynced has to be stable before the bits and the UUIDs say so.
+    for seed in 0..20 {
+        let mut w = Cluster {
+            seed,
+            ..Cluster::new(2)
+        }
+        .synced();
+        w.cut(0, 1);
+        w.run_ms(500);
+        for block in 0..100 {
+            w.write_ok(0, block * 24, 8);
+        }
+        w.heal(0, 1);
+        w.expect("node 1 is back", |w| w.mutually_in_sync(0, 1, V0));
+        w.crash(1, Crash::Power);
+        w.start(1);
+        w.expect("node 1 is back again", |w| w.mutually_in_sync(0, 1, V0));
+        w.checkpoint();
+        w.settle();
+    }
+}
+
+fn split_brain(nodes: usize) -> World {
+    let mut w = Cluster::new(nodes).synced();
+    w.write_ok(0, 0, 8);
+    w.run_ms(1_000);
+    for peer in 1..nodes {
+        w.cut(0, peer);
+    }
+    w.expect("node 1 notices", |w| {
+        w.conn(1, 0) != ConnState::Connected && w.conn(0, 1) != ConnState::Connected
+    });
+    w.run_ms(1_000);
+    w.must(1, Command::Promote { force: false });
+    w.write_ok(0, 8, 8);
+    w.write_ok(0, 16, 8);
+    w.write_ok(1, 8, 8);
+    w.write_ok(1, 24, 8);
+    w
+}
+
+#[test]
+fn sim_split_brain_is_detected_on_both_sides() {
+    let mut w = split_brain(2);
+    // Two Primaries do not connect; as Secondaries they meet.
+    w.must(1, Command::Demote);
+    w.must(0, Command::Demote);
+    let image = |w: &World, ix: usize| {
+        (0..32_000)
+            .map(|s| w.nodes[ix].disks[&V0].sector(s))
+            .collect::<Vec<_>>()
+    };
+    let (before_0, before_1) = (image(&w, 0), image(&w, 1));
+    w.heal(0, 1);
+    w.expect("StandAlone on both", |w| {
+        (w.conn(0, 1), w.conn(1, 0)) == (ConnState::StandAlone, ConnState::StandAlone)
+    });
+    for ix in 0..2 {
+        w.refresh(ix);
+        let error = w.nodes[ix]
+            .connection(1 - ix)
+            .and_then(|c| c.last_error.clone())
+            .unwrap_or_default();
+        assert!(
+            error.to_lowercase().contains("split"),
+            "node {ix} says {error:?}"
+        );
+        assert_eq!(w.disk(ix), DiskState::UpToDate);
+    }
+    assert!(
+        image(&w, 0) == before_0 && image(&w, 1) == before_1,
+        "nobody touched the images"
+    );
+    w.model.forgive(1);
+    w.must(
+        1,
+        Command::Connect {
+            peer: node_id(0),
+            discard_my_data: true,
+        },
+    );
+    w.must(
+        0,
+        Command::Connect {
+            peer: node_id(1),
+            discard_my_data: false,
+        },
+    );
+    w.settle();
+    w.must(0, Command::Promote { force: false });
+    w.read_ok(0, 0, 64);
+    assert!(image(&w, 1)[..16] == before_0[..16], "node 0's data won");
+}
+
+#[test]
+fn sim_split_brain_with_a_primary_left() {
+    let mut w = split_brain(2);
+    w.must(1, Command::Demote);
+    w.heal(0, 1);
+    w.expect("StandAlone on both", |w| {
+        (w.conn(0, 1), w.conn(1, 0)) == (ConnState::StandAlone, ConnState::StandAlone)
+    });
+    w.write_ok(0, 64, 8);
+    w.model.forgive(1);
+    w.must(
+        0,
+        Command::Connect {
+            peer: node_id(1),
+            discard_my_data: false,
+        },
+    );
+    w.must(
+        1,
+        Command::Connect {
+            peer: node_id(0),
+            discard_my_data: true,
+        },
+    );
+    w.settle();
+}
+
+#[test]
+fn sim_two_primaries_do_not_connect() {
+    let mut w = split_brain(2);
+    w.heal(0, 1);
+    w.run_ms(20_000);
+    assert!(!w.is_connected(0, 1), "{}", w.summary());
+    w.write_ok(0, 64, 8);
+    w.write_ok(1, 72, 8);
+}
+
+#[test]
+fn sim_split_brain_of_three() {
+    let mut w = split_brain(3);
+    w.must(1, Command::Demote);
+    w.must(0, Command::Demote);
+    w.heal(0, 1);
+    w.heal(0, 2);
+    w.expect("node 0 is alone", |w| {
+        w.conn(0, 1) == ConnState::StandAlone && w.conn(0, 2) == ConnState::StandAlone
+    });
+    assert!(w.mutually_in_sync(1, 2, V0), "{}", w.summary());
+    w.model.forgive(0);
+    for peer in [1, 2] {
+        if w.conn(peer, 0) == ConnState::StandAlone {
+            w.must(
+                peer,
+                Command::Connect {
+                    peer: node_id(0),
+                    discard_my_data: false,
+                },
+            );
+        }
+        w.must(
+            0,
+            Command::Connect {
+                peer: node_id(peer),
+                discard_my_data: true,
+            },
+        );
+    }
+    w.settle();
+}
+
+#[test]
+fn sim_a_crash_during_a_role_change_leaves_no_stuck_transaction() {
+    for seed in 0..20 {
+        let mut w = Cluster {
+            seed,
+            ..Cluster::new(3)
+        }
+        .synced();
+        w.must(0, Command::Demote);
+        w.admin(1, Command::Promote { force: false });
+        for _ in 0..seed {
+            w.step(u64::MAX);
+        }
+        w.crash(1 + (seed % 2) as usize, Crash::Process);
+        w.run_ms(40_000);
+        w.start(1);
+        w.start(2);
+        w.settle();
+        let primary = (0..3).find(|ix| w.role(*ix) == zea_wire::state::Role::Primary);
+        let ix = primary.unwrap_or(2);
+        if primary.is_none() {
+            w.must(ix, Command::Promote { force: false });
+        }
+        w.write_ok(ix, 0, 8);
+        w.settle();
+    }
+}

@@ -1,0 +1,183 @@
+//! Disks that fail or fill up.
+
+use zea_core::io::{Command, IoError};
+use zea_sim::disk::DiskFaults;
+use zea_sim::scenario::{Cluster, V0};
+use zea_sim::workload::{Mix, Workload};
+use zea_sim::world::World;
+use zea_wire::state::DiskState;
+
+const WRITES: DiskFaults = DiskFaults {
+    reads: false,
+    writes: true,
+    flushes: false,
+    meta: false,
+    no_space: false,
+};
+const READS: DiskFaults = DiskFaults {
+    reads: true,
+    writes: false,
+    flushes: false,
+    meta: false,
+    no_space: false,
+};
+const META: DiskFaults = DiskFaults {
+    reads: false,
+    writes: false,
+    flushes: false,
+    meta: true,
+    no_space: false,
+};
+const FLUSHES: DiskFaults = DiskFaults {
+    reads: false,
+    writes: false,
+    flushes: true,
+    meta: false,
+    no_space: false,
+};
+const FULL: DiskFaults = DiskFaults {
+    reads: false,
+    writes: false,
+    flushes: false,
+    meta: false,
+    no_space: true,
+};
+
+fn reattach(w: &mut World, ix: usize) {
+    w.set_disk_faults(ix, V0, DiskFaults::default());
+    w.expect("the disk is closed", |w| w.nodes[ix].attached.is_empty());
+    let backing = w.nodes[ix].disks[&V0].backing();
+    w.must(
+        ix,
+        Command::Attach {
+            volume: V0,
+            backing,
+        },
+    );
+}
+
+#[test]
+fn sim_a_primary_whose_disk_fails_goes_on_through_its_peers() {
+    for faults in [WRITES, READS, META, FLUSHES, DiskFaults::DEAD] {
+        let mut w = Cluster::new(3).synced();
+        w.write_ok(0, 0, 64);
+        w.set_disk_faults(0, V0, faults);
+        // Far apart, so that the activity log has to be written too.
+        for block in [0, 1, 2, 2000, 3500] {
+            w.write_ok(0, block * 8, 8);
+        }
+        w.read_ok(0, 0, 64);
+        w.flush_ok(0);
+        w.expect("node 0 detaches", |w| w.disk(0) == DiskState::Diskless);
+        w.write_ok(0, 80, 8);
+        w.read_ok(0, 80, 8);
+        reattach(&mut w, 0);
+        w.settle();
+    }
+}
+
+#[test]
+fn sim_a_failing_disk_under_load() {
+    for seed in 0..10 {
+        for victim in [0, 1] {
+            let mut w = Cluster {
+                seed,
+                ..Cluster::new(3)
+            }
+            .synced();
+            let mut load = Workload::new(seed, Mix::default(), 12, 32_000);
+            let begin = w.now;
+            for (until_ms, faults) in [(100, DiskFaults::default()), (400, DiskFaults::DEAD)] {
+                w.set_disk_faults(victim, V0, faults);
+                load.step(&mut w);
+                while w.step(begin + until_ms * 1_000_000) {
+                    load.step(&mut w);
+                }
+            }
+            w.checkpoint();
+            w.expect("the victim detaches", move |w| {
+                w.disk(victim) == DiskState::Diskless
+            });
+            reattach(&mut w, victim);
+            w.settle();
+        }
+    }
+}
+
+#[test]
+fn sim_a_secondary_whose_disk_fails_is_resynced_later() {
+    for faults in [WRITES, META, DiskFaults::DEAD] {
+        let mut w = Cluster::new(2).synced();
+        w.write_ok(0, 0, 64);
+        w.set_disk_faults(1, V0, faults);
+        for block in [0, 1, 2, 2000, 3500] {
+            w.write_ok(0, block * 8, 8);
+        }
+        w.flush_ok(0);
+        w.expect("node 1 detaches", |w| w.disk(1) == DiskState::Diskless);
+        w.write_ok(0, 80, 8);
+        reattach(&mut w, 1);
+        w.settle();
+    }
+}
+
+#[test]
+fn sim_a_full_last_disk_makes_writes_wait_and_then_fail() {
+    let mut cluster = Cluster::new(2);
+    cluster.disk.enospc_wait_ms = 5_000;
+    let mut w = cluster.synced();
+    w.write_ok(0, 0, 8);
+    w.crash(1, zea_sim::faults::Crash::Process);
+    w.expect("node 0 is alone", |w| !w.is_connected(0, 1));
+    w.set_disk_faults(0, V0, FULL);
+    let begin = w.now;
+    let failed = w.write(0, 8, 8);
+    assert_eq!(w.wait(failed), Err(IoError::NoSpace));
+    let waited_ms = (w.now - begin) / 1_000_000;
+    assert!(
+        (4_000..=8_000).contains(&waited_ms),
+        "waited {waited_ms} ms"
+    );
+    assert_eq!(
+        w.disk(0),
+        DiskState::UpToDate,
+        "the last disk is never given up for lack of space"
+    );
+    w.read_ok(0, 0, 8);
+    let recovered = w.write(0, 16, 8);
+    w.run_ms(1_000);
+    w.set_disk_faults(0, V0, DiskFaults::default());
+    assert_eq!(w.wait(recovered), Ok(()));
+    w.start(1);
+    w.settle();
+}
+
+#[test]
+fn sim_a_full_disk_with_a_good_peer_goes_on() {
+    for victim in [0, 1] {
+        let mut w = Cluster::new(2).synced();
+        w.write_ok(0, 0, 8);
+        w.set_disk_faults(victim, V0, FULL);
+        w.write_ok(0, 8, 8);
+        w.write_ok(0, 16, 8);
+        w.read_ok(0, 0, 24);
+        w.set_disk_faults(victim, V0, DiskFaults::default());
+        if w.disk(victim) == DiskState::Diskless || w.disk(victim) == DiskState::Failed {
+            reattach(&mut w, victim);
+        }
+        w.settle();
+    }
+}
+
+#[test]
+fn sim_the_last_disk_fails_and_requests_fail() {
+    let mut w = Cluster::new(2).synced();
+    w.write_ok(0, 0, 8);
+    w.crash(1, zea_sim::faults::Crash::Process);
+    w.expect("node 0 is alone", |w| !w.is_connected(0, 1));
+    w.set_disk_faults(0, V0, DiskFaults::DEAD);
+    let write = w.write(0, 8, 8);
+    assert_eq!(w.wait(write), Err(IoError::Io));
+    let read = w.read(0, 0, 8);
+    assert_eq!(w.wait(read), Err(IoError::Io));
+}
