@@ -21,7 +21,7 @@ pub mod superblock;
 pub mod superblock_v08;
 pub mod uuid;
 
-pub use activity_log::{AlTransaction, AlUpdate, HotSet, ReplayError, TransactionKind};
+pub use activity_log::{AlTransaction, AlUpdate, HotSet, ReplayError, TransactionKind, replay};
 pub use bitmap::BitmapGeometry;
 pub use create::{CreateParams, MdWrite, WriteContent};
 pub use flags::{DeviceFlags, PeerFlags, V08Flags};

@@ -411,9 +411,7 @@ impl SuperBlock {
         if index >= PEER_ARRAY_LEN {
             return Err(SlotError::NodeId(node_id));
         }
-        let day0_uuid = self
-            .day0_peer(node_id)
-            .map_or(0, |day0| self.peers[usize::from(day0)].bitmap_uuid);
+        let day0_uuid = self.day0_peer(node_id).map_or(0, |day0| day0.bitmap_uuid);
         self.peers[index] = PeerMd {
             bitmap_uuid: day0_uuid,
             ..PeerMd::UNUSED
@@ -421,20 +419,13 @@ impl SuperBlock {
         Ok(())
     }
 
-    /// A node id, other than `except`, that was never used: no slot, no evidence that it exists, not this node.
-    /// Its bitmap UUID is the one that the data had on day 0.
-    #[must_use]
-    pub fn day0_peer(&self, except: u8) -> Option<u8> {
-        (0u8..)
-            .zip(&self.peers)
-            .map(|(node_id, peer)| (node_id, *peer))
-            .find_map(|(node_id, peer)| {
-                let used = peer.bitmap_index != -1
-                    || peer.flags.contains(PeerFlags::NODE_EXISTS)
-                    || self.node_id == Some(node_id)
-                    || node_id == except;
-                (!used).then_some(node_id)
-            })
+    /// The lowest other node id without a slot that is not this node's own: its bitmap UUID is taken for the one that
+    /// the data had on day 0. Like `drbdmeta`, this does not look at flags.
+    fn day0_peer(&self, except: u8) -> Option<&PeerMd> {
+        (0u8..).zip(&self.peers).find_map(|(node_id, peer)| {
+            let other = self.node_id != Some(node_id) && node_id != except;
+            (other && peer.bitmap_index == -1).then_some(peer)
+        })
     }
 
     /// The UUIDs that the tools show for a node id; all zero but the common ones for an id above 31.
