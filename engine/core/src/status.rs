@@ -1,5 +1,6 @@
 //! What observers see: the status snapshot, and events made by comparing with what was announced before.
 
+use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::state::ReplState;
 
 use crate::event::{ConnectionStatus, DeviceStatus, Event, PeerDeviceStatus, Status};
@@ -87,6 +88,19 @@ impl Resource {
             }
         }
         self.announced = events;
+    }
+
+    /// Whether the bitmap marks this sector out of sync towards `peer`; `None` if the volume is not attached or the peer has no
+    /// slot. For checkers.
+    pub fn is_out_of_sync(&self, volume: VolumeNr, peer: NodeId, sector: u64) -> Option<bool> {
+        let v = &self.volumes[self.vidx(volume)?];
+        v.slot(peer).map(|_| v.any_out_of_sync(peer, sector, 512))
+    }
+
+    /// Whether the sector lies in an active activity log extent. For checkers.
+    pub fn is_al_active(&self, volume: VolumeNr, sector: u64) -> bool {
+        let attached = self.vidx(volume).and_then(|v| self.volumes[v].attached.as_ref());
+        attached.is_some_and(|a| a.al.active(crate::activity_log::extent_of(sector)))
     }
 
     /// Assert what must always hold.
