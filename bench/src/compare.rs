@@ -72,6 +72,8 @@ pub fn run(options: &CompareOptions) -> Result<()> {
     for flush in [false, true] {
         rows.extend(bench.rows(flush)?);
     }
+    let load_after = first_line(Path::new("/proc/loadavg"))?;
+    println!("load average afterwards {load_after}");
     println!("\n{}\n\n{}", median_table(&rows), ratio_table(&rows));
     if let Some(path) = &options.json {
         let results = Results {

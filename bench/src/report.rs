@@ -61,11 +61,39 @@ impl Row {
         found.map_or(&[], |(_, samples)| samples)
     }
 
-    /// The median over the rounds of how many times the writes per second of `over` `system` did.
-    /// Taken round by round, because the machine drifts. `None` if one of the two was not measured.
-    pub fn ratio(&self, system: System, over: System) -> Option<f64> {
+    /// How many times the writes per second of `over` `system` did, taken round by round because
+    /// the machine drifts. `None` if one of the two was not measured.
+    pub fn ratio(&self, system: System, over: System) -> Option<Ratio> {
         let pairs = self.samples(system).iter().zip(self.samples(over));
-        median(pairs.map(|(sample, other)| sample.write_iops / other.write_iops))
+        let ratios = pairs.map(|(sample, other)| sample.write_iops / other.write_iops);
+        Some(Ratio {
+            median: median(ratios.clone())?,
+            lowest: ratios.clone().reduce(f64::min)?,
+            highest: ratios.reduce(f64::max)?,
+        })
+    }
+}
+
+/// A ratio over the rounds of a run. Where lowest and highest are far apart, something else on the
+/// machine was measured too.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    /// The median of the rounds.
+    pub median: f64,
+    /// The lowest of them.
+    pub lowest: f64,
+    /// The highest of them.
+    pub highest: f64,
+}
+
+impl std::fmt::Display for Ratio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            median,
+            lowest,
+            highest,
+        } = self;
+        write!(f, "{median:.2} ({lowest:.2} to {highest:.2})")
     }
 }
 
@@ -104,7 +132,8 @@ pub fn median_table(rows: &[Row]) -> String {
     table.to_string()
 }
 
-/// The table of ratios of writes per second, in Markdown: only of what was measured.
+/// The table of ratios of writes per second, in Markdown: median, lowest and highest of the rounds,
+/// and only of what was measured.
 pub fn ratio_table(rows: &[Row]) -> String {
     let ratios = [
         (System::Zea, System::Qemu),
@@ -127,7 +156,7 @@ pub fn ratio_table(rows: &[Row]) -> String {
         let mut cells = vec![row.load.name()];
         cells.extend(measured.iter().map(|(system, over)| {
             let ratio = row.ratio(*system, *over);
-            ratio.map_or("-".into(), |ratio| format!("{ratio:.2}"))
+            ratio.map_or("-".into(), |ratio| ratio.to_string())
         }));
         table.add_row(cells);
     }
@@ -167,8 +196,15 @@ mod tests {
 
     #[test]
     fn bench_ratio_is_taken_round_by_round() {
-        assert_eq!(row().ratio(System::Qemu, System::Floor), Some(0.5));
-        assert_eq!(row().ratio(System::Floor, System::Qemu), Some(2.0));
+        let ratio = row().ratio(System::Qemu, System::Floor).unwrap();
+        assert_eq!(
+            (ratio.median, ratio.lowest, ratio.highest),
+            (0.5, 0.25, 0.75)
+        );
+        assert_eq!(
+            row().ratio(System::Floor, System::Qemu).unwrap().median,
+            2.0
+        );
         assert_eq!(row().ratio(System::Zea, System::Floor), None);
     }
 
@@ -178,7 +214,9 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[0].contains("qemu/floor") && !lines[0].contains("Zea"));
-        assert!(lines[2].contains("depth 16, no flush") && lines[2].contains("0.50"));
+        assert!(
+            lines[2].contains("depth 16, no flush") && lines[2].contains("0.50 (0.25 to 0.75)")
+        );
     }
 
     #[test]

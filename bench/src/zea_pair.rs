@@ -1,12 +1,12 @@
 //! How a pair of `zead`, or one alone, is set up to be measured: the only place that knows Zea's
-//! command line and its resource file.
+//! command line (`docs/reference/zea.md`).
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::process::{Daemon, Interrupt};
 use crate::qemu_pair::free_address;
@@ -54,20 +54,16 @@ fn beside_us(given: Option<&Path>, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Two `zead` with one volume in protocol C, the first of them primary with an NBD export on a
-/// Unix socket.
+/// Two `zead` with one volume in protocol C; the first is Primary and exports it over NBD.
 #[derive(Debug)]
-pub struct ZeaPair {
-    uri: String,
-    _nodes: [Node; 2],
-}
+pub struct ZeaPair([Node; 2]);
 
 impl ZeaPair {
-    /// Starts the pair over `backing`, with its state below `directory`, and makes it ready:
-    /// connected, both disks up to date.
+    /// Starts the pair over `backing`, with its state below `directory`, and waits until all of
+    /// the volume is up to date on both.
     ///
     /// # Errors
-    /// A daemon or command fails, or the pair does not get ready.
+    /// A daemon or a command fails, or the first resync takes longer than five minutes.
     pub fn start(
         programs: &Programs,
         backing: &[PathBuf; 2],
@@ -76,50 +72,30 @@ impl ZeaPair {
         interrupt: &Interrupt,
     ) -> Result<Self> {
         let addresses = [loopback(1)?, loopback(2)?];
-        let start = |id: usize| -> Result<Node> {
-            let resource = resource_file(&addresses, &backing[id], disk_flushes);
-            let directory = directory.join(format!("node-{id}"));
-            Node::start(
-                programs,
-                id,
-                addresses[id],
-                &resource,
-                &directory,
-                interrupt,
-            )
-        };
-        let mut nodes = [start(0)?, start(1)?];
-        for node in &nodes {
-            node.zea(&["resource", "up", RESOURCE], interrupt)?;
+        let nodes = [
+            Node::start(programs, 0, directory, interrupt)?,
+            Node::start(programs, 1, directory, interrupt)?,
+        ];
+        for (node, backing) in nodes.iter().zip(backing) {
+            node.create(&addresses, backing, disk_flushes, interrupt)?;
         }
-        // Both backings hold the same bytes, so there is nothing to copy first.
-        nodes[0].wait_for_status("Connected", interrupt)?;
-        nodes[0].zea(
-            &["resource", "new-current-uuid", "--clear-bitmap", RESOURCE],
-            interrupt,
-        )?;
-        nodes[0].zea(&["resource", "primary", RESOURCE], interrupt)?;
-        let socket = directory.join("nbd.sock");
-        let path = socket.to_str().context("the socket's path is not UTF-8")?;
-        nodes[0].zea(&["export", "nbd", RESOURCE, "--socket", path], interrupt)?;
-        Ok(Self {
-            uri: format!("nbd+unix:///{RESOURCE}/0?socket={path}"),
-            _nodes: nodes,
-        })
+        nodes[0].zea(&["promote", RESOURCE, "--force"], interrupt)?;
+        nodes[0].zea(&["wait", RESOURCE, "--for", "synced"], interrupt)?;
+        Ok(Self(nodes))
     }
 
     /// The export's URI.
     pub fn uri(&self) -> &str {
-        &self.uri
+        &self.0[0].uri
     }
 }
 
-/// One `zead` with one volume and two peers, none of which is there.
+/// One Primary `zead` with one volume and two peers, none of which is there.
 #[derive(Debug)]
 pub struct ZeaAlone(Node);
 
 impl ZeaAlone {
-    /// Starts the daemon over `backing`, with its state in `directory`, and brings the volume up.
+    /// Starts the daemon over `backing`, with its state below `directory`.
     ///
     /// # Errors
     /// The daemon or a command fails.
@@ -130,9 +106,10 @@ impl ZeaAlone {
         interrupt: &Interrupt,
     ) -> Result<Self> {
         let addresses = [loopback(1)?, loopback(2)?, loopback(3)?];
-        let resource = resource_file(&addresses, backing, true);
-        let node = Node::start(programs, 0, addresses[0], &resource, directory, interrupt)?;
-        node.zea(&["resource", "up", RESOURCE], interrupt)?;
+        let node = Node::start(programs, 0, directory, interrupt)?;
+        node.create(&addresses, backing, true, interrupt)?;
+        node.zea(&["promote", RESOURCE, "--force"], interrupt)?;
+        node.zea(&["wait", RESOURCE, "--for", "uptodate"], interrupt)?;
         Ok(Self(node))
     }
 
@@ -140,43 +117,68 @@ impl ZeaAlone {
     pub fn pid(&self) -> u32 {
         self.0.daemon.pid()
     }
+
+    /// The export's URI.
+    pub fn uri(&self) -> &str {
+        &self.0.uri
+    }
 }
 
 #[derive(Debug)]
 struct Node {
     zea: PathBuf,
     control: PathBuf,
+    uri: String,
     daemon: Daemon,
 }
 
 impl Node {
-    /// Starts a daemon and creates the resource on it, with its meta data.
     fn start(
         programs: &Programs,
         id: usize,
-        listen: SocketAddr,
-        resource: &str,
         directory: &Path,
         interrupt: &Interrupt,
     ) -> Result<Self> {
-        std::fs::create_dir_all(directory)?;
+        let state = directory.join(format!("node-{id}"));
+        std::fs::create_dir_all(&state)?;
         let mut command = Command::new(programs.zead()?);
         command.args(["--node-id", &id.to_string()]);
-        command.arg("--state-dir").arg(directory);
-        command.args(["--listen", &listen.to_string()]);
-        let mut daemon = Daemon::start("zead", &mut command, directory)?;
-        let control = directory.join("control.sock");
-        daemon.wait_until("control socket", interrupt, || control.exists())?;
-        let node = Self {
+        command.arg("--state-dir").arg(&state);
+        let mut daemon = Daemon::start(&format!("zead-{id}"), &mut command, directory)?;
+        let control = state.join("control.sock");
+        daemon.wait_until("control socket", interrupt, || {
+            UnixStream::connect(&control).is_ok()
+        })?;
+        let nbd = state.join("nbd.sock");
+        Ok(Self {
             zea: programs.zea()?,
             control,
+            uri: format!("nbd+unix:///{RESOURCE}/0?socket={}", nbd.display()),
             daemon,
-        };
-        let file = directory.join("resource.toml");
-        std::fs::write(&file, resource)?;
-        let file = file.to_str().context("the state's path is not UTF-8")?;
-        node.zea(&["resource", "create", file], interrupt)?;
-        Ok(node)
+        })
+    }
+
+    /// Creates the resource on this node, with meta data at the end of `backing`.
+    fn create(
+        &self,
+        addresses: &[SocketAddr],
+        backing: &Path,
+        disk_flushes: bool,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let volume = format!("0={}", backing.display());
+        let mut arguments = vec!["resource", "create", RESOURCE, "--volume", &volume];
+        let nodes = addresses.iter().enumerate();
+        let nodes: Vec<String> = nodes
+            .map(|(id, address)| format!("{id}=node-{id}@{address}"))
+            .collect();
+        for node in &nodes {
+            arguments.extend(["--node", node]);
+        }
+        let flushes = if disk_flushes { "yes" } else { "no" };
+        arguments.extend(["--protocol", "C", "--disk-flushes", flushes, "--force"]);
+        self.zea(&arguments, interrupt)?;
+        Ok(())
     }
 
     fn zea(&self, arguments: &[&str], interrupt: &Interrupt) -> Result<String> {
@@ -184,47 +186,10 @@ impl Node {
         command.arg("--socket").arg(&self.control).args(arguments);
         interrupt.run(&mut command)
     }
-
-    fn wait_for_status(&mut self, wanted: &str, interrupt: &Interrupt) -> Result<()> {
-        let (zea, control) = (&self.zea, &self.control);
-        let shows = || {
-            let mut command = Command::new(zea);
-            command
-                .arg("--socket")
-                .arg(control)
-                .args(["status", RESOURCE]);
-            let status = interrupt.run(&mut command);
-            status.is_ok_and(|status| status.contains(wanted))
-        };
-        self.daemon.wait_until(wanted, interrupt, shows)
-    }
-}
-
-/// The resource as the node that keeps its data on `backing` sees it.
-fn resource_file(addresses: &[SocketAddr], backing: &Path, disk_flushes: bool) -> String {
-    let mut text = format!(
-        "name = \"{RESOURCE}\"\n\n[net]\nprotocol = \"C\"\n\n[disk]\ndisk-flushes = {disk_flushes}\n"
-    );
-    for (id, address) in addresses.iter().enumerate() {
-        write!(
-            text,
-            "\n[[node]]\nid = {id}\nname = \"n{id}\"\naddress = \"{address}\"\n"
-        )
-        .expect("a String takes all text");
-    }
-    write!(
-        text,
-        "\n[[volume]]\nnr = 0\ndisk = \"{}\"\n",
-        backing.display()
-    )
-    .expect("a String takes all text");
-    text
 }
 
 /// A free port on the loopback address of this number: 127.0.0.NUMBER.
 fn loopback(number: u8) -> Result<SocketAddr> {
-    Ok(SocketAddr::new(
-        [127, 0, 0, number].into(),
-        free_address()?.port(),
-    ))
+    let port = free_address()?.port();
+    Ok(SocketAddr::new([127, 0, 0, number].into(), port))
 }
