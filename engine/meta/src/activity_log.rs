@@ -137,7 +137,7 @@ fn crc32c_raw(seed: u32, bytes: &[u8]) -> u32 {
 }
 
 /// The checksum of a transaction: over all 4096 bytes, with the checksum field taken as zero.
-fn block_crc(block: &[u8; MD_BLOCK_SIZE]) -> u32 {
+pub(crate) fn block_crc(block: &[u8; MD_BLOCK_SIZE]) -> u32 {
     let crc = crc32c_raw(0, &block[..CRC_RANGE.start]);
     let crc = crc32c_raw(crc, &[0; 4]);
     crc32c_raw(crc, &block[CRC_RANGE.end..])

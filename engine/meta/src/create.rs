@@ -199,3 +199,93 @@ fn ring_blocks(layout: &Layout) -> usize {
     let blocks = layout.al_size_bytes / MD_BLOCK_SIZE as u64;
     usize::try_from(blocks).expect("a ring is at most 16 MiB")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activity_log::AlTransaction;
+    use crate::placement::Placement;
+
+    fn params() -> CreateParams {
+        CreateParams::new(LayoutParams::internal(131_072, 2))
+    }
+
+    #[test]
+    fn meta_create_puts_the_super_block_last() {
+        let created = create_md(&params()).unwrap();
+        let places: Vec<_> = created
+            .writes
+            .iter()
+            .map(|write| write.offset_bytes)
+            .collect();
+        assert_eq!(places, [67_104_768, 67_067_904, 67_072_000, 67_104_768]);
+        assert_eq!(created.writes[0].content, WriteContent::Zeros(4096));
+        assert_eq!(created.writes[1].content, WriteContent::Zeros(4096));
+        let WriteContent::Bytes(ring) = &created.writes[2].content else {
+            panic!("the ring is bytes")
+        };
+        assert_eq!(ring.len(), 32_768);
+        let (blocks, _) = ring.as_chunks::<MD_BLOCK_SIZE>();
+        assert!(
+            blocks
+                .iter()
+                .all(|block| AlTransaction::decode(block) == Ok(AlTransaction::initialized(0)))
+        );
+        let WriteContent::Bytes(block) = &created.writes[3].content else {
+            panic!("the super block is bytes")
+        };
+        assert_eq!(SuperBlock::decode(block), Ok(created.super_block));
+    }
+
+    #[test]
+    fn meta_create_assigns_slots_in_order() {
+        let with_peers = CreateParams {
+            node_id: Some(1),
+            peers: vec![4, 0],
+            ..params()
+        };
+        let super_block = create_md(&with_peers).unwrap().super_block;
+        assert_eq!(
+            [
+                super_block.slot_of(4),
+                super_block.slot_of(0),
+                super_block.slot_of(2)
+            ],
+            [Some(0), Some(1), None]
+        );
+    }
+
+    #[test]
+    fn meta_create_errors_have_names() {
+        let own = CreateParams {
+            node_id: Some(1),
+            peers: vec![1],
+            ..params()
+        };
+        assert_eq!(create_md(&own), Err(SlotError::OwnNode(1).into()));
+        let many = CreateParams {
+            peers: vec![1, 2, 3],
+            ..params()
+        };
+        assert_eq!(create_md(&many), Err(SlotError::NoFreeSlot(2).into()));
+        let no_node = CreateParams {
+            node_id: Some(32),
+            ..params()
+        };
+        assert_eq!(create_md(&no_node), Err(SlotError::NodeId(32).into()));
+        let small = CreateParams::new(LayoutParams::internal(100, 2));
+        assert!(matches!(
+            create_md(&small),
+            Err(CreateError::Layout(LayoutError::TooSmall { .. }))
+        ));
+        assert_eq!(create_md_v08(&params()), Err(CreateError::NotInV08));
+        let indexed = LayoutParams {
+            placement: Placement::Indexed(0),
+            ..LayoutParams::flex_external(1, 1, 1)
+        };
+        assert!(matches!(
+            create_md_v08(&CreateParams::new(indexed)),
+            Err(CreateError::Layout(_))
+        ));
+    }
+}

@@ -130,3 +130,7 @@ pub fn fuzz_foreign(data: &[u8]) {
         let _ = text.parse::<UuidSet>();
     }
 }
+
+#[cfg(test)]
+#[path = "fuzz_tests.rs"]
+mod tests;
