@@ -225,6 +225,13 @@ impl Pool {
         CHUNK_BYTES as u32
     }
 
+    /// Number of largest buffers that a purpose can have at most.
+    pub fn largest(&self, purpose: Purpose) -> u32 {
+        self.classes
+            .last()
+            .map_or(0, |class| class.count - purpose.leaves(class.count))
+    }
+
     /// Takes a buffer of at least `len` bytes with one reference, from the smallest class that has one to spare for this
     /// purpose. `None`: none now, wait until [`Pool::freed`] changes.
     ///

@@ -108,5 +108,7 @@ pub(super) fn discard_command(fd: Fd, at: u64, len: u64) -> squeue::Entry {
 /// Writes up to `len` zeroes from a static page-aligned buffer.
 pub(super) fn write_zeroes(fd: Fd, at: u64, len: u64) -> squeue::Entry {
     let len = len.min(ZERO_BYTES as u64) as u32;
-    opcode::Write::new(fd, ZEROES.0.as_ptr(), len).offset(at).build()
+    opcode::Write::new(fd, ZEROES.0.as_ptr(), len)
+        .offset(at)
+        .build()
 }
