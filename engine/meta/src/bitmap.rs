@@ -3,7 +3,8 @@
 //! Each peer slot has one bit for every block of the device; set means out of sync. On disk the 32 bit words of all
 //! slots are interleaved: word `w` of slot `k` of `P` is word `w * P + k` from the bitmap's start, little endian.
 //! With one slot this is a plain little endian bit array. IO is in blocks of 4096 bytes from the bitmap's start.
-//! Bits beyond the end of the device are zero: encoding writes them so, decoding hides what is there.
+//! Bits beyond the end of the device are zero: encoding writes them so. Decoding hides what is there, as the driver of
+//! 8.4 leaves whatever its memory held in the rest of the last block.
 
 use std::ops::Range;
 

@@ -9,7 +9,7 @@ use crate::activity_log::{
 };
 use crate::create::{CreateParams, create_md, create_md_v08};
 
-const ROUNDS: usize = 2000;
+const ROUNDS: usize = 1000;
 /// Values at which decoders like to go wrong.
 const EDGES: [u32; 8] = [0, 1, 31, 32, 4096, i32::MAX as u32, 1 << 31, u32::MAX];
 

@@ -33,7 +33,7 @@ fn decode(image: &Image, layout: &Layout) -> SuperBlock {
 
 fn assert_same_bytes(found: &Image, expected: &Image, offset_bytes: u64, len: u64) {
     // Bitmaps of large meta data devices are compared at both ends.
-    let window = len.min(4 << 20);
+    let window = len.min(1 << 20);
     for offset in [offset_bytes, offset_bytes + len - window] {
         let window = usize::try_from(window).expect("a window");
         assert!(

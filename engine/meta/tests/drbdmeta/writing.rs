@@ -22,10 +22,8 @@ pub(crate) fn pattern(slot: u32, word_index: u64) -> u32 {
 /// What a slot of the pattern looks like in the dump: words of 64 bits, padded with zeros.
 fn pattern_words(geometry: &BitmapGeometry, slot: u32) -> Vec<u64> {
     let word = |index: u64| {
-        let in_device = (0..32)
-            .filter(|bit| index * 32 + bit < geometry.bits())
-            .fold(0, |mask, bit| mask | 1 << bit);
-        u64::from(pattern(slot, index) & in_device)
+        let bits_left = geometry.bits().saturating_sub(index * 32).min(32);
+        u64::from(pattern(slot, index)) & ((1 << bits_left) - 1)
     };
     (0..geometry.bits().div_ceil(64))
         .map(|index| word(2 * index) | word(2 * index + 1) << 32)
