@@ -1,0 +1,208 @@
+//! What a resource file says. Options that are left out have DRBD's defaults.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::units::{Address, Size};
+
+/// A resource as one node sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ResourceFile {
+    /// Its name, the same on all nodes.
+    pub name: String,
+    /// Options of the connections.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub net: Net,
+    /// Options of the local disks.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub disk: Disk,
+    /// All nodes of the resource, this one included.
+    #[serde(rename = "node")]
+    pub nodes: Vec<Peer>,
+    /// The volumes.
+    #[serde(rename = "volume")]
+    pub volumes: Vec<Volume>,
+}
+
+/// A node of the resource.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Peer {
+    /// Node id, 0 to 31.
+    pub id: u8,
+    /// Name, for people.
+    pub name: String,
+    /// Where it listens.
+    pub address: Address,
+}
+
+/// A volume and its backing device on this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Volume {
+    /// Volume number, the same on all nodes.
+    pub nr: u16,
+    /// Path of the backing device or file.
+    pub disk: PathBuf,
+    /// Usable size; a backing file that does not exist is made for it. Left out: all of the device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// Where the meta data lies.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub meta_disk: MetaDisk,
+}
+
+/// Place of a volume's meta data (`ondisk-metadata.md` section 4).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum MetaDisk {
+    /// At the end of the backing device: `"internal"`.
+    #[default]
+    Internal,
+    /// On a device or file of its own (flexible external).
+    External(PathBuf),
+}
+
+impl MetaDisk {
+    /// The path of an external meta-data device.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            MetaDisk::Internal => None,
+            MetaDisk::External(path) => Some(path),
+        }
+    }
+}
+
+impl Serialize for MetaDisk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            MetaDisk::Internal => serializer.serialize_str("internal"),
+            MetaDisk::External(path) => path.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MetaDisk {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Ok(if text == "internal" {
+            MetaDisk::Internal
+        } else {
+            MetaDisk::External(text.into())
+        })
+    }
+}
+
+/// Replication protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Protocol {
+    /// Asynchronous.
+    A,
+    /// Complete when the peer received it.
+    B,
+    /// Complete when the peer wrote it.
+    #[default]
+    C,
+}
+
+/// Digest of the peer authentication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// HMAC with SHA-1.
+    Sha1,
+    /// HMAC with SHA-256.
+    Sha256,
+}
+
+impl Algorithm {
+    /// The name on the wire and in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sha1 => "sha1",
+            Algorithm::Sha256 => "sha256",
+        }
+    }
+}
+
+/// `[net]`: options of all connections of the resource.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Net {
+    /// Replication protocol.
+    pub protocol: Protocol,
+    /// Authenticate peers with the secret of `secret-file`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cram_hmac_alg: Option<Algorithm>,
+    /// File with the shared secret, relative to the directory of the resource file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_file: Option<PathBuf>,
+    /// Idle time after which a peer is pinged.
+    pub ping_int_ms: u64,
+    /// Time a peer has to answer a ping.
+    pub ping_timeout_ms: u64,
+    /// A peer that makes no progress for `ko-count` times this is given up.
+    pub timeout_ms: u64,
+    /// See `timeout_ms`; 0: never.
+    pub ko_count: u32,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        Net {
+            protocol: Protocol::C,
+            cram_hmac_alg: None,
+            secret_file: None,
+            ping_int_ms: 10_000,
+            ping_timeout_ms: 500,
+            timeout_ms: 6_000,
+            ko_count: 7,
+        }
+    }
+}
+
+/// `[disk]`: options of the local disks of the resource.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Disk {
+    /// Slots of the activity log.
+    pub al_extents: u16,
+    /// Flush the backing device at epoch ends. Off only for devices without a volatile write cache.
+    pub disk_flushes: bool,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Disk {
+            al_extents: 6433,
+            disk_flushes: true,
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+impl ResourceFile {
+    /// The text form.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a resource file has only strings, numbers and tables")
+    }
+
+    /// The entry of a node.
+    pub fn node(&self, id: u8) -> Option<&Peer> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// All nodes but this one.
+    pub fn peers(&self, own: u8) -> impl Iterator<Item = &Peer> {
+        self.nodes.iter().filter(move |node| node.id != own)
+    }
+
+    /// The entry of a volume.
+    pub fn volume(&self, nr: u16) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| volume.nr == nr)
+    }
+}

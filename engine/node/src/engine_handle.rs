@@ -1,0 +1,92 @@
+//! The seam between control plane and data path: what the control plane asks of an engine.
+//!
+//! [`Engine`] is implemented over shards by [`ShardEngine`], and in memory by `fake` for tests of the control plane. Its
+//! methods may block for the time of a two-phase commit; they are called from client threads only.
+
+mod convert;
+mod links;
+mod shards;
+
+use std::time::Duration;
+
+pub use shards::{ShardEngine, ShardOptions};
+
+use crate::api::{Failure, ResourceStatus, Secret};
+use crate::config::ResourceFile;
+
+/// A command to a resource that is up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Open the backing device and bring the volume up.
+    Attach {
+        /// Volume.
+        volume: u16,
+    },
+    /// Give the backing device up.
+    Detach {
+        /// Volume.
+        volume: u16,
+        /// Do not ask the cluster.
+        force: bool,
+    },
+    /// Begin to connect; does not wait until it is connected.
+    Connect {
+        /// Node id of the peer.
+        peer: u8,
+        /// Throw away what only this node has.
+        discard_my_data: bool,
+    },
+    /// Disconnect.
+    Disconnect {
+        /// Node id of the peer.
+        peer: u8,
+        /// Do not ask the cluster.
+        force: bool,
+    },
+    /// Become Primary.
+    Promote {
+        /// Accept data that is not known to be UpToDate.
+        force: bool,
+    },
+    /// Become Secondary.
+    Demote,
+    /// Throw away the data of a volume and resync it.
+    Invalidate {
+        /// Volume.
+        volume: u16,
+    },
+}
+
+/// A data path.
+pub trait Engine: Send + Sync {
+    /// Adds a resource: Secondary, volumes Diskless, connections StandAlone.
+    ///
+    /// # Errors
+    /// It is there already, or a limit is reached.
+    fn start(&self, resource: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure>;
+
+    /// Demotes, disconnects, detaches and removes a resource. Refused while a front end has a volume open, unless
+    /// `grace` is given: then front ends are closed first, and what is not done after that time is forced.
+    ///
+    /// # Errors
+    /// The refusal; the resource is then still there.
+    fn stop(&self, name: &str, grace: Option<Duration>) -> Result<(), Failure>;
+
+    /// Carries out a command and waits for its end.
+    ///
+    /// # Errors
+    /// The refusal, with DRBD's code.
+    fn command(&self, name: &str, command: Command) -> Result<(), Failure>;
+
+    /// New options for the connections of a resource, in force from the next connect.
+    ///
+    /// # Errors
+    /// There is no such resource.
+    fn set_net(&self, resource: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure>;
+
+    /// Snapshot of a resource.
+    ///
+    /// # Errors
+    /// There is no such resource.
+    fn status(&self, name: &str) -> Result<ResourceStatus, Failure>;
+}

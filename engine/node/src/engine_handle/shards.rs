@@ -1,0 +1,419 @@
+//! The engine of production: shards, the connector, and NBD listeners.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tracing::{error, info, warn};
+use zea_core::config::ResourceConfig;
+use zea_core::event::{Event as CoreEvent, Severity};
+use zea_core::io::{AdminError, Command as CoreCommand};
+use zea_shard::{
+    BackingPaths, EventStream, ExportDirectory, LinkMaker, OpenError, Pending, ResourceEvent,
+    ResourceId, Shard, ShardConfig, ShardError, ShardHandle, shard_for,
+};
+use zea_tcp::ConnectorError;
+use zea_wire::ids::{NodeId, VolumeNr};
+
+use super::convert::{self, Around};
+use super::links::Links;
+use super::{Command, Engine};
+use crate::api::{Event, EventAction, Failure, ResourceStatus, Secret};
+use crate::config::ResourceFile;
+use crate::hub::Hub;
+use crate::meta_device::placement;
+
+/// Longest wait for the core's answer: less than a client waits for ours.
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long an attach waits for a device that is in use: a daemon that was killed may have I/O in the kernel that ends
+/// after it (design.md section 3).
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often it looks.
+const LOCK_TICK: Duration = Duration::from_millis(50);
+/// How long a resource that is down may need for the last words of its links.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Events of a shard that wait to be handed out.
+const EVENT_QUEUE: usize = 4096;
+/// How often the thread that hands events out looks whether it is to end.
+const EVENT_TICK: Duration = Duration::from_millis(250);
+
+/// What a [`ShardEngine`] is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct ShardOptions {
+    /// This node.
+    pub node_id: u8,
+    /// Number of shards, 1 or more.
+    pub shards: u16,
+}
+
+/// See the module.
+pub struct ShardEngine {
+    own: u8,
+    shards: Vec<ShardHandle>,
+    links: Arc<Links>,
+    exports: ExportDirectory,
+    running: Arc<Mutex<Running>>,
+    stopping: Arc<AtomicBool>,
+}
+
+/// The resources that are up, by name.
+type Running = BTreeMap<String, Arc<Resource>>;
+
+struct Resource {
+    id: ResourceId,
+    shard: ShardHandle,
+    file: Mutex<ResourceFile>,
+}
+
+impl std::fmt::Debug for ShardEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShardEngine")
+            .field("shards", &self.shards)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ShardEngine {
+    /// Starts shards and connector. Events go to the hub; the index of a shard that ends by itself goes to `ended`.
+    ///
+    /// # Errors
+    /// A thread or a ring is not to be had.
+    pub fn start(
+        options: ShardOptions,
+        hub: &Arc<Hub>,
+        ended: &Sender<u16>,
+    ) -> Result<Arc<ShardEngine>> {
+        let links = Links::start().context("cannot start the connector")?;
+        let exports = ExportDirectory::new();
+        let running = Arc::new(Mutex::new(Running::new()));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut shards = Vec::new();
+        for index in 0..options.shards {
+            let maker = Arc::clone(&links) as Arc<dyn LinkMaker>;
+            let shard = Shard::spawn(ShardConfig::new(index, maker, exports.clone()))
+                .with_context(|| format!("cannot start shard {index}"))?;
+            let pump = EventPump {
+                index,
+                stream: shard.subscribe(EVENT_QUEUE)?,
+                hub: Arc::clone(hub),
+                running: Arc::clone(&running),
+                stopping: Arc::clone(&stopping),
+                ended: ended.clone(),
+            };
+            thread::Builder::new()
+                .name(format!("events-{index}"))
+                .spawn(move || pump.run())
+                .context("cannot start a thread for events")?;
+            shards.push(shard);
+        }
+        Ok(Arc::new(ShardEngine {
+            own: options.node_id,
+            shards,
+            links,
+            exports,
+            running,
+            stopping,
+        }))
+    }
+
+    /// Serves NBD clients of a listening socket.
+    ///
+    /// # Errors
+    /// The shard does not take it.
+    pub fn listen_nbd(&self, listener: impl Into<OwnedFd>) -> Result<()> {
+        // Whichever shard accepts, a connection moves to the shard of its export.
+        Ok(self.shards[0].listen_nbd(listener)?)
+    }
+
+    /// Ends the shards. What is still up ends as in a crash.
+    pub fn shut_down(&self) {
+        self.stopping.store(true, Ordering::Release);
+        for shard in &self.shards {
+            if let Err(error) = shard.stop() {
+                warn!("shard {}: {error}", shard.index());
+            }
+        }
+    }
+
+    fn resource(&self, name: &str) -> Result<Arc<Resource>, Failure> {
+        lock(&self.running)
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Failure::failed(format!("{name} is not up")))
+    }
+
+    /// Builds the resource up in its shard.
+    fn build(
+        &self,
+        resource: &Resource,
+        file: &ResourceFile,
+        secret: Option<&Secret>,
+    ) -> Result<(), Failure> {
+        let Resource { id, shard, .. } = resource;
+        shard
+            .add_resource(*id, ResourceConfig::new(&file.name, NodeId(self.own)))
+            .map_err(|e| convert::shard_failure(&e))?;
+        let volumes = file
+            .volumes
+            .iter()
+            .map(|volume| CoreCommand::AddVolume(convert::volume_config(file, volume)));
+        let peers = file
+            .peers(self.own)
+            .map(|peer| CoreCommand::AddPeer(convert::peer_config(file, secret, peer)));
+        for command in volumes.chain(peers) {
+            ask(shard.admin(*id, command))?;
+        }
+        for volume in &file.volumes {
+            let export = format!("{}/{}", file.name, volume.nr);
+            shard
+                .add_export(*id, VolumeNr(volume.nr), export)
+                .map_err(|e| convert::shard_failure(&e))?;
+        }
+        Ok(())
+    }
+
+    fn attach(&self, resource: &Resource, volume: u16) -> Result<(), Failure> {
+        let paths = {
+            let file = lock(&resource.file);
+            let volume = file
+                .volume(volume)
+                .ok_or_else(|| Failure::failed(format!("there is no volume {volume}")))?;
+            BackingPaths {
+                data: volume.disk.clone(),
+                meta: volume.meta_disk.path().map(ToOwned::to_owned),
+                placement: placement(volume),
+            }
+        };
+        let end = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            match resource
+                .shard
+                .open_backing(resource.id, VolumeNr(volume), &paths)
+            {
+                Err(ShardError::Open(OpenError::InUse { .. })) if Instant::now() < end => {
+                    thread::sleep(LOCK_TICK)
+                }
+                answer => return ask(answer),
+            }
+        }
+    }
+
+    /// Waits until nothing of a resource that is down is left in the shard, and removes it there.
+    fn dismantle(&self, name: &str, resource: &Resource) -> Result<(), Failure> {
+        let end = Instant::now() + REMOVE_TIMEOUT;
+        loop {
+            match resource.shard.remove_resource(resource.id) {
+                Err(ShardError::InUse(_)) if Instant::now() < end => thread::sleep(LOCK_TICK),
+                Ok(()) | Err(ShardError::NoResource) => break,
+                Err(error) => return Err(convert::shard_failure(&error)),
+            }
+        }
+        self.links.remove(resource.id);
+        lock(&self.running).remove(name);
+        Ok(())
+    }
+}
+
+/// Waits for a core's answer.
+fn ask(pending: Result<Pending<Result<(), AdminError>>, ShardError>) -> Result<(), Failure> {
+    wait(pending, ADMIN_TIMEOUT)
+}
+
+fn wait(
+    pending: Result<Pending<Result<(), AdminError>>, ShardError>,
+    timeout: Duration,
+) -> Result<(), Failure> {
+    let answer = pending
+        .and_then(|pending| pending.wait_for(timeout))
+        .map_err(|error| convert::shard_failure(&error))?;
+    match answer {
+        Some(answer) => answer.map_err(|error| convert::admin_failure(&error)),
+        None => Err(Failure::timeout(format!(
+            "not done after {} s, and still under way",
+            timeout.as_secs()
+        ))),
+    }
+}
+
+impl Engine for ShardEngine {
+    fn start(&self, file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
+        let own = file
+            .node(self.own)
+            .expect("checked: this node is one of the resource's");
+        let shard = self.shards[shard_for(&file.name, self.shards.len())].clone();
+        let resource = Arc::new(Resource {
+            id: ResourceId::next(),
+            shard,
+            file: Mutex::new(file.clone()),
+        });
+        {
+            let mut running = lock(&self.running);
+            if running.contains_key(&file.name) {
+                return Err(Failure::refused(0, "it is up already"));
+            }
+            running.insert(file.name.clone(), Arc::clone(&resource));
+        }
+        let paths: Vec<_> = file
+            .peers(self.own)
+            .map(|peer| (peer.id, convert::path(file, own, peer)))
+            .collect();
+        let added = self
+            .links
+            .add(resource.id, &resource.shard, &paths)
+            .map_err(|error| connector_failure(&error));
+        let built = added.and_then(|()| self.build(&resource, file, secret));
+        built.inspect_err(|_| {
+            if let Err(failure) = self.dismantle(&file.name, &resource) {
+                warn!("{}: {failure}", file.name);
+            }
+        })
+    }
+
+    fn stop(&self, name: &str, grace: Option<Duration>) -> Result<(), Failure> {
+        let resource = self.resource(name)?;
+        let mut timeout = ADMIN_TIMEOUT;
+        if let Some(grace) = grace {
+            let begin = Instant::now();
+            let closed = resource
+                .shard
+                .close_exports(resource.id)
+                .and_then(|pending| pending.wait_for(grace / 2));
+            if !matches!(closed, Ok(Some(()))) {
+                warn!("{name}: NBD clients did not go in time");
+            }
+            timeout = grace.saturating_sub(begin.elapsed());
+        }
+        wait(
+            resource.shard.admin(resource.id, CoreCommand::Down),
+            timeout,
+        )?;
+        self.dismantle(name, &resource)
+    }
+
+    fn command(&self, name: &str, command: Command) -> Result<(), Failure> {
+        let resource = self.resource(name)?;
+        match (convert::command(&command), command) {
+            (Some(command), _) => ask(resource.shard.admin(resource.id, command)),
+            (None, Command::Attach { volume }) => self.attach(&resource, volume),
+            (None, other) => unreachable!("{other:?} is a command of the core"),
+        }
+    }
+
+    fn set_net(&self, file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
+        let resource = self.resource(&file.name)?;
+        let own = file
+            .node(self.own)
+            .expect("checked: this node is one of the resource's");
+        for peer in file.peers(self.own) {
+            let path = convert::path(file, own, peer);
+            self.links
+                .set(resource.id, peer.id, &path)
+                .map_err(|error| connector_failure(&error))?;
+            let net = convert::net_options(file, secret);
+            ask(resource.shard.admin(
+                resource.id,
+                CoreCommand::SetNetOptions {
+                    peer: NodeId(peer.id),
+                    net,
+                },
+            ))?;
+        }
+        *lock(&resource.file) = file.clone();
+        Ok(())
+    }
+
+    fn status(&self, name: &str) -> Result<ResourceStatus, Failure> {
+        let resource = self.resource(name)?;
+        let status = resource
+            .shard
+            .status(resource.id)
+            .map_err(|error| convert::shard_failure(&error))?
+            .status;
+        let file = lock(&resource.file).clone();
+        let around = Around {
+            file: &file,
+            own: self.own,
+            open_count: &|volume| self.exports.open_count(resource.id, Some(VolumeNr(volume))),
+            link_error: &|peer| self.links.error(resource.id, peer),
+        };
+        Ok(convert::status(&status, &around))
+    }
+}
+
+fn connector_failure(error: &ConnectorError) -> Failure {
+    match error {
+        // DRBD's protocol has no resource name at its beginning: address and port have to say which one it is.
+        ConnectorError::Ambiguous { own, .. } => Failure::refused(
+            0,
+            format!(
+                "another resource has {own} towards the same host: give every resource a port of its own"
+            ),
+        ),
+        other => Failure::failed(other.to_string()),
+    }
+}
+
+/// The thread that hands a shard's events to the hub and the log.
+struct EventPump {
+    index: u16,
+    stream: EventStream,
+    hub: Arc<Hub>,
+    running: Arc<Mutex<Running>>,
+    stopping: Arc<AtomicBool>,
+    ended: Sender<u16>,
+}
+
+impl EventPump {
+    fn run(self) {
+        loop {
+            match self.stream.next(EVENT_TICK) {
+                Ok(Some(event)) => self.hand_out(&event),
+                Ok(None) => {}
+                Err(_) => break,
+            }
+            let lost = self.stream.take_lost();
+            if lost > 0 {
+                self.hub.publish(&Event::skipped(lost));
+            }
+        }
+        if !self.stopping.load(Ordering::Acquire) {
+            error!("shard {} has ended", self.index);
+            // Nobody listens only where the process ends anyway.
+            self.ended.send(self.index).ok();
+        }
+    }
+
+    fn hand_out(&self, event: &ResourceEvent) {
+        let name = &event.name;
+        if let CoreEvent::Notice { severity, text } = &event.event {
+            match severity {
+                Severity::Info => info!("{name}: {text}"),
+                Severity::Warning => warn!("{name}: {text}"),
+                Severity::Error => error!("{name}: {text}"),
+            }
+        }
+        let action = if matches!(event.event, CoreEvent::Notice { .. }) {
+            EventAction::Notice
+        } else {
+            EventAction::Change
+        };
+        let resource = lock(&self.running).get(&**name).cloned();
+        let file = resource.as_ref().map(|resource| lock(&resource.file));
+        let body = convert::event(&event.event, file.as_deref());
+        drop(file);
+        self.hub.publish(&Event {
+            action,
+            name: name.to_string(),
+            body,
+        });
+    }
+}
