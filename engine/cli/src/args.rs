@@ -1,0 +1,395 @@
+//! The arguments of `zea`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::create::{NodeArg, VolumeArg};
+use crate::exit;
+
+const ABOUT: &str = "Administers the replicated volumes of a Zea node";
+
+const LONG_ABOUT: &str = "Administers the replicated volumes of a Zea node.
+
+A resource is a set of volumes that is replicated between nodes as one. On each of its nodes a daemon, zead, holds one \
+copy. One node at a time is Primary: applications use the volumes there, through NBD. The others are Secondary and \
+follow. zea tells the daemon of this node what to do, and shows what it sees.";
+
+const EXAMPLES: &str = "Examples:
+  On each of two nodes, make a volume of 256 MiB (the paths may differ):
+    zea resource create r0 --node 0=alpha@10.0.0.1:7789 --node 1=bravo@10.0.0.2:7789 \\
+        --volume 0=/var/lib/zea/r0.img,size=256M
+  On one of them, once, declare its (empty) contents the valid ones, and wait for the copy:
+    zea promote r0 --force
+    zea wait r0 --for synced --timeout 600
+  Use it there:
+    zea status r0 --verbose            shows the NBD address
+  Move it to the other node:
+    zea demote r0                      on the first
+    zea promote r0                     on the second";
+
+/// `zea`.
+#[derive(Debug, Parser)]
+#[command(name = "zea", version, about = ABOUT, long_about = LONG_ABOUT)]
+#[command(after_help = exit::TABLE, after_long_help = format!("{EXAMPLES}\n\n{}", exit::TABLE))]
+#[command(
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Args {
+    /// Control socket of the daemon: control.sock in its state directory
+    #[arg(
+        long,
+        global = true,
+        env = "ZEA_SOCKET",
+        default_value = "/var/lib/zea/control.sock",
+        value_name = "PATH"
+    )]
+    pub socket: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create, delete and list resources
+    #[command(subcommand)]
+    Resource(Resource),
+    /// Create the resource of a resource file, or change the one of that name
+    ///
+    /// While a resource is up only its [net] options can change; they are in force from the next connect. Everything
+    /// else changes while it is down.
+    #[command(after_help = "Example:\n  zea apply /etc/zea/r0.toml")]
+    Apply {
+        /// Resource file (docs/reference/resource-file.md)
+        file: PathBuf,
+        /// Overwrite what is found on a device that gets new meta data
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show the state of one resource or of all
+    #[command(
+        after_help = "Examples:\n  zea status\n  zea status r0 --verbose\n  zea status --json | jq '.[].role'"
+    )]
+    Status {
+        /// Resource; all if left out
+        name: Option<String>,
+        /// In the shape of `drbdsetup status --json`, with Zea's own keys
+        #[arg(long)]
+        json: bool,
+        /// Show it again every second until interrupted
+        #[arg(long)]
+        watch: bool,
+        /// Also NBD addresses, backing devices, UUIDs and counters
+        #[arg(long, short, conflicts_with = "json")]
+        verbose: bool,
+    },
+    /// Make this node Primary: its volumes can be used here
+    #[command(after_help = "Examples:
+  zea promote r0
+  zea promote r0 --force    the first time, or when the UpToDate copy is lost: what is here becomes the truth")]
+    Promote {
+        /// Resource
+        name: String,
+        /// Accept data here that is not known to be UpToDate
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make this node Secondary; refused while somebody has a volume open
+    Demote {
+        /// Resource
+        name: String,
+    },
+    /// Connect to one peer, or to all
+    #[command(
+        after_help = "Example, after a split brain, on the node whose changes are to go:\n  zea connect r0 bravo --discard-my-data"
+    )]
+    Connect {
+        /// Resource
+        name: String,
+        /// Peer, by name or node id; all if left out
+        peer: Option<String>,
+        /// After a split brain: throw away the changes that only this node has
+        #[arg(long)]
+        discard_my_data: bool,
+    },
+    /// Disconnect from one peer, or from all, until `zea connect`
+    Disconnect {
+        /// Resource
+        name: String,
+        /// Peer, by name or node id; all if left out
+        peer: Option<String>,
+        /// Do not ask the cluster
+        #[arg(long)]
+        force: bool,
+    },
+    /// Attach the backing device of one volume, or of all
+    Attach {
+        /// Resource
+        name: String,
+        /// Volume number; all if left out
+        volume: Option<u16>,
+    },
+    /// Detach the backing device of one volume, or of all, until `zea attach`
+    Detach {
+        /// Resource
+        name: String,
+        /// Volume number; all if left out
+        volume: Option<u16>,
+        /// Do not ask the cluster, do not wait for the device
+        #[arg(long)]
+        force: bool,
+    },
+    /// Throw away this node's copy of a volume and fetch all of it from a peer
+    Invalidate {
+        /// Resource
+        name: String,
+        /// Volume number
+        volume: u16,
+    },
+    /// Show the present state and then every change, until interrupted
+    Events {
+        /// Resource; all if left out
+        name: Option<String>,
+        /// One JSON object per line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Wait until a resource is in a state
+    #[command(after_help = "Example:\n  zea wait r0 --for synced --timeout 600")]
+    Wait {
+        /// Resource
+        name: String,
+        /// What to wait for
+        #[arg(long = "for", value_enum)]
+        goal: Goal,
+        /// Seconds after which to give up, with exit code 5
+        #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=604_800))]
+        timeout: u64,
+    },
+    /// Start a resource: attach its volumes and connect to its peers
+    Up {
+        /// Resource
+        name: String,
+    },
+    /// Stop a resource: demote, disconnect, detach. It stays down until `zea up`
+    Down {
+        /// Resource
+        name: String,
+    },
+    /// Show the versions of zea and of the daemon
+    Version,
+}
+
+/// `zea resource …`.
+#[derive(Debug, Subcommand)]
+pub enum Resource {
+    /// Create a resource on this node, with meta data where there is none, and start it
+    ///
+    /// Run it on every node of the resource, with the same name, nodes and volume numbers. A device that holds
+    /// something already is refused unless --force is given.
+    #[command(after_help = "Example:
+  zea resource create r0 --node 0=alpha@10.0.0.1:7789 --node 1=bravo@10.0.0.2:7789 \\
+      --volume 0=/dev/vg/r0 --volume 1=/var/lib/zea/r0.1.img,size=10G")]
+    Create(Box<Create>),
+    /// Forget a resource; refused while it is Primary or somebody has a volume open
+    Delete {
+        /// Resource
+        name: String,
+        /// Also remove the meta data from its devices
+        #[arg(long)]
+        wipe_metadata: bool,
+    },
+    /// List the resources that are configured on this node
+    List,
+}
+
+/// `zea resource create`.
+#[derive(Debug, clap::Args)]
+pub struct Create {
+    /// Resource
+    pub name: String,
+    /// A node of the resource, this one included; once per node
+    #[arg(long = "node", required = true, value_name = "ID=NAME@ADDRESS:PORT")]
+    pub nodes: Vec<NodeArg>,
+    /// A volume and its backing device on this node; once per volume. With size, a file that does not exist is made for it
+    #[arg(
+        long = "volume",
+        required = true,
+        value_name = "NR=PATH[,size=SIZE][,meta=PATH]"
+    )]
+    pub volumes: Vec<VolumeArg>,
+    /// When a write is complete: A sent, B received by the peers, C written by the peers
+    #[arg(long, default_value = "C", ignore_case = true, value_enum)]
+    pub protocol: Protocol,
+    /// Authenticate peers with the secret of --secret-file
+    #[arg(long, requires = "secret_file", value_enum)]
+    pub cram_hmac_alg: Option<Algorithm>,
+    /// File with the secret that all nodes share
+    #[arg(long, requires = "cram_hmac_alg", value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// Flush backing devices; no only where they have no volatile write cache
+    #[arg(long, default_value = "yes", value_enum)]
+    pub disk_flushes: YesNo,
+    /// Slots of the activity log
+    #[arg(long, value_name = "N")]
+    pub al_extents: Option<u16>,
+    /// Overwrite what is found on a device that gets new meta data
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Replication protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "UPPER")]
+pub enum Protocol {
+    /// Sent.
+    A,
+    /// Received by the peers.
+    B,
+    /// Written by the peers.
+    C,
+}
+
+/// Digest of the peer authentication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Algorithm {
+    /// SHA-1.
+    Sha1,
+    /// SHA-256.
+    Sha256,
+}
+
+/// A switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum YesNo {
+    /// On.
+    Yes,
+    /// Off.
+    No,
+}
+
+/// What `zea wait` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Goal {
+    /// All volumes of this node are UpToDate
+    Uptodate,
+    /// All peers are connected
+    Connected,
+    /// All volumes are UpToDate here and on all peers, and nothing is out of sync
+    Synced,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    const CREATE: [&str; 9] = [
+        "zea",
+        "resource",
+        "create",
+        "r0",
+        "--node",
+        "0=alpha@127.0.0.1:7789",
+        "--volume",
+        "0=/dev/vg/r0,size=1G",
+        "--force",
+    ];
+
+    #[test]
+    fn cli_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn cli_reads_a_create_line() {
+        let args = Args::try_parse_from(CREATE).unwrap();
+        let Command::Resource(Resource::Create(create)) = args.command else {
+            panic!("{args:?}")
+        };
+        assert_eq!(
+            (create.nodes.len(), create.volumes.len(), create.force),
+            (1, 1, true)
+        );
+        assert_eq!(
+            (create.protocol, create.disk_flushes),
+            (Protocol::C, YesNo::Yes)
+        );
+    }
+
+    #[test]
+    fn cli_refuses_wrong_lines_with_usage() {
+        let with =
+            |more: &[&'static str]| -> Vec<&str> { CREATE.iter().chain(more).copied().collect() };
+        for line in [
+            vec!["zea", "status", "--json", "--verbose"],
+            vec!["zea", "promote"],
+            vec!["zea", "demote", "r0", "--force"],
+            vec!["zea", "invalidate", "r0"],
+            vec!["zea", "attach", "r0", "65536"],
+            vec!["zea", "wait", "r0"],
+            vec!["zea", "wait", "r0", "--for", "ever"],
+            vec!["zea", "wait", "r0", "--for", "synced", "--timeout", "-1"],
+            vec!["zea", "reboot"],
+            with(&["--protocol", "D"]),
+            with(&["--cram-hmac-alg", "sha256"]),
+            with(&["--secret-file", "f"]),
+            with(&["--node", "alpha"]),
+            with(&["--volume", "0"]),
+            with(&["--disk-flushes", "maybe"]),
+        ] {
+            let error = Args::try_parse_from(&line).unwrap_err();
+            assert_eq!(error.exit_code(), i32::from(exit::USAGE), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn cli_help_tells_exit_codes_and_examples() {
+        let help = Args::command().render_long_help().to_string();
+        for text in [
+            "Examples:",
+            "zea promote r0 --force",
+            "Exit codes:",
+            "4  the daemon cannot be reached",
+        ] {
+            assert!(help.contains(text), "{text} in {help}");
+        }
+    }
+
+    #[test]
+    fn cli_reference_page_has_every_command_and_option() {
+        let page = include_str!("../../../docs/reference/zea.md");
+        let mut todo = vec![(String::from("zea"), Args::command())];
+        while let Some((path, command)) = todo.pop() {
+            for argument in command.get_arguments().filter_map(clap::Arg::get_long) {
+                assert!(
+                    page.contains(&format!("--{argument}")),
+                    "--{argument} of {path} is not on the page"
+                );
+            }
+            for sub in command.get_subcommands() {
+                let path = format!("{path} {}", sub.get_name());
+                assert!(
+                    sub.has_subcommands() || page.contains(&path),
+                    "{path} is not on the page"
+                );
+                todo.push((path, sub.clone()));
+            }
+        }
+        for (code, text) in exit::TABLE
+            .lines()
+            .skip(1)
+            .map(|line| line.trim().split_once("  ").unwrap())
+        {
+            assert!(
+                page.contains(&format!("| {code} | {text}")),
+                "exit code {code} is not on the page"
+            );
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! `zea`, the command line. Everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    zea_cli::main()
+}
