@@ -14,6 +14,8 @@ use crate::world::{World, node_id};
 pub struct Checks {
     /// Pairs of replicas that see each other as connected and UpToDate.
     in_sync: BTreeSet<(NodeIx, NodeIx, VolumeNr)>,
+    /// A scenario sets nodes up so that they cannot agree; else a protocol error is a bug of one of them.
+    pub protocol_errors_expected: bool,
     /// Resyncs that ended, by target and volume.
     pub resyncs: BTreeMap<(NodeIx, VolumeNr), u32>,
 }

@@ -685,6 +685,9 @@ impl World {
 
     fn note_event(&mut self, ix: NodeIx, event: zea_core::event::Event) {
         if let zea_core::event::Event::Notice { text, .. } = event {
+            if text.contains("ProtocolError") && !self.checks.protocol_errors_expected {
+                self.fail(&format!("node {ix} accuses its peer, which runs the same code: {text}"));
+            }
             let notices = &mut self.nodes[ix].notices;
             if notices.len() == 64 {
                 notices.pop_front();

@@ -169,6 +169,7 @@ fn net(change: impl FnOnce(&mut NetOptions)) -> NetOptions {
 /// Node 1 has other options than node 0; the nodes do not connect and both say why.
 fn refused_with(zero: NetOptions, one: NetOptions) -> World {
     let mut w = Cluster::new(2).build();
+    w.checks.protocol_errors_expected = true;
     w.nodes[0].saved.peers[0].net = zero;
     w.nodes[1].saved.peers[0].net = one;
     w.start(0);
@@ -224,6 +225,7 @@ fn sim_protocols_have_to_match() {
 #[test]
 fn sim_a_wrong_node_id_is_refused() {
     let mut w = Cluster::new(3).build();
+    w.checks.protocol_errors_expected = true;
     // Node 1 believes to be node 2.
     w.nodes[1].saved.resource.node_id = node_id(2);
     w.nodes[1].saved.peers.retain(|p| p.node_id == node_id(0));

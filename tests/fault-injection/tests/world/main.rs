@@ -1,6 +1,5 @@
 //! The world and its checkers, tried on a simple core: a sound one passes, each broken one is caught.
 
-#[path = "common/mirror.rs"]
 mod mirror;
 
 use mirror::{Mutation, mirror};

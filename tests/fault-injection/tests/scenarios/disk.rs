@@ -5,7 +5,7 @@ use zea_sim::disk::DiskFaults;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::workload::{Mix, Workload};
 use zea_sim::world::World;
-use zea_wire::state::DiskState;
+use zea_wire::state::{ConnState, DiskState};
 
 const WRITES: DiskFaults = DiskFaults {
     reads: false,
@@ -128,7 +128,7 @@ fn sim_a_full_last_disk_makes_writes_wait_and_then_fail() {
     let mut w = cluster.synced();
     w.write_ok(0, 0, 8);
     w.crash(1, zea_sim::faults::Crash::Process);
-    w.expect("node 0 is alone", |w| !w.is_connected(0, 1));
+    w.expect("node 0 is alone", |w| w.conn(0, 1) != ConnState::Connected);
     w.set_disk_faults(0, V0, FULL);
     let begin = w.now;
     let failed = w.write(0, 8, 8);
@@ -174,7 +174,7 @@ fn sim_the_last_disk_fails_and_requests_fail() {
     let mut w = Cluster::new(2).synced();
     w.write_ok(0, 0, 8);
     w.crash(1, zea_sim::faults::Crash::Process);
-    w.expect("node 0 is alone", |w| !w.is_connected(0, 1));
+    w.expect("node 0 is alone", |w| w.conn(0, 1) != ConnState::Connected);
     w.set_disk_faults(0, V0, DiskFaults::DEAD);
     let write = w.write(0, 8, 8);
     assert_eq!(w.wait(write), Err(IoError::Io));

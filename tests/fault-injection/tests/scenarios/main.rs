@@ -1,0 +1,7 @@
+//! Explicit scenarios on clusters of real cores. Each runs in virtual time, so minutes of it take milliseconds.
+
+mod connect;
+mod crash;
+mod disk;
+mod resync;
+mod writes;
