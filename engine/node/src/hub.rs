@@ -40,11 +40,9 @@ impl Hub {
     pub fn publish(&self, event: &Event) {
         let mut listeners = self.listeners.lock().expect("no listener panics");
         listeners.retain(|listener| {
-            if listener
-                .only
-                .as_ref()
-                .is_some_and(|only| *only != event.name)
-            {
+            // What concerns no resource (events are missing) concerns everybody.
+            let other = |only: &String| *only != event.name && !event.name.is_empty();
+            if listener.only.as_ref().is_some_and(other) {
                 return true;
             }
             match listener.queue.try_send(event.clone()) {
@@ -110,6 +108,8 @@ mod tests {
         assert_eq!(one.next(Duration::ZERO), Some(event("r1")));
         assert_eq!(one.next(Duration::ZERO), None);
         assert_eq!(all.next(Duration::ZERO), Some(event("r0")));
+        hub.publish(&Event::skipped(7));
+        assert_eq!(one.next(Duration::ZERO), Some(Event::skipped(7)));
     }
 
     #[test]

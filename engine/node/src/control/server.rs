@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::line::{Line, read_line};
 use crate::api::{Event, Failure, MAX_REQUEST_BYTES, Reply, Request};
@@ -230,7 +230,10 @@ fn answer(text: &[u8], stream: &mut UnixStream, seat: &Seat) -> io::Result<()> {
     }
     let reply = match seat.shared.node.handle(request) {
         Ok(value) => Reply::Ok(value),
-        Err(failure) => Reply::Error(failure),
+        Err(failure) => {
+            info!("refused or failed: {failure}");
+            Reply::Error(failure)
+        }
     };
     write_reply(stream, &reply)
 }

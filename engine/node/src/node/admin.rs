@@ -9,6 +9,8 @@ use crate::store::{Intent, Saved};
 
 /// DRBD's code and text for a demotion while somebody has a volume open.
 const SS_DEVICE_IN_USE: i32 = -12;
+/// DRBD's code for disconnecting what is not connected.
+const SS_ALREADY_STANDALONE: i32 = -9;
 
 impl Node {
     pub(super) fn promote(&self, name: &str, force: bool) -> Result<Done, Failure> {
@@ -60,10 +62,14 @@ impl Node {
         let resource = self.running(name)?;
         let _admin = lock(&resource.admin);
         for peer in self.peers(&resource.saved(), peer)? {
-            let command = Command::Disconnect { peer, force };
-            self.engine
-                .command(name, command)
-                .map_err(|failure| failure.about(name))?;
+            match self
+                .engine
+                .command(name, Command::Disconnect { peer, force })
+            {
+                // What is wanted is so already; that it is to stay so is new.
+                Err(failure) if failure.code == SS_ALREADY_STANDALONE => {}
+                done => done.map_err(|failure| failure.about(name))?,
+            }
             self.intend(&resource, |intent| {
                 intent.disconnected.insert(peer);
             })?;
@@ -74,7 +80,21 @@ impl Node {
     pub(super) fn attach(&self, name: &str, volume: Option<u16>) -> Result<Done, Failure> {
         let resource = self.running(name)?;
         let _admin = lock(&resource.admin);
-        for volume in volumes(&resource.saved(), volume)? {
+        let status = self
+            .engine
+            .status(name)
+            .map_err(|failure| failure.about(name))?;
+        let attached = |nr: u16| {
+            status
+                .devices
+                .iter()
+                .any(|device| device.volume == nr && device.disk_state != "Diskless")
+        };
+        for nr in volumes(&resource.saved(), volume)? {
+            if volume.is_none() && attached(nr) {
+                continue;
+            }
+            let volume = nr;
             let about = format!("{name}/{volume}");
             self.engine
                 .command(name, Command::Attach { volume })
