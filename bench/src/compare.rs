@@ -74,7 +74,10 @@ pub fn run(options: &CompareOptions) -> Result<()> {
     }
     let load_after = first_line(Path::new("/proc/loadavg"))?;
     println!("load average afterwards {load_after}");
-    println!("\n{}\n\n{}", median_table(&rows), ratio_table(&rows));
+    println!("\n{}", median_table(&rows));
+    if bench.systems.len() > 1 {
+        println!("\n{}", ratio_table(&rows));
+    }
     if let Some(path) = &options.json {
         let results = Results {
             machine: &machine,
@@ -190,7 +193,11 @@ impl<'a> Bench<'a> {
             warm_up_seconds: WARM_UP_SECONDS,
             flush: load.flush,
         };
-        job.run(uri, directory, &self.interrupt)
+        let sample = job.run(uri, directory, &self.interrupt)?;
+        if let Target::Zea(pair) = target {
+            pair.check(&self.interrupt)?;
+        }
+        Ok(sample)
     }
 
     /// The floor's processes serve one client each time, so they are started for each measurement.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::process::{Daemon, Interrupt};
 use crate::qemu_pair::free_address;
@@ -82,6 +82,15 @@ impl ZeaPair {
         nodes[0].zea(&["promote", RESOURCE, "--force"], interrupt)?;
         nodes[0].zea(&["wait", RESOURCE, "--for", "synced"], interrupt)?;
         Ok(Self(nodes))
+    }
+
+    /// # Errors
+    /// The pair is not connected and in sync: what was written last was not replicated, and its
+    /// cost is not that of a replicated write.
+    pub fn check(&self, interrupt: &Interrupt) -> Result<()> {
+        let now = ["wait", RESOURCE, "--for", "synced", "--timeout", "0"];
+        let outcome = self.0[0].zea(&now, interrupt);
+        outcome.map(drop).context("the pair has fallen apart")
     }
 
     /// The export's URI.
