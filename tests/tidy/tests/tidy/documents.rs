@@ -90,3 +90,43 @@ fn tidy_documents_of_a_project_are_there() {
         assert!(text(path).starts_with("# "), "{path} has no title");
     }
 }
+
+/// Words in inline code, with line numbers from 1.
+fn code_words(text: &str) -> Vec<(usize, &str)> {
+    let lines = text.lines().enumerate();
+    lines
+        .flat_map(|(i, line)| line.split('`').skip(1).step_by(2).map(move |w| (i + 1, w)))
+        .collect()
+}
+
+#[test]
+fn tidy_architecture_names_real_files_and_tests() {
+    let map = text("docs/ARCHITECTURE.md");
+    let files = tree::files();
+    let sources: Vec<String> = tree::files_with_extension("rs")
+        .iter()
+        .filter_map(|path| tree::read(path))
+        .collect();
+    let areas = [
+        "sim_", "uuid_", "nbd_", "control_", "tidy_", "ring_", "pool_",
+    ];
+    let mut seen = 0;
+    let mut complaints = Vec::new();
+    for (line, word) in code_words(&map) {
+        let is_test = word.matches('_').count() > 1 && areas.iter().any(|a| word.starts_with(a));
+        let found = if word.ends_with(".rs") {
+            files.iter().any(|path| path.ends_with(word))
+        } else if is_test {
+            let declaration = format!("fn {word}()");
+            sources.iter().any(|source| source.contains(&declaration))
+        } else {
+            continue;
+        };
+        seen += 1;
+        if !found {
+            complaints.push(format!("docs/ARCHITECTURE.md:{line}: {word}"));
+        }
+    }
+    assert!(seen > 20, "the map names files and tests");
+    assert_none(&complaints);
+}
