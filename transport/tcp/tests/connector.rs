@@ -48,11 +48,14 @@ fn tcp_handed_over_sockets_are_nonblocking_close_on_exec_and_undelayed() {
     let right = Node::with(KEY, b, a);
     left.connector.connect(KEY).unwrap();
     right.connector.connect(KEY).unwrap();
-    for node in [&left, &right] {
-        let (data, control) = node.wait_for(|event| match event {
+    // Both first: the end of one node's pair would take the other's before it is confirmed.
+    let pairs = [&left, &right].map(|node| {
+        node.wait_for(|event| match event {
             Event::Established { data, control, .. } => Some((data, control)),
             _ => None,
-        });
+        })
+    });
+    for (data, control) in pairs {
         for fd in [&data, &control] {
             let flags = rustix::fs::fcntl_getfl(fd).unwrap();
             assert!(flags.contains(OFlags::NONBLOCK));
@@ -532,8 +535,9 @@ fn tcp_buffer_sizes_reach_both_kinds_of_sockets() {
         node.connector.connect(KEY).unwrap();
         node
     });
-    for node in &nodes {
-        let Pair { data, control, .. } = node.established();
+    // Both first: the end of one node's pair would take the other's before it is confirmed.
+    let pairs = nodes.each_ref().map(Node::established);
+    for Pair { data, control, .. } in pairs {
         for stream in [data, control] {
             let socket = socket2::SockRef::from(&stream);
             assert_eq!(socket.send_buffer_size().unwrap(), 256 << 10);

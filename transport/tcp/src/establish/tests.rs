@@ -328,6 +328,13 @@ proptest! {
     }
 
     #[test]
+    fn tcp_jitter_uses_the_whole_seventh(base in 7..100_000u64) {
+        let span = u32::try_from(2 * (base / 7)).unwrap();
+        prop_assert_eq!(jitter(base, 0), base - base / 7);
+        prop_assert_eq!(jitter(base, span | HEADS), base + base / 7);
+    }
+
+    #[test]
     fn tcp_jitter_stays_within_a_seventh(base in 0..100_000u64, random in any::<u32>()) {
         let wait = jitter(base, random);
         prop_assert!(wait >= base - base / 7 && wait <= base + base / 7);
