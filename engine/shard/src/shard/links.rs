@@ -159,25 +159,26 @@ impl Shard {
     }
 
     pub(super) fn tick_links(&mut self) {
-        let timed_out: Option<usize> = self
-            .links
-            .iter()
-            .find(|(_, link)| link.send_timed_out(self.now))
-            .map(|(at, _)| at);
-        if let Some(at) = timed_out {
+        let now = self.now;
+        while let Some((at, _)) = self.links.iter().find(|(_, link)| link.send_timed_out(now)) {
             self.lose(at, LinkLost::SendTimeout);
         }
-        for (_, link) in &mut self.links {
-            let hurry = self.resources[link.resource]
+    }
+
+    /// Moves the links on that are coming to their end.
+    pub(super) fn end_links(&mut self) {
+        for (_, link) in self.links.iter_mut().filter(|(_, link)| !link.is_up()) {
+            let successor = self.resources[link.resource]
                 .peers
                 .get(&link.peer)
                 .is_some_and(|p| p.next.is_some());
-            link.tick(self.now, hurry);
+            link.advance(self.now, successor);
         }
     }
 
     /// Buries the links that are over, and announces those that waited for it.
     pub(super) fn bury_links(&mut self) -> bool {
+        self.end_links();
         let Some((at, _)) = self.links.iter().find(|(_, link)| link.is_over()) else {
             return false;
         };

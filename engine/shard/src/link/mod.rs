@@ -450,7 +450,7 @@ impl Link {
     }
 
     /// Moves an ending link on. `hurry`: its successor waits.
-    pub(crate) fn tick(&mut self, now: Time, hurry: bool) {
+    pub(crate) fn advance(&mut self, now: Time, hurry: bool) {
         if let Phase::Draining { give_up } = self.phase {
             if self
                 .halves()
@@ -498,3 +498,6 @@ impl Link {
 fn network(errno: i32) -> LinkLost {
     LinkLost::Network(std::io::Error::from_raw_os_error(errno).to_string())
 }
+
+#[cfg(test)]
+mod tests;
