@@ -230,6 +230,17 @@ impl World {
             .all(|v| (0..count).all(|a| (a + 1..count).all(|b| self.mutually_in_sync(a, b, *v))))
     }
 
+    /// Converged, idle, and no bit is set.
+    pub fn is_calm(&mut self) -> bool {
+        for ix in 0..self.nodes.len() {
+            self.refresh(ix);
+        }
+        let clean = |n: &crate::node::Node| {
+            n.status.connections.iter().all(|c| c.peer_devices.iter().all(|p| p.out_of_sync_sectors == 0))
+        };
+        self.is_converged() && self.is_idle() && self.nodes.iter().all(clean)
+    }
+
     /// Nothing is in flight in a front end or at a disk.
     pub fn is_idle(&self) -> bool {
         self.nodes

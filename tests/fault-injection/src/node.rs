@@ -50,12 +50,12 @@ impl Core for Resource {
         Resource::check_invariants(self);
     }
 
-    fn is_out_of_sync(&self, _volume: VolumeNr, _peer: NodeId, _sector: u64) -> Option<bool> {
-        None
+    fn is_out_of_sync(&self, volume: VolumeNr, peer: NodeId, sector: u64) -> Option<bool> {
+        Resource::is_out_of_sync(self, volume, peer, sector)
     }
 
-    fn is_al_active(&self, _volume: VolumeNr, _sector: u64) -> bool {
-        false
+    fn is_al_active(&self, volume: VolumeNr, sector: u64) -> bool {
+        Resource::is_al_active(self, volume, sector)
     }
 }
 

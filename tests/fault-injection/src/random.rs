@@ -345,7 +345,7 @@ impl Driver {
         self.world.heal_all();
         let end = self.world.now + CONVERGE_MS * MS;
         let mut next_help = self.world.now + 5_000 * MS;
-        while !(self.world.is_converged() && self.world.is_idle()) {
+        while !self.calm_for_a_while() {
             if !self.world.step(end) {
                 let text = self.world.summary();
                 self.world
@@ -357,9 +357,17 @@ impl Driver {
                 self.help();
             }
         }
-        self.world.run_ms(3_000);
         self.world.driver.clear();
         self.world.check_at_rest();
+    }
+
+    /// Whether the cluster came to rest and stays there.
+    fn calm_for_a_while(&mut self) -> bool {
+        if !(self.world.is_converged() && self.world.is_idle()) {
+            return false;
+        }
+        self.world.run_ms(5_000);
+        self.world.is_calm()
     }
 
     /// Split brains are resolved in favour of a Primary, else of the lower node.

@@ -26,14 +26,14 @@ fn under_load(w: &mut World, ms: u64) {
 
 #[test]
 fn sim_primary_crash_under_load_and_failover() {
-    for seed in 0..20 {
+    for seed in 0..10 {
         for how in [Crash::Power, Crash::Process] {
             let mut w = Cluster {
                 seed,
                 ..Cluster::new(3)
             }
             .synced();
-            under_load(&mut w, 300);
+            under_load(&mut w, 60);
             w.crash(0, how);
             w.expect("the survivors notice", |w| {
                 w.conn(1, 0) != ConnState::Connected && w.conn(2, 0) != ConnState::Connected
@@ -42,9 +42,9 @@ fn sim_primary_crash_under_load_and_failover() {
             w.run_ms(500);
             w.checkpoint();
             w.must(1, Command::Promote { force: false });
-            under_load(&mut w, 200);
+            under_load(&mut w, 40);
             w.start(0);
-            under_load(&mut w, 300);
+            under_load(&mut w, 60);
             w.settle();
         }
     }
@@ -86,14 +86,14 @@ fn sim_primary_crash_and_return_without_failover() {
             ..Cluster::new(2)
         }
         .synced();
-        under_load(&mut w, 300);
+        under_load(&mut w, 60);
         w.crash(0, Crash::Power);
         w.run_ms(seed * 700);
         w.start(0);
         w.expect("both in sync", |w| w.mutually_in_sync(0, 1, V0));
         w.checkpoint();
         w.must(0, Command::Promote { force: false });
-        under_load(&mut w, 200);
+        under_load(&mut w, 40);
         w.settle();
     }
 }
@@ -106,7 +106,7 @@ fn sim_everything_crashes() {
             ..Cluster::new(3)
         }
         .synced();
-        under_load(&mut w, 300);
+        under_load(&mut w, 60);
         for ix in 0..3 {
             w.crash(ix, Crash::Power);
         }
@@ -117,7 +117,7 @@ fn sim_everything_crashes() {
         }
         w.expect("all in sync", World::is_converged);
         w.must(order[1], Command::Promote { force: false });
-        under_load(&mut w, 200);
+        under_load(&mut w, 40);
         w.settle();
     }
 }

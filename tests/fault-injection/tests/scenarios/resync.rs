@@ -104,6 +104,7 @@ fn sim_a_resync_survives_interruptions() {
             ..Cluster::new(3)
         };
         cluster.disk.resync_window_sectors = 512;
+        cluster.links.latency_ns = 2_000_000;
         let mut w = cluster.synced();
         lose(&mut w, 1, &[0, 2]);
         for block in 0..1500 {
@@ -112,13 +113,13 @@ fn sim_a_resync_survives_interruptions() {
                 w.run_ms(3);
             }
         }
-        w.run_ms(1_000);
+        w.run_ms(3_000);
         for round in 0..4 {
             w.heal(0, 1);
             w.expect("the resync begins", |w| {
                 w.nodes[1].target_of.contains_key(&V0)
             });
-            w.run_ms(3 + round);
+            w.run_ms(12 + round);
             if round % 2 == 0 {
                 w.cut(0, 1)
             } else {
