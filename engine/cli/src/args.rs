@@ -60,8 +60,9 @@ pub enum Command {
     Resource(Resource),
     /// Create the resource of a resource file, or change the one of that name
     ///
-    /// While a resource is up only its [net] options can change; they are in force from the next connect. Everything
-    /// else changes while it is down.
+    /// While a resource is up only its [net] options can change, in force from the next connect, and the devices of
+    /// detached volumes. Everything else changes while it is down. Devices that are not attached get meta data if they
+    /// have none.
     #[command(after_help = "Example:\n  zea apply /etc/zea/r0.toml")]
     Apply {
         /// Resource file (docs/reference/resource-file.md)

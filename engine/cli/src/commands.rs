@@ -158,10 +158,19 @@ fn list(socket: &Path) -> Result<(), CliError> {
 
 fn version(socket: &Path) -> Result<(), CliError> {
     print(&format!("zea {}\n", env!("CARGO_PKG_VERSION")))?;
+    let daemon: Version = Client::connect(socket)?.call(&Request::Version)?;
     let Version {
         version,
         node_id,
         pid,
-    } = Client::connect(socket)?.call(&Request::Version)?;
-    print(&format!("zead {version}, node {node_id}, pid {pid}\n"))
+        ready,
+    } = daemon;
+    let starting = if ready {
+        ""
+    } else {
+        ", still starting resources"
+    };
+    print(&format!(
+        "zead {version}, node {node_id}, pid {pid}{starting}\n"
+    ))
 }

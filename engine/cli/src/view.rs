@@ -130,7 +130,11 @@ fn rows(table: &mut Table, resource: &ResourceStatus) {
             if std::mem::take(&mut first_of_volume) {
                 row[2] = Cell::new(device.volume);
                 row[3] = disk(&device.disk_state);
-                row[4] = Cell::new(size(device.size));
+                row[4] = Cell::new(if device.size == 0 {
+                    "?".into()
+                } else {
+                    size(device.size)
+                });
             }
             row
         };

@@ -278,6 +278,8 @@ pub struct Version {
     pub node_id: u8,
     /// Its process id.
     pub pid: u32,
+    /// Everything that was up when the daemon stopped last has been started, or has failed to.
+    pub ready: bool,
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The daemon: from its command line to its end.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -23,6 +24,13 @@ use crate::store::Store;
 
 /// How long a clean stop may take: less than what service managers wait before they kill.
 const STOP_GRACE: Duration = Duration::from_secs(20);
+
+/// The kernel ends the ring of a daemon that was killed, and with it the listener of the NBD socket, a moment after the
+/// daemon itself.
+const NBD_SOCKET_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether the listener is gone.
+const BIND_TICK: Duration = Duration::from_millis(100);
 
 const AFTER_HELP: &str = "Runs in the foreground until SIGTERM or SIGINT, then demotes, disconnects and detaches; a second \
 signal ends it at once. Logs go to standard error, RUST_LOG chooses how much (RUST_LOG=debug).
@@ -138,19 +146,30 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 }
 
 fn listen_nbd(engine: &ShardEngine, socket: &Path, address: Option<SocketAddr>) -> Result<()> {
-    let listener: UnixListener = bind(socket)?;
+    let listener: UnixListener = bind(socket, NBD_SOCKET_PATIENCE)?;
     engine
         .listen_nbd(listener)
         .context("cannot serve NBD clients")?;
     if let Some(address) = address {
-        let listener =
-            TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+        let listener = bind_tcp(address).with_context(|| format!("cannot listen on {address}"))?;
         engine
             .listen_nbd(listener)
             .context("cannot serve NBD clients")?;
         info!("NBD clients on {address}");
     }
     Ok(())
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let end = Instant::now() + NBD_SOCKET_PATIENCE;
+    loop {
+        match TcpListener::bind(address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                thread::sleep(BIND_TICK)
+            }
+            done => return done,
+        }
+    }
 }
 
 fn watch_signals(mut signals: Signals, end: Sender<End>) -> Result<()> {

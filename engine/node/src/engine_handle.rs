@@ -78,11 +78,12 @@ pub trait Engine: Send + Sync {
     /// The refusal, with DRBD's code.
     fn command(&self, name: &str, command: Command) -> Result<(), Failure>;
 
-    /// New options for the connections of a resource, in force from the next connect.
+    /// Takes over a changed resource file: options of connections, in force from the next connect, and backing devices
+    /// of volumes that are detached, in force from the next attach. Nothing else differs.
     ///
     /// # Errors
     /// There is no such resource.
-    fn set_net(&self, resource: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure>;
+    fn reconfigure(&self, resource: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure>;
 
     /// Snapshot of a resource.
     ///

@@ -232,7 +232,11 @@ impl Engine for FakeEngine {
         Ok(())
     }
 
-    fn set_net(&self, resource: &ResourceFile, _secret: Option<&Secret>) -> Result<(), Failure> {
+    fn reconfigure(
+        &self,
+        resource: &ResourceFile,
+        _secret: Option<&Secret>,
+    ) -> Result<(), Failure> {
         self.status(&resource.name).map(|_| ())
     }
 

@@ -23,15 +23,20 @@ const SLOTS: u32 = 7;
 /// Fewest bytes of a file that is made for external meta data (`ondisk-metadata.md` section 4).
 const MIN_EXTERNAL_BYTES: u64 = 1 << 20;
 
-/// Makes the devices of a resource ready to attach on node `own`. Meta data that fits is kept; where there is none it is
+/// Makes the devices of a resource's volumes, as far as `which` names them, ready to attach on node `own`. Meta data that fits is kept; where there is none it is
 /// created, and every other node gets a bitmap slot. Returns what was done, for people.
 ///
 /// # Errors
 /// A device cannot be used, or holds something that `force` would overwrite.
-pub fn prepare(resource: &ResourceFile, own: u8, force: bool) -> Result<Vec<String>, Failure> {
+pub fn prepare(
+    resource: &ResourceFile,
+    own: u8,
+    force: bool,
+    which: impl Fn(u16) -> bool,
+) -> Result<Vec<String>, Failure> {
     let peers: Vec<u8> = resource.peers(own).map(|peer| peer.id).collect();
     let mut notes = Vec::new();
-    for volume in &resource.volumes {
+    for volume in resource.volumes.iter().filter(|volume| which(volume.nr)) {
         let about = format!("volume {}", volume.nr);
         let preparation = Preparation {
             volume,

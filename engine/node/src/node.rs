@@ -34,6 +34,8 @@ pub struct Node {
     nbd_socket: PathBuf,
     resources: Mutex<BTreeMap<String, Arc<Resource>>>,
     broken: Mutex<Vec<Broken>>,
+    /// [`Node::start_all`] is done.
+    ready: AtomicBool,
     /// Nothing is to be started any more.
     stopping: AtomicBool,
 }
@@ -110,6 +112,7 @@ impl Node {
             nbd_socket,
             resources: Mutex::new(resources),
             broken: Mutex::new(broken),
+            ready: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
         })
     }
@@ -134,6 +137,7 @@ impl Node {
                 Err(failure) => error!("{name}: {failure}"),
             }
         }
+        self.ready.store(true, Ordering::Release);
     }
 
     /// Takes everything down within about `grace`; what is saved stays as it is.
@@ -236,6 +240,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").into(),
             node_id: self.id,
             pid: std::process::id(),
+            ready: self.ready.load(Ordering::Acquire),
         }
     }
 

@@ -175,6 +175,51 @@ fn node_two_daemons_recover_from_split_brain_as_documented() {
 }
 
 #[test]
+fn node_two_daemons_replace_a_failed_disk_as_documented() {
+    let cluster = Cluster::synced(2);
+    let [alpha, bravo] = &cluster.nodes[..] else {
+        panic!()
+    };
+    let mut client = alpha.nbd();
+    client.write_pattern(0..50, 1);
+    bravo.ok(&Request::Detach {
+        name: name(),
+        volume: Some(0),
+        force: true,
+    });
+    let mut resource = cluster.resource(1);
+    resource.volumes[0].disk.set_file_name("new.img");
+    let apply = Request::Apply {
+        file: "r0.toml".into(),
+        text: resource.to_toml(),
+        secret: None,
+        force: false,
+    };
+    let refused = alpha.call(&apply).unwrap_err();
+    assert!(
+        refused.kind == FailureKind::Refused && refused.message.contains("zea down r0"),
+        "{refused}"
+    );
+    let notes = bravo.call(&apply).unwrap().notes;
+    assert!(
+        notes.len() == 1 && notes[0].contains("new meta data on"),
+        "{notes:?}"
+    );
+    bravo.ok(&Request::Attach {
+        name: name(),
+        volume: Some(0),
+    });
+    cluster.nodes.iter().for_each(Daemon::wait_synced);
+    client.write_pattern(25..75, 2);
+    drop(client);
+    demote_when_closed(alpha);
+    bravo.ok(&promote(false));
+    let mut client = bravo.nbd();
+    client.check_pattern(0..25, 1);
+    client.check_pattern(25..75, 2);
+}
+
+#[test]
 fn node_two_daemons_stop_cleanly_with_a_client_and_come_back_as_they_were() {
     let mut cluster = Cluster::synced(2);
     let mut client = cluster.nodes[0].nbd();

@@ -68,7 +68,7 @@ impl Server {
     /// # Errors
     /// The socket cannot be made, or another daemon listens on it.
     pub fn start(path: &Path, node: Arc<Node>) -> Result<Server> {
-        let listener = Arc::new(bind(path)?);
+        let listener = Arc::new(bind(path, Duration::ZERO)?);
         let clients = Mutex::default();
         let shared = Arc::new(Shared {
             node,
@@ -112,21 +112,23 @@ impl Server {
 }
 
 /// Makes the socket beside its place and moves it there, so that it is never open to others, not even for a moment.
-pub(crate) fn bind(path: &Path) -> Result<UnixListener> {
+/// `patience`: how long a listener that still answers may need to go.
+pub(crate) fn bind(path: &Path, patience: Duration) -> Result<UnixListener> {
     if path
         .symlink_metadata()
         .is_ok_and(|meta| !meta.file_type().is_socket())
     {
-        bail!(
-            "{} is not a socket: choose another --socket",
-            path.display()
-        );
+        bail!("{} is not a socket: choose another path", path.display());
     }
-    if UnixStream::connect(path).is_ok() {
-        bail!(
-            "another daemon listens on {}: stop it, or choose another --socket",
-            path.display()
-        );
+    let end = Instant::now() + patience;
+    while UnixStream::connect(path).is_ok() {
+        if Instant::now() >= end {
+            bail!(
+                "another daemon listens on {}: stop it, or choose another socket",
+                path.display()
+            );
+        }
+        thread::sleep(ACCEPT_REST);
     }
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");

@@ -250,18 +250,14 @@ impl Engine for ShardEngine {
             .node(self.own)
             .expect("checked: this node is one of the resource's");
         let shard = self.shards[shard_for(&file.name, self.shards.len())].clone();
+        if lock(&self.running).contains_key(&file.name) {
+            return Err(Failure::refused(0, "it is up already"));
+        }
         let resource = Arc::new(Resource {
             id: ResourceId::next(),
             shard,
             file: Mutex::new(file.clone()),
         });
-        {
-            let mut running = lock(&self.running);
-            if running.contains_key(&file.name) {
-                return Err(Failure::refused(0, "it is up already"));
-            }
-            running.insert(file.name.clone(), Arc::clone(&resource));
-        }
         let paths: Vec<_> = file
             .peers(self.own)
             .map(|peer| (peer.id, convert::path(file, own, peer)))
@@ -270,12 +266,16 @@ impl Engine for ShardEngine {
             .links
             .add(resource.id, &resource.shard, &paths)
             .map_err(|error| connector_failure(&error));
-        let built = added.and_then(|()| self.build(&resource, file, secret));
-        built.inspect_err(|_| {
-            if let Err(failure) = self.dismantle(&file.name, &resource) {
-                warn!("{}: {failure}", file.name);
-            }
-        })
+        added
+            .and_then(|()| self.build(&resource, file, secret))
+            .inspect_err(|_| {
+                if let Err(failure) = self.dismantle(&file.name, &resource) {
+                    warn!("{}: {failure}", file.name);
+                }
+            })?;
+        // Seen by others when it is whole.
+        lock(&self.running).insert(file.name.clone(), resource);
+        Ok(())
     }
 
     fn stop(&self, name: &str, grace: Option<Duration>) -> Result<(), Failure> {
@@ -308,7 +308,7 @@ impl Engine for ShardEngine {
         }
     }
 
-    fn set_net(&self, file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
+    fn reconfigure(&self, file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
         let resource = self.resource(&file.name)?;
         let own = file
             .node(self.own)

@@ -23,7 +23,7 @@ fn meta_device_makes_a_file_with_exactly_the_size() {
         let mut resource = sample_resource(&format!("r{size}"), dir.path());
         let size: Size = size.parse().unwrap();
         resource.volumes[0].size = Some(size);
-        prepare(&resource, 0, false).unwrap();
+        prepare(&resource, 0, false, |_| true).unwrap();
         let backing = fs::metadata(disk(&resource)).unwrap().len();
         let layout = Layout::compute(&LayoutParams::internal(backing / 512, SLOTS)).unwrap();
         assert!(
@@ -38,7 +38,7 @@ fn meta_device_makes_a_file_with_exactly_the_size() {
 fn meta_device_gives_every_other_node_a_slot_and_keeps_its_work() {
     let dir = tempfile::tempdir().unwrap();
     let mut resource = sample_resource("r0", dir.path());
-    assert_eq!(prepare(&resource, 0, false).unwrap().len(), 1);
+    assert_eq!(prepare(&resource, 0, false, |_| true).unwrap().len(), 1);
     let first = super_block(&disk(&resource));
     assert_eq!(
         (first.node_id, first.current_uuid),
@@ -50,7 +50,7 @@ fn meta_device_gives_every_other_node_a_slot_and_keeps_its_work() {
     );
     assert_ne!(first.device_uuid, 0);
     // Nothing to do the second time.
-    assert!(prepare(&resource, 0, false).unwrap().is_empty());
+    assert!(prepare(&resource, 0, false, |_| true).unwrap().is_empty());
     assert_eq!(super_block(&disk(&resource)), first);
     // A node joins.
     let third = crate::config::Peer {
@@ -59,7 +59,7 @@ fn meta_device_gives_every_other_node_a_slot_and_keeps_its_work() {
         address: "127.0.0.9:7789".parse().unwrap(),
     };
     resource.nodes.push(third);
-    assert_eq!(prepare(&resource, 0, false).unwrap().len(), 1);
+    assert_eq!(prepare(&resource, 0, false, |_| true).unwrap().len(), 1);
     assert_eq!(super_block(&disk(&resource)).slot_of(9), Some(1));
 }
 
@@ -67,7 +67,7 @@ fn meta_device_gives_every_other_node_a_slot_and_keeps_its_work() {
 fn meta_device_marks_a_node_that_joins_later_for_a_full_sync() {
     let dir = tempfile::tempdir().unwrap();
     let mut resource = sample_resource("r0", dir.path());
-    prepare(&resource, 0, false).unwrap();
+    prepare(&resource, 0, false, |_| true).unwrap();
     let mut used = super_block(&disk(&resource));
     used.current_uuid = 0xabcd_0000;
     let mut block = [0; MD_BLOCK_SIZE];
@@ -82,7 +82,7 @@ fn meta_device_marks_a_node_that_joins_later_for_a_full_sync() {
             .unwrap();
     }
     resource.nodes[1].id = 5;
-    prepare(&resource, 0, false).unwrap();
+    prepare(&resource, 0, false, |_| true).unwrap();
     let after = super_block(&disk(&resource));
     assert_eq!((after.slot_of(1), after.slot_of(5)), (Some(0), Some(1)));
     assert!(after.peers[5].flags.contains(PeerFlags::FULL_SYNC));
@@ -93,15 +93,15 @@ fn meta_device_marks_a_node_that_joins_later_for_a_full_sync() {
 fn meta_device_refuses_another_nodes_meta_data() {
     let dir = tempfile::tempdir().unwrap();
     let resource = sample_resource("r0", dir.path());
-    prepare(&resource, 1, false).unwrap();
-    let failure = prepare(&resource, 0, false).unwrap_err();
+    prepare(&resource, 1, false, |_| true).unwrap();
+    let failure = prepare(&resource, 0, false, |_| true).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused);
     assert!(
         failure.message.contains("node id 1") && failure.message.contains("--force"),
         "{failure}"
     );
     assert_eq!(super_block(&disk(&resource)).node_id, Some(1));
-    prepare(&resource, 0, true).unwrap();
+    prepare(&resource, 0, true, |_| true).unwrap();
     assert_eq!(super_block(&disk(&resource)).node_id, Some(0));
 }
 
@@ -113,7 +113,7 @@ fn meta_device_refuses_a_file_system() {
     let mut image = vec![0; 4 << 20];
     image[..4].copy_from_slice(b"XFSB");
     fs::write(disk(&resource), &image).unwrap();
-    let failure = prepare(&resource, 0, false).unwrap_err();
+    let failure = prepare(&resource, 0, false, |_| true).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused);
     assert!(
         failure.message.contains("XFS file system") && failure.message.contains("--force"),
@@ -124,7 +124,7 @@ fn meta_device_refuses_a_file_system() {
         image,
         "refused, so not touched"
     );
-    prepare(&resource, 0, true).unwrap();
+    prepare(&resource, 0, true, |_| true).unwrap();
     assert_eq!(super_block(&disk(&resource)).node_id, Some(0));
 }
 
@@ -134,7 +134,7 @@ fn meta_device_on_a_device_of_its_own() {
     let mut resource = sample_resource("r0", dir.path());
     let meta = dir.path().join("meta");
     resource.volumes[0].meta_disk = MetaDisk::External(meta.clone());
-    prepare(&resource, 0, false).unwrap();
+    prepare(&resource, 0, false, |_| true).unwrap();
     assert_eq!(
         fs::metadata(disk(&resource)).unwrap().len(),
         4 << 20,
@@ -156,20 +156,20 @@ fn meta_device_refuses_what_it_cannot_use() {
     let dir = tempfile::tempdir().unwrap();
     let mut resource = sample_resource("r0", dir.path());
     resource.volumes[0].size = None;
-    let failure = prepare(&resource, 0, false).unwrap_err();
+    let failure = prepare(&resource, 0, false, |_| true).unwrap_err();
     assert!(failure.message.contains("size="), "{failure}");
     fs::write(disk(&resource), "tiny").unwrap();
-    assert!(prepare(&resource, 0, false).is_err());
+    assert!(prepare(&resource, 0, false, |_| true).is_err());
     fs::write(disk(&resource), vec![0; 2 << 20]).unwrap();
     resource.volumes[0].size = Some(Size(2 << 20));
-    let failure = prepare(&resource, 0, false).unwrap_err();
+    let failure = prepare(&resource, 0, false, |_| true).unwrap_err();
     assert!(failure.message.contains("larger device"), "{failure}");
     let held = Device::open(&disk(&resource)).unwrap();
-    let failure = prepare(&resource, 0, false).unwrap_err();
+    let failure = prepare(&resource, 0, false, |_| true).unwrap_err();
     assert!(failure.message.contains("in use"), "{failure}");
     drop(held);
     resource.volumes[0].disk = dir.path().to_owned();
-    assert!(prepare(&resource, 0, true).is_err());
+    assert!(prepare(&resource, 0, true, |_| true).is_err());
 }
 
 #[test]
@@ -177,11 +177,11 @@ fn meta_device_leaves_no_file_after_a_failure() {
     let dir = tempfile::tempdir().unwrap();
     let mut resource = sample_resource("r0", dir.path());
     resource.volumes[0].meta_disk = MetaDisk::External(dir.path().join("no/such/dir"));
-    assert!(prepare(&resource, 0, false).is_err());
+    assert!(prepare(&resource, 0, false, |_| true).is_err());
     assert!(!disk(&resource).exists());
     resource.volumes[0].meta_disk = MetaDisk::Internal;
     resource.volumes[0].size = Some(Size(1 << 50));
-    assert!(prepare(&resource, 0, false).is_err());
+    assert!(prepare(&resource, 0, false, |_| true).is_err());
     assert!(!disk(&resource).exists());
 }
 
@@ -190,9 +190,9 @@ fn meta_device_does_not_trust_old_meta_data_with_a_new_data_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut resource = sample_resource("r0", dir.path());
     resource.volumes[0].meta_disk = MetaDisk::External(dir.path().join("meta"));
-    prepare(&resource, 0, false).unwrap();
+    prepare(&resource, 0, false, |_| true).unwrap();
     fs::remove_file(disk(&resource)).unwrap();
-    let failure = prepare(&resource, 0, false).unwrap_err();
+    let failure = prepare(&resource, 0, false, |_| true).unwrap_err();
     assert!(failure.message.contains("not there any more"), "{failure}");
     assert!(!disk(&resource).exists());
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use tracing::info;
 
 use super::{MAX_RESOURCES, Node, Resource, lock};
-use crate::api::{Done, EventAction, EventBody, Failure, Secret};
+use crate::api::{Done, EventAction, EventBody, Failure, ResourceStatus, Secret};
 use crate::config::{self, Check, ResourceFile};
 use crate::meta_device;
 use crate::store::{Intent, Saved};
@@ -63,7 +63,7 @@ impl Node {
     fn make(&self, new: &Resource, force: bool) -> Result<Done, Failure> {
         let mut saved = new.saved();
         self.refuse_shared_devices(&saved.file)?;
-        let notes = meta_device::prepare(&saved.file, self.id, force)?;
+        let notes = meta_device::prepare(&saved.file, self.id, force, |_| true)?;
         self.store
             .save(&mut saved)
             .map_err(|error| Failure::failed(format!("{error:#}")))?;
@@ -135,41 +135,53 @@ impl Node {
                 .secret_file
                 .clone_from(&old.file.net.secret_file);
         }
-        if (&new.file, &new.secret) == (&old.file, &old.secret) {
-            return Ok(Done {
-                notes: vec![format!("{name} is like this already")],
-            });
-        }
-        let up = self.engine.status(&name).is_ok();
-        let only_net = ResourceFile {
-            net: old.file.net.clone(),
-            ..new.file.clone()
-        } == old.file;
-        if up && !only_net {
+        let status = self.engine.status(&name).ok();
+        let diskless = |nr: u16| {
+            let device = |status: &ResourceStatus| {
+                status
+                    .devices
+                    .iter()
+                    .any(|device| device.volume == nr && device.disk_state == "Diskless")
+            };
+            status.as_ref().is_none_or(device)
+        };
+        if status.is_some() && !can_change_live(&old.file, &new.file, diskless) {
             return Err(Failure::refused(
                 0,
                 format!(
-                    "{name} is up, and only [net] can change meanwhile: `zea down {name}`, `zea apply {file}`, `zea up {name}`"
+                    "{name} is up, and only [net] and the devices of detached volumes can change meanwhile: \
+                     `zea down {name}`, `zea apply {file}`, `zea up {name}`"
                 ),
             ));
         }
-        self.refuse_shared_devices(&new.file)?;
-        let mut notes = if only_net {
-            Vec::new()
-        } else {
-            meta_device::prepare(&new.file, self.id, force)?
-        };
+        let same_net = (&new.file.net, &new.secret) == (&old.file.net, &old.secret);
+        let mut notes = Vec::new();
+        // A change of [net] alone leaves broken disks alone. Everything else, no change included, makes the disks ready
+        // that are not attached: this is how a new disk gets its meta data.
+        if same_net || new.file.volumes != old.file.volumes || new.file.nodes != old.file.nodes {
+            self.refuse_shared_devices(&new.file)?;
+            notes = meta_device::prepare(&new.file, self.id, force, diskless)
+                .map_err(|failure| failure.about(&name))?;
+        }
+        if same_net && new.file == old.file {
+            if notes.is_empty() {
+                notes.push(format!("{name} is like this already"));
+            }
+            return Ok(Done { notes });
+        }
         self.store
             .save(&mut new)
             .map_err(|error| Failure::failed(format!("{error:#}")).about(&name))?;
         *lock(&resource.saved) = new.clone();
-        if up {
+        if status.is_some() {
             self.engine
-                .set_net(&new.file, new.secret.as_ref())
+                .reconfigure(&new.file, new.secret.as_ref())
                 .map_err(|failure| failure.about(&name))?;
-            notes.push(format!(
-                "in force from the next connect: zea disconnect {name} && zea connect {name}"
-            ));
+            if !same_net {
+                notes.push(format!(
+                    "in force from the next connect: zea disconnect {name} && zea connect {name}"
+                ));
+            }
         }
         Ok(Done { notes })
     }
@@ -209,6 +221,26 @@ impl Node {
         info!("{name} is deleted");
         Ok(Done { notes })
     }
+}
+
+/// Whether a resource that is up can become `new`: its connections' options may differ, and the devices of volumes that
+/// are `diskless`.
+fn can_change_live(old: &ResourceFile, new: &ResourceFile, diskless: impl Fn(u16) -> bool) -> bool {
+    let mut masked = ResourceFile {
+        net: old.net.clone(),
+        ..new.clone()
+    };
+    for volume in masked
+        .volumes
+        .iter_mut()
+        .filter(|volume| diskless(volume.nr))
+    {
+        if let Some(old) = old.volume(volume.nr) {
+            volume.disk.clone_from(&old.disk);
+            volume.meta_disk.clone_from(&old.meta_disk);
+        }
+    }
+    masked == *old
 }
 
 fn check_secret(file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {

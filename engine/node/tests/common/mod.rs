@@ -31,7 +31,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon on `dir` and waits until it answers.
+    /// Starts a daemon on `dir` and waits until it has started what was up before.
     pub(crate) fn spawn(id: u8, dir: &Path) -> Daemon {
         std::fs::create_dir_all(dir).unwrap();
         let log = File::options()
@@ -70,7 +70,7 @@ impl Daemon {
     fn answers(&self) -> bool {
         let version = Client::connect(&self.socket())
             .and_then(|mut client| client.call::<Version>(&Request::Version));
-        version.is_ok_and(|version| version.pid == self.child.id())
+        version.is_ok_and(|version| version.pid == self.child.id() && version.ready)
     }
 
     fn socket(&self) -> PathBuf {

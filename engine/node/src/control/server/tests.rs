@@ -429,14 +429,19 @@ fn control_socket_is_private_and_stale_ones_are_replaced() {
         std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
         0o600
     );
-    let error = bind(&socket).unwrap_err().to_string();
+    let error = bind(&socket, Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("another daemon"), "{error}");
     drop(node);
     assert!(!socket.exists());
     std::fs::write(&socket, "precious").unwrap();
-    assert!(bind(&socket).is_err());
+    assert!(bind(&socket, Duration::ZERO).is_err());
     let long = dir.path().join("x".repeat(120));
-    assert!(bind(&long).unwrap_err().to_string().contains("107"));
+    assert!(
+        bind(&long, Duration::ZERO)
+            .unwrap_err()
+            .to_string()
+            .contains("107")
+    );
 }
 
 #[test]
