@@ -68,8 +68,11 @@ impl Shard {
         self.touched.push(at);
     }
 
+    /// A client comes from the shard that accepted it. It is turned away where there is no room, or where the clients of
+    /// its resource are being sent home.
     pub(super) fn adopt(&mut self, arrived: Transmission) {
-        if self.fronts.len() < MAX_FRONT_ENDS {
+        let closing = self.closers.iter().any(|(id, _)| *id == arrived.resource());
+        if self.fronts.len() < MAX_FRONT_ENDS && !closing {
             self.add_front(Box::new(NbdConnection::adopted(arrived)));
         }
     }

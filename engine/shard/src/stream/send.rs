@@ -187,6 +187,7 @@ impl SendQueue {
         // SAFETY: header, vector and slab of the flying batch are on the heap and not touched before `complete`; its
         // payload parts hold references. The owner keeps queue and socket until the send is over.
         unsafe { ring.push(entry, token) };
+        ring.expect_prompt();
         self.in_flight = true;
     }
 

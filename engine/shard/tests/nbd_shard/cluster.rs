@@ -167,7 +167,7 @@ pub(crate) struct Cluster {
 }
 
 /// Writes fresh internal meta data, as `drbdmeta create-md` does.
-fn create_meta(path: &Path, bytes: u64, peers: u32) {
+pub(crate) fn create_meta(path: &Path, bytes: u64, peers: u32) {
     let file = File::create(path).expect("a file");
     file.set_len(bytes).expect("a sparse file");
     let created = create_md(&CreateParams::new(LayoutParams::internal(
@@ -202,7 +202,14 @@ impl Cluster {
         let board = Arc::new(Switchboard::default());
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let all: Vec<Node> = (0..nodes)
-            .map(|nr| node(&board, dir.path(), nr, nodes, disk_bytes))
+            .map(|nr| {
+                create_meta(
+                    &dir.path().join(format!("disk{nr}")),
+                    disk_bytes,
+                    (nodes.max(2) - 1) as u32,
+                );
+                Node::start(&board, dir.path(), nr, nodes)
+            })
             .collect();
         *board.shards.lock().expect("no panic") = all.iter().map(|n| n.shard.clone()).collect();
         let (patching, stopping) = (Arc::clone(&board), Arc::clone(&stop));
@@ -265,6 +272,27 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Stops a node's shard as a crash would, and starts it again on the same disk.
+    pub(crate) fn crash(&mut self, nr: usize) {
+        self.nodes[nr]
+            .shard
+            .stop()
+            .expect("the shard did not panic");
+        std::fs::remove_file(&self.nodes[nr].socket).expect("the socket");
+        let nodes = self.nodes.len();
+        let started = Node::start(&self.board, self.dir.path(), nr, nodes);
+        self.board.shards.lock().expect("no panic")[nr] = started.shard.clone();
+        self.nodes[nr] = started;
+        for peer in (0..nodes).filter(|&p| p != nr) {
+            self.nodes[nr].admin(Command::Connect {
+                peer: NodeId(peer as u8),
+                discard_my_data: false,
+            });
+        }
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.stop.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -281,9 +309,13 @@ impl Drop for Cluster {
     }
 }
 
-fn node(board: &Arc<Switchboard>, dir: &Path, nr: usize, nodes: usize, disk_bytes: u64) -> Node {
-    let own = NodeId(nr as u8);
-    let exports = ExportDirectory::new();
+/// A shard whose links are made by the switchboard, and a socket for its clients.
+pub(crate) fn shard(
+    board: &Arc<Switchboard>,
+    (nr, own): (usize, NodeId),
+    exports: &ExportDirectory,
+    socket: &Path,
+) -> ShardHandle {
     let maker = Maker {
         board: Arc::clone(board),
         shard: nr,
@@ -295,49 +327,80 @@ fn node(board: &Arc<Switchboard>, dir: &Path, nr: usize, nodes: usize, disk_byte
         exports.clone(),
     ))
     .expect("a shard");
-    let id = ResourceId::next();
-    shard
-        .add_resource(id, ResourceConfig::new("r0", own))
-        .expect("added");
-    let data = dir.join(format!("disk{nr}"));
-    create_meta(&data, disk_bytes, (nodes.max(2) - 1) as u32);
-    let socket = dir.join(format!("nbd{nr}"));
-    let listener = UnixListener::bind(&socket).expect("bound");
+    let listener = UnixListener::bind(socket).expect("bound");
     shard.listen_nbd(OwnedFd::from(listener)).expect("listens");
-    let node = Node {
-        shard,
-        id,
-        exports,
-        data,
-        socket,
-    };
-    for peer in (0..nodes).filter(|&p| p != nr) {
-        let node_id = NodeId(peer as u8);
-        node.admin(Command::AddPeer(PeerConfig {
-            node_id,
-            name: format!("n{peer}"),
-            net: NetOptions::default(),
-        }));
+    shard
+}
+
+impl Node {
+    fn start(board: &Arc<Switchboard>, dir: &Path, nr: usize, nodes: usize) -> Node {
+        let own = NodeId(nr as u8);
+        let exports = ExportDirectory::new();
+        let socket = dir.join(format!("nbd{nr}"));
+        let shard = shard(board, (nr, own), &exports, &socket);
+        let data = dir.join(format!("disk{nr}"));
+        let node = Node::on(shard, "r0", own, exports, data, socket);
+        for peer in (0..nodes).filter(|&p| p != nr) {
+            let node_id = NodeId(peer as u8);
+            let net = NetOptions::default();
+            node.admin(Command::AddPeer(PeerConfig {
+                node_id,
+                name: format!("n{peer}"),
+                net,
+            }));
+        }
+        node.add_volume();
+        node
     }
-    node.admin(Command::AddVolume(VolumeConfig {
-        volume: V0,
-        size_sectors: None,
-        disk: DiskOptions::default(),
-    }));
-    let paths = BackingPaths {
-        data: node.data.clone(),
-        meta: None,
-        placement: Placement::Internal,
-    };
-    let attached = node
-        .shard
-        .open_backing(node.id, V0, &paths)
-        .expect("opened")
-        .wait_for(PATIENCE);
-    attached
-        .expect("the shard runs")
-        .expect("in time")
-        .expect("attached");
-    node.shard.add_export(node.id, V0, "r0").expect("exported");
-    node
+
+    /// An empty resource on a shard.
+    pub(crate) fn on(
+        shard: ShardHandle,
+        name: &str,
+        own: NodeId,
+        exports: ExportDirectory,
+        data: PathBuf,
+        socket: PathBuf,
+    ) -> Node {
+        let id = ResourceId::next();
+        shard
+            .add_resource(id, ResourceConfig::new(name, own))
+            .expect("added");
+        Node {
+            shard,
+            id,
+            exports,
+            data,
+            socket,
+        }
+    }
+
+    /// Adds the volume, attaches its disk, exports it under the resource's name.
+    pub(crate) fn add_volume(&self) {
+        let disk = DiskOptions::default();
+        self.admin(Command::AddVolume(VolumeConfig {
+            volume: V0,
+            size_sectors: None,
+            disk,
+        }));
+        self.attach().expect("attached");
+        let name = self.shard.status(self.id).expect("a status").name;
+        self.shard
+            .add_export(self.id, V0, &*name)
+            .expect("exported");
+    }
+
+    pub(crate) fn attach(&self) -> Result<(), zea_core::io::AdminError> {
+        let paths = BackingPaths {
+            data: self.data.clone(),
+            meta: None,
+            placement: Placement::Internal,
+        };
+        let attached = self
+            .shard
+            .open_backing(self.id, V0, &paths)
+            .expect("opened")
+            .wait_for(PATIENCE);
+        attached.expect("the shard runs").expect("in time")
+    }
 }

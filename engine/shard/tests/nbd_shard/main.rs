@@ -3,15 +3,20 @@
 mod client;
 mod cluster;
 
+use std::io::Read;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use client::{Client, FLUSH, FUA, READ, TRIM, WRITE, WRITE_ZEROES};
-use cluster::{Cluster, PATIENCE, V0, eventually};
+use cluster::{Cluster, Node, PATIENCE, Switchboard, V0, eventually};
+use zea_core::event::Event;
 use zea_core::io::{Command, DiskError};
-use zea_shard::{Fault, FaultKind};
+use zea_meta::placement::Placement;
+use zea_shard::{ExportDirectory, Fault, FaultKind, LinkSockets, ShardError};
 use zea_wire::ids::NodeId;
-use zea_wire::state::DiskState;
+use zea_wire::state::{DiskState, Role};
 
 const MIB: u64 = 1 << 20;
 
@@ -255,5 +260,227 @@ fn nbd_shard_costs_few_system_calls_at_depth() {
         ROUNDS * DEPTH
     );
     client.leave();
+    cluster.stop();
+}
+
+#[test]
+fn nbd_shard_crashed_peer_comes_back_and_is_resynced() {
+    let mut cluster = Cluster::start(2, 32 * MIB);
+    let mut client = Client::connect(&cluster.nodes[0].socket, "r0").expect("Primary");
+    let write = |client: &mut Client, round: u64| {
+        for i in 0..32 {
+            client.send(
+                WRITE,
+                0,
+                (round * 32 + i) * 64 * 1024,
+                16384,
+                &pattern(16384, round + i),
+            );
+        }
+    };
+    write(&mut client, 0);
+    cluster.crash(1);
+    (0..32).for_each(|_| assert_eq!(client.reply().1, 0, "the Primary goes on alone"));
+    write(&mut client, 1);
+    (0..32).for_each(|_| assert_eq!(client.reply().1, 0));
+    eventually("resync", || cluster.nodes[0].in_sync_with(NodeId(1)));
+    client.flush().expect("flushed");
+    for node in &cluster.nodes {
+        let file = std::fs::File::open(&node.data).expect("the backing file");
+        for (round, i) in (0..2).flat_map(|round| (0..32).map(move |i| (round, i))) {
+            let mut bytes = vec![0; 16384];
+            file.read_exact_at(&mut bytes, (round * 32 + i) * 64 * 1024)
+                .expect("read");
+            assert_eq!(
+                bytes,
+                pattern(16384, round + i),
+                "{round}/{i} of {}",
+                node.data.display()
+            );
+        }
+    }
+    client.leave();
+    cluster.stop();
+}
+
+#[test]
+fn nbd_shard_moves_clients_to_the_shard_of_their_export() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let board = Arc::new(Switchboard::default());
+    let exports = ExportDirectory::new();
+    // Two shards of one node, each with a listener; every export is reached through both.
+    let nodes: Vec<Node> = (0..2)
+        .map(|nr| {
+            let socket = dir.path().join(format!("nbd{nr}"));
+            let shard = cluster::shard(&board, (nr, NodeId(0)), &exports, &socket);
+            let data = dir.path().join(format!("disk{nr}"));
+            cluster::create_meta(&data, 16 * MIB, 1);
+            let node = Node::on(
+                shard,
+                &format!("r{nr}"),
+                NodeId(0),
+                exports.clone(),
+                data,
+                socket,
+            );
+            node.add_volume();
+            node.admin(Command::Promote { force: true });
+            node
+        })
+        .collect();
+    assert_eq!(exports.names(), ["r0", "r1"]);
+    for (at, door) in nodes.iter().enumerate() {
+        for (nr, node) in nodes.iter().enumerate() {
+            let mut client = Client::connect(&door.socket, &format!("r{nr}")).expect("Primary");
+            let data = pattern(8192, (at * 2 + nr) as u64);
+            // The first request may come in with the last bytes of the handshake.
+            client.write(MIB, &data, 0).expect("written");
+            assert_eq!(client.read(MIB, 8192).expect("read"), data);
+            let mut bytes = vec![0; 8192];
+            let file = std::fs::File::open(&node.data).expect("the backing file");
+            file.read_exact_at(&mut bytes, MIB).expect("read");
+            assert_eq!(bytes, data, "r{nr} through shard {at}");
+            assert_eq!(exports.open_count(node.id, Some(V0)), 1);
+            client.leave();
+        }
+    }
+    for node in &nodes {
+        eventually("closed", || {
+            (exports.open_count(node.id, None) == 0).then_some(())
+        });
+        node.admin(Command::Down);
+        node.shard.remove_resource(node.id).expect("is down");
+        node.shard.stop().expect("no panic");
+    }
+    assert!(exports.names().is_empty());
+}
+
+#[test]
+fn nbd_shard_attach_that_fails_lets_the_device_go() {
+    let cluster = Cluster::start_secondary(1, 16 * MIB);
+    let node = &cluster.nodes[0];
+    let again = node.shard.open_backing(
+        node.id,
+        V0,
+        &zea_shard::BackingPaths {
+            data: node.data.clone(),
+            meta: None,
+            placement: Placement::Internal,
+        },
+    );
+    assert!(
+        again.is_err_and(|e| e.to_string().contains("in use")),
+        "the device is held"
+    );
+    node.admin(Command::Detach {
+        volume: V0,
+        force: false,
+    });
+    // No meta data at all: refused by the core, and not held any longer.
+    let good = std::fs::read(&node.data).expect("the backing file");
+    std::fs::write(&node.data, vec![0; good.len()]).expect("wiped");
+    for _ in 0..2 {
+        node.attach().expect_err("no meta data");
+    }
+    std::fs::write(&node.data, good).expect("restored");
+    node.attach().expect("attached");
+    cluster.stop();
+}
+
+#[test]
+fn nbd_shard_closes_links_that_nobody_asked_for() {
+    let cluster = Cluster::start_secondary(1, 16 * MIB);
+    let node = &cluster.nodes[0];
+    let (data, mut theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
+    let (control, _theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
+    let sockets = LinkSockets {
+        data: data.into(),
+        control: control.into(),
+        resolve_conflicts: false,
+    };
+    node.shard
+        .new_link(node.id, NodeId(5), sockets)
+        .expect("delivered");
+    assert_eq!(theirs.read(&mut [0]).expect("an end"), 0);
+    cluster.stop();
+}
+
+#[test]
+fn nbd_shard_reports_events_and_status() {
+    let cluster = Cluster::start_secondary(1, 16 * MIB);
+    let node = &cluster.nodes[0];
+    let events = node.shard.subscribe(64).expect("subscribed");
+    node.admin(Command::Promote { force: true });
+    let role = eventually("an event", || {
+        let event = events
+            .next(Duration::from_millis(100))
+            .expect("the shard runs")?;
+        assert_eq!((event.resource, &*event.name), (node.id, "r0"));
+        matches!(
+            event.event,
+            Event::Role {
+                role: Role::Primary
+            }
+        )
+        .then_some(event)
+    });
+    assert_eq!(role.resource, node.id);
+    let all = node.shard.status_all().expect("a status");
+    assert_eq!((all.len(), all[0].status.role), (1, Role::Primary));
+    assert!(matches!(
+        node.shard.status(zea_shard::ResourceId(u32::MAX)),
+        Err(ShardError::NoResource)
+    ));
+    let held = node
+        .shard
+        .remove_resource(node.id)
+        .expect_err("a disk is attached");
+    assert!(held.to_string().contains("take it down first"), "{held}");
+    cluster.stop();
+}
+
+#[test]
+fn nbd_shard_real_clients_copy_both_ways() {
+    let cluster = Cluster::start(2, 64 * MIB);
+    let uri = format!(
+        "nbd+unix:///r0?socket={}",
+        cluster.nodes[0].socket.display()
+    );
+    let (from, back) = (
+        cluster.dir.path().join("from"),
+        cluster.dir.path().join("back"),
+    );
+    let data = pattern(40 * MIB as usize, 5);
+    std::fs::write(&from, &data).expect("written");
+    let copy = |a: &str, b: &str| {
+        let run = std::process::Command::new("timeout")
+            .args(["60", "nbdcopy", "--flush", a, b])
+            .status();
+        match run.expect("timeout(1) runs").code() {
+            // What timeout(1) says where the command is not found.
+            Some(127) => {
+                assert_ne!(
+                    std::env::var("CI").as_deref(),
+                    Ok("true"),
+                    "nbdcopy is not installed"
+                );
+                eprintln!("SKIPPED: nbdcopy is not installed; this check did NOT run");
+                false
+            }
+            code => {
+                assert_eq!(code, Some(0), "nbdcopy {a} {b}");
+                true
+            }
+        }
+    };
+    if copy(&from.display().to_string(), &uri) {
+        std::fs::File::create(&back).expect("a file");
+        assert!(copy(&uri, &back.display().to_string()));
+        let got = std::fs::read(&back).expect("the copy");
+        assert!(
+            got[..data.len()] == data[..],
+            "what was copied in came back"
+        );
+    }
     cluster.stop();
 }

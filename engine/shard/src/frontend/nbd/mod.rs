@@ -33,6 +33,12 @@ pub(crate) struct Transmission {
     open: OpenExport,
 }
 
+impl Transmission {
+    pub(crate) fn resource(&self) -> ResourceId {
+        self.open.export().resource
+    }
+}
+
 #[derive(Debug)]
 enum Phase {
     Handshake {
