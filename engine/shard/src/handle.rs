@@ -59,6 +59,9 @@ pub enum ShardError {
     Export(#[from] ExportError),
 }
 
+/// What a core answers to an admin command.
+pub type AdminResult = Result<(), AdminError>;
+
 /// Where answers go.
 pub(crate) type ReplyTo<T> = Sender<T>;
 
@@ -114,13 +117,13 @@ pub(crate) enum Message {
     Admin {
         id: ResourceId,
         command: Box<Command>,
-        reply: ReplyTo<Result<(), AdminError>>,
+        reply: ReplyTo<AdminResult>,
     },
     Attach {
         id: ResourceId,
         volume: VolumeNr,
         disk: Box<Disk>,
-        reply: ReplyTo<Result<(), AdminError>>,
+        reply: ReplyTo<AdminResult>,
     },
     NewLink {
         id: ResourceId,
@@ -244,7 +247,7 @@ impl ShardHandle {
         &self,
         id: ResourceId,
         command: Command,
-    ) -> Result<Pending<Result<(), AdminError>>, ShardError> {
+    ) -> Result<Pending<AdminResult>, ShardError> {
         self.ask(|reply| Message::Admin {
             id,
             command: Box::new(command),
@@ -269,7 +272,7 @@ impl ShardHandle {
         id: ResourceId,
         volume: VolumeNr,
         paths: &BackingPaths,
-    ) -> Result<Pending<Result<(), AdminError>>, ShardError> {
+    ) -> Result<Pending<AdminResult>, ShardError> {
         let disk = Box::new(Disk::open(paths)?);
         self.ask(|reply| Message::Attach {
             id,

@@ -43,7 +43,7 @@ use zea_wire::ids::NodeId;
 pub use disk::{BackingPaths, Disk, DiskFile, Fault, FaultKind, OpenError};
 pub use events::{EventStream, ResourceEvent, ShardGone};
 pub use frontend::{ExportDirectory, ExportError};
-pub use handle::{Pending, ResourceStatus, ShardError, ShardHandle};
+pub use handle::{AdminResult, Pending, ResourceStatus, ShardError, ShardHandle};
 pub use link::LinkSockets;
 pub use metrics::Metrics;
 pub use shard::{Shard, ShardConfig, SpawnError};

@@ -345,7 +345,7 @@ impl<T: Copy> Ring<T> {
 
     fn reap(&mut self, out: &mut Vec<Done<T>>) {
         self.cq.sync();
-        while let Some(cqe) = self.cq.next() {
+        for cqe in self.cq.by_ref() {
             let more = io_uring::cqueue::more(cqe.flags());
             if !more {
                 assert!(self.in_kernel > 0, "a completion without an operation");

@@ -16,7 +16,7 @@ use zea_wire::ids::VolumeNr;
 
 use super::device::{Disk, Side};
 use super::fault::Fault;
-use super::sqe::{discard_command, fallocate, read, sync_file, write, write_zeroes};
+use super::sqe::{discard_command, fallocate, memory, read, sync_file, write, write_zeroes};
 use crate::pool::{Buf, Pool, Purpose};
 use crate::ring::Ring;
 use crate::token::Token;
@@ -108,6 +108,8 @@ struct Op {
     done: u64,
     /// Operations in the ring.
     pending: u8,
+    /// One of them was interrupted.
+    again: bool,
     error: Option<DiskError>,
 }
 
@@ -325,6 +327,7 @@ impl Disks {
             len,
             done: 0,
             pending: 0,
+            again: false,
             error: None,
         });
         self.issue(ring, pool, key);
@@ -338,29 +341,19 @@ impl Disks {
         let (at, left) = (op.at + op.done, op.len - op.done);
         let data = Fd(disk.data().raw_fd());
         let meta = Fd(disk.meta().raw_fd());
+        let mut memory =
+            |buf: Buf, offset: u32| memory(ring, pool, buf, offset + op.done as u32, left as u32);
         let mut second = None;
         let first = match &op.work {
-            Work::Read { buf, offset, .. } => {
-                read(ring, pool, data, *buf, *offset + op.done as u32, at, left)
-            }
-            Work::MetaRead { buf } => read(ring, pool, meta, *buf, op.done as u32, at, left),
-            Work::Write { buf, offset, fua } => write(
-                ring,
-                pool,
-                data,
-                *buf,
-                *offset + op.done as u32,
-                at,
-                left,
-                *fua,
-            ),
+            Work::Read { buf, offset, .. } => read(data, memory(*buf, *offset), at),
+            Work::MetaRead { buf } => read(meta, memory(*buf, 0), at),
+            Work::Write { buf, offset, fua } => write(data, memory(*buf, *offset), at, *fua),
             Work::MetaWrite {
                 sync: MetaSync::Running { .. },
                 ..
             } => sync_file(meta),
             Work::MetaWrite { buf, sync, .. } => {
-                let dsync = *sync == MetaSync::WithTheWrite;
-                write(ring, pool, meta, *buf, op.done as u32, at, left, dsync)
+                write(meta, memory(*buf, 0), at, *sync == MetaSync::WithTheWrite)
             }
             Work::Flush { .. } => {
                 second = (disk.side_of_meta() == Side::Separate).then(|| sync_file(meta));
@@ -399,19 +392,23 @@ impl Disks {
         result: i32,
     ) {
         let key = key as usize;
-        let op = &mut self.ops[key];
-        op.pending -= 1;
+        self.ops[key].pending -= 1;
         let next = self.advance(key, result);
-        match next {
-            Next::Again => self.issue(ring, pool, key),
-            Next::Done if self.ops[key].pending > 0 => {}
-            Next::Done => self.finish(pool, key),
+        let op = &mut self.ops[key];
+        op.again |= matches!(next, Next::Again);
+        if op.pending > 0 {
+            return;
+        }
+        if std::mem::take(&mut op.again) && op.error.is_none() {
+            self.issue(ring, pool, key);
+        } else {
+            self.finish(pool, key);
         }
     }
 
     fn advance(&mut self, key: usize, result: i32) -> Next {
         let op = &mut self.ops[key];
-        if matches!(-result, libc::EINTR | libc::EAGAIN) && !matches!(op.work, Work::Flush { .. }) {
+        if matches!(-result, libc::EINTR | libc::EAGAIN) {
             return Next::Again;
         }
         if result < 0 {

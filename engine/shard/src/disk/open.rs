@@ -44,6 +44,9 @@ pub enum OpenError {
     },
 }
 
+/// A device by its numbers, and who has it open.
+type Shared = ((u64, u64), Weak<DiskFile>);
+
 /// An open data or meta-data device.
 #[derive(Debug)]
 pub struct DiskFile {
@@ -130,7 +133,7 @@ impl DiskFile {
     /// # Errors
     /// See [`OpenError`].
     pub fn open_shared(path: &Path) -> Result<Arc<DiskFile>, OpenError> {
-        static SHARED: Mutex<Vec<((u64, u64), Weak<DiskFile>)>> = Mutex::new(Vec::new());
+        static SHARED: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
         let stat = rustix::fs::stat(path).map_err(|e| OpenError::System {
             path: path.to_owned(),
             source: e.into(),

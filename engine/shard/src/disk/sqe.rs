@@ -6,7 +6,7 @@
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{opcode, squeue};
 
-use crate::pool::{Buf, Pool};
+use crate::pool::{Buf, Pool, Region};
 use crate::ring::Ring;
 use crate::token::Token;
 
@@ -28,17 +28,19 @@ fn ensure_registered(ring: &Ring<Token>, pool: &mut Pool, buf: Buf) {
     }
 }
 
-pub(super) fn read(
+/// Memory of a pool buffer for an operation.
+pub(super) fn memory(
     ring: &Ring<Token>,
     pool: &mut Pool,
-    fd: Fd,
     buf: Buf,
     offset: u32,
-    at: u64,
-    len: u64,
-) -> squeue::Entry {
+    len: u32,
+) -> Region {
     ensure_registered(ring, pool, buf);
-    let to = pool.region(buf, offset, len as u32);
+    pool.region(buf, offset, len)
+}
+
+pub(super) fn read(fd: Fd, to: Region, at: u64) -> squeue::Entry {
     match to.fixed {
         Some(index) => opcode::ReadFixed::new(fd, to.ptr, to.len, index)
             .offset(at)
@@ -47,19 +49,8 @@ pub(super) fn read(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-pub(super) fn write(
-    ring: &Ring<Token>,
-    pool: &mut Pool,
-    fd: Fd,
-    buf: Buf,
-    offset: u32,
-    at: u64,
-    len: u64,
-    dsync: bool,
-) -> squeue::Entry {
-    ensure_registered(ring, pool, buf);
-    let from = pool.region(buf, offset, len as u32);
+/// `dsync`: stable on completion.
+pub(super) fn write(fd: Fd, from: Region, at: u64, dsync: bool) -> squeue::Entry {
     let flags = if dsync { libc::RWF_DSYNC } else { 0 };
     match from.fixed {
         Some(index) => opcode::WriteFixed::new(fd, from.ptr, from.len, index)

@@ -467,10 +467,10 @@ impl Link {
                 self.kill();
             }
         }
-        if let Phase::Lingering { give_up } = self.phase {
-            if hurry || now >= give_up || self.halves().iter().all(|half| half.ended) {
-                self.kill();
-            }
+        if let Phase::Lingering { give_up } = self.phase
+            && (hurry || now >= give_up || self.halves().iter().all(|half| half.ended))
+        {
+            self.kill();
         }
     }
 

@@ -1,10 +1,11 @@
 //! Inputs into a core, and its actions out of it.
 
 use zea_core::event::Event;
-use zea_core::io::{Action, AdminError, AdminTag, BufId, Input, LinkLost, Payload};
+use zea_core::io::{Action, AdminTag, BufId, Input, LinkLost, Payload};
 use zea_wire::ids::VolumeNr;
 
 use super::Shard;
+use crate::AdminResult;
 use crate::disk::{DiskDone, Owner};
 use crate::events::ResourceEvent;
 use crate::frontend::LOCAL_BITS;
@@ -36,6 +37,11 @@ impl Shard {
             self.execute(slot, action);
         }
         self.outbox = actions;
+        // Who asked sees everything done that came with the answer, such as a device that was let go.
+        for (reply, result) in self.replies.drain(..) {
+            // Who asked may have stopped waiting.
+            let _ = reply.try_send(result);
+        }
     }
 
     fn execute(&mut self, slot: usize, action: Action) {
@@ -138,7 +144,7 @@ impl Shard {
             .retain(|subscriber| subscriber.deliver(event.clone()));
     }
 
-    fn reply(&mut self, slot: usize, tag: AdminTag, result: Result<(), AdminError>) {
+    fn reply(&mut self, slot: usize, tag: AdminTag, result: AdminResult) {
         let wait = self.admins.remove(tag.0 as usize);
         let resource = &mut self.resources[slot];
         resource.admins -= 1;
@@ -149,8 +155,7 @@ impl Shard {
                 self.close_disk(slot, volume);
             }
         }
-        // Who asked may have stopped waiting.
-        let _ = wait.reply.try_send(result);
+        self.replies.push((wait.reply, result));
     }
 
     pub(super) fn disk_done(&mut self, done: DiskDone) {

@@ -8,12 +8,12 @@ use zea_wire::ids::VolumeNr;
 
 use super::Shard;
 use super::resource::{AdminWait, OpenDisk, Res};
-use crate::ResourceId;
 use crate::disk::{Disk, Fault};
 use crate::frontend::Export;
 use crate::handle::{Message, ReplyTo, ResourceStatus, ShardError};
 use crate::limits::{MAX_ADMINS, MAX_RESOURCES, MAX_SUBSCRIBERS};
 use crate::pool::Purpose;
+use crate::{AdminResult, ResourceId};
 
 /// DRBD's codes for refusals of the runtime itself (handshake-and-states.md 2.3).
 const SS_DEVICE_IN_USE: i32 = -12;
@@ -100,7 +100,7 @@ impl Shard {
         id: ResourceId,
         command: Command,
         attach: Option<VolumeNr>,
-        reply: ReplyTo<Result<(), AdminError>>,
+        reply: ReplyTo<AdminResult>,
     ) {
         let refusal = match self.resource_slot(id) {
             None => Some((0, "no such resource on this shard".to_owned())),
@@ -159,7 +159,7 @@ impl Shard {
         id: ResourceId,
         volume: VolumeNr,
         disk: Disk,
-        reply: ReplyTo<Result<(), AdminError>>,
+        reply: ReplyTo<AdminResult>,
     ) {
         let slot = self.resource_slot(id);
         if slot.is_some_and(|slot| self.resources[slot].disks.contains_key(&volume)) {

@@ -21,7 +21,7 @@ use crate::clock::{Clock, KernelRng};
 use crate::disk::Disks;
 use crate::events::Subscriber;
 use crate::frontend::{ExportDirectory, FrontEnd};
-use crate::handle::{Message, ShardHandle};
+use crate::handle::{AdminResult, Message, ReplyTo, ShardHandle};
 use crate::limits::{MAILBOX_BATCH, MAILBOX_MESSAGES, TICK_MS};
 use crate::link::Link;
 use crate::mailbox::{Mail, Mailbox, mailbox};
@@ -111,6 +111,8 @@ pub struct Shard {
     resources: Slab<Res>,
     by_id: BTreeMap<ResourceId, usize>,
     admins: Slab<AdminWait>,
+    /// Answers of the input whose actions are being carried out.
+    replies: Vec<(ReplyTo<AdminResult>, AdminResult)>,
     /// Who waits until nobody uses a resource's exports.
     closers: Vec<(ResourceId, crossbeam_channel::Sender<()>)>,
     subscribers: Vec<Subscriber>,
@@ -208,6 +210,7 @@ impl Shard {
             resources: Slab::new(),
             by_id: BTreeMap::new(),
             admins: Slab::new(),
+            replies: Vec::new(),
             closers: Vec::new(),
             subscribers: Vec::new(),
             lost: VecDeque::new(),

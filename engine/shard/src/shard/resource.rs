@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use zea_core::Resource;
 use zea_core::config::{NetOptions, ResourceConfig};
-use zea_core::io::{AdminError, Backing, Time};
+use zea_core::io::{Backing, Time};
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::state::Role;
 
-use crate::ResourceId;
 use crate::disk::DiskId;
 use crate::frontend::{Export, ExportState};
 use crate::handle::{ReplyTo, ResourceStatus};
 use crate::link::{LinkSockets, SendTimeouts};
+use crate::{AdminResult, ResourceId};
 
 /// Sector size of an export whose volume has no local disk to ask.
 const DEFAULT_BLOCK_BYTES: u32 = 512;
@@ -53,7 +53,7 @@ pub(super) struct OpenDisk {
 /// An admin command that its core did not answer yet.
 #[derive(Debug)]
 pub(super) struct AdminWait {
-    pub(super) reply: ReplyTo<Result<(), AdminError>>,
+    pub(super) reply: ReplyTo<AdminResult>,
     /// It was an attach: where it fails, the device is closed.
     pub(super) attach: Option<VolumeNr>,
 }

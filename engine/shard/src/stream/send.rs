@@ -207,10 +207,10 @@ impl SendQueue {
                 let taken = left.min(part.len());
                 left -= taken;
                 part.advance(taken);
-                if part.len() == 0 {
-                    if let Some(Part::Payload { buf, .. }) = self.flying.parts.pop_front() {
-                        pool.release(buf);
-                    }
+                if part.len() == 0
+                    && let Some(Part::Payload { buf, .. }) = self.flying.parts.pop_front()
+                {
+                    pool.release(buf);
                 }
             }
         }

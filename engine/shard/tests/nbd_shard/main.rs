@@ -92,7 +92,14 @@ fn nbd_shard_replicates_writes_to_the_peer() {
         .map(|i: u64| {
             (
                 i * 300 * 1024,
-                pattern(if i % 8 == 0 { 200 * 1024 } else { 4096 }, i),
+                pattern(
+                    if i.is_multiple_of(8) {
+                        200 * 1024
+                    } else {
+                        4096
+                    },
+                    i,
+                ),
             )
         })
         .collect();
