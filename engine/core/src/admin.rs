@@ -344,6 +344,7 @@ impl Resource {
     // ---- meta data is stable -------------------------------------------------------------------------------------
 
     pub(crate) fn meta_then(&mut self, cx: &mut Ctx<'_>, vidx: usize, then: Then) {
+        self.again = true;
         match then {
             Then::NewUuid => self.new_uuid_stable(cx, vidx),
             Then::RoleStable => {

@@ -301,10 +301,17 @@ impl Resource {
         cx.notice(Severity::Error, format!("volume {}: {why}: the disk is detached; replace it, then zea attach", v.nr));
         let reply = v.closing.take().flatten();
         let thens = v.meta.abort();
+        let unnamed = thens.contains(&Then::NewUuid).then_some(v.uuids.current);
         v.exposed_uuid = v.uuids.current;
         v.attached = None;
         v.closing = Some(reply);
+        v.stable_flags = DeviceFlags::empty();
+        v.new_uuid_running = false;
         self.forget_al_references(vidx);
+        if let Some(uuid) = unnamed {
+            // The disk may or may not know this generation: the peers must, and then leave it for the next one.
+            self.new_exposed_uuid(cx, vidx, uuid);
+        }
         self.leave_disk_state(cx, vidx);
         self.meta_aborted(cx, vidx, thens);
     }

@@ -285,7 +285,7 @@ impl Resource {
     }
 
     /// The earliest instant at which something is due.
-    pub(crate) fn next_timer(&self) -> Option<Time> {
+    pub(crate) fn next_timer(&self, now: Time) -> Option<Time> {
         let mut next: Option<Time> = None;
         let mut add = |t: Option<Time>| {
             if let Some(t) = t {
@@ -308,10 +308,14 @@ impl Resource {
         for v in &self.volumes {
             add(v.hold_until);
         }
-        add((self.epoch_writes > 0).then(|| self.epoch_since.plus_ms(limits::EPOCH_AGE_MS)));
+        add((self.epoch_writes > 0 && self.may_close_epoch()).then(|| self.epoch_since.plus_ms(limits::EPOCH_AGE_MS)));
         add(self.peer_ack.map(|p| p.since.plus_ms(limits::PEER_ACK_DELAY_MS)));
         add(self.next_no_space_retry());
         add(self.twopc.deadline());
+        add(self.recheck_at);
+        for pd in self.conns.iter().flat_map(|c| &c.pds) {
+            add(pd.resync.as_ref().and_then(|r| r.retry_at).filter(|&t| t > now));
+        }
         next
     }
 
@@ -334,6 +338,8 @@ impl Resource {
 
     /// Everything that the end of a link means. The connection is tried again unless it is to be StandAlone.
     pub(crate) fn link_lost(&mut self, cx: &mut Ctx<'_>, cidx: usize, state: ConnState, why: &str) {
+        // A peer that refused us, and that we refused, closes: its P_DISCONNECT may be lost with the link.
+        let refusal = self.conns[cidx].refusal.take().filter(|_| state == ConnState::BrokenPipe);
         let c = &mut self.conns[cidx];
         let node = c.node();
         let was_up = c.is_up();
@@ -351,7 +357,7 @@ impl Resource {
             self.peer_device_lost(cx, cidx, vidx, was_up);
         }
         self.twopc_lost_peer(cx, node);
-        self.kept_lost_origin(cidx);
+        self.kept_lost_origin(cx, cidx);
         self.peer_reqs_lost_link(cx, cidx);
         if was_up {
             self.writes_lost_peer(cx, node);
@@ -366,6 +372,9 @@ impl Resource {
             self.maybe_clear_primary_ind(vidx);
         }
         self.dagtag_arrived(cx);
+        if let Some(why) = refusal {
+            return self.stand_alone(cx, cidx, &why);
+        }
         if self.conns[cidx].active_peer_reqs == 0 {
             self.lost_peer_drained(cx, cidx);
         }

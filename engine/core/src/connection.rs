@@ -100,6 +100,8 @@ pub(crate) struct Connection {
     pub(crate) role: Role,
     pub(crate) link: Option<Link>,
     pub(crate) last_error: Option<String>,
+    /// Why the last comparison on this link refused the peer.
+    pub(crate) refusal: Option<String>,
     pub(crate) discard_my_data: bool,
     /// This connection was up before in this run (UUID flag RECONNECT).
     pub(crate) was_connected: bool,
@@ -130,6 +132,7 @@ impl Connection {
             role: Role::Unknown,
             link: None,
             last_error: None,
+            refusal: None,
             discard_my_data: false,
             was_connected: false,
             retry_at: None,
@@ -190,10 +193,13 @@ pub(crate) struct PeerDevice {
     /// The UUIDs as we sent them in the running handshake: a change in between means retry.
     pub(crate) sent_current: u64,
     pub(crate) sent_uuids: Option<Box<Uuids110>>,
+    pub(crate) sent_state: (Role, DiskState),
     /// Result of the comparison, applied at the commit of the connect transaction.
     pub(crate) decision: Option<Decision>,
     /// The peer ignores bits that we keep (a kernel peer).
     pub(crate) unverified: bool,
+    /// When this node last marked a write as missing there.
+    pub(crate) marked_at: Option<Time>,
     pub(crate) packet_seq: u32,
     pub(crate) peer_seq: u32,
     /// The bitmap that is arriving.
@@ -214,8 +220,10 @@ impl PeerDevice {
             says: PeerSays::default(),
             sent_current: 0,
             sent_uuids: None,
+            sent_state: (Role::Unknown, DiskState::Diskless),
             decision: None,
             unverified: false,
+            marked_at: None,
             packet_seq: 0,
             peer_seq: 0,
             bitmap_in: None,
@@ -266,6 +274,8 @@ pub(crate) struct ResyncTarget {
     pub(crate) failed: u64,
     /// All bits are clear; the number of P_PING_ACKs that must have come before the end.
     pub(crate) end_ping: Option<u64>,
+    /// Requests were not served: the next one goes out after this instant.
+    pub(crate) retry_at: Option<Time>,
     /// Something was skipped because of a conflict: another pass is due when an interval leaves.
     pub(crate) blocked: bool,
 }

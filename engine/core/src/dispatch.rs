@@ -47,10 +47,7 @@ impl Resource {
             Packet::AuthChallenge(c) => self.auth_challenge(cx, cidx, &c.challenge),
             Packet::AuthResponse(r) => self.auth_response(cx, cidx, r.response.as_slice()),
             Packet::Protocol(p) => self.protocol(cx, cidx, &p),
-            Packet::Disconnect => {
-                let why = self.handshake_refusal(cidx);
-                self.refuse_connection(cx, cidx, why);
-            }
+            Packet::Disconnect => self.refuse_connection(cx, cidx),
             _ if self.conns[cidx].link.as_ref().is_some_and(|l| l.phase < LinkPhase::Connecting) => {
                 let why = format!("{} before the connection was set up", packet.name());
                 self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
@@ -135,8 +132,8 @@ impl Resource {
             }
             Packet::NegAck(a) => self.write_ack(cx, cidx, a, false),
             Packet::NegDreply(a) => self.neg_data_reply(cx, cidx, a),
-            Packet::NegRsDreply(a) => self.resync_not_served(cidx, vidx, a, true),
-            Packet::RsCancel(a) | Packet::RsCancelAhead(a) => self.resync_not_served(cidx, vidx, a, false),
+            Packet::NegRsDreply(a) => self.resync_not_served(cx, cidx, vidx, a, true),
+            Packet::RsCancel(a) | Packet::RsCancelAhead(a) => self.resync_not_served(cx, cidx, vidx, a, false),
             Packet::RsWriteAck(a) => self.resync_written(cx, cidx, vidx, a, true),
             Packet::RsNegAck(a) => self.resync_written(cx, cidx, vidx, a, false),
             Packet::Bitmap(b) => self.bitmap_plain(cx, cidx, vidx, &b),

@@ -124,7 +124,8 @@ impl Resource {
         let rotate = self.rotate_context(vidx, self.dagtag);
         let forced = self.not_replicated(vidx);
         if !self.volumes[vidx].has_disk() {
-            return self.new_exposed_uuid(cx, vidx, random[0] | 1, rotate.weak_nodes() | forced);
+            self.new_exposed_uuid(cx, vidx, random[0] | 1);
+            return false;
         }
         let v = &mut self.volumes[vidx];
         if v.uuids.rotate_current_into_bitmap(&rotate, forced, random).is_none() {
@@ -137,8 +138,9 @@ impl Resource {
     }
 
     /// A Primary without a disk: its peers keep the new UUID for it (5.8).
-    fn new_exposed_uuid(&mut self, cx: &mut Ctx<'_>, vidx: usize, fresh: u64, weak: NodeMask) -> bool {
+    pub(crate) fn new_exposed_uuid(&mut self, cx: &mut Ctx<'_>, vidx: usize, fresh: u64) {
         self.close_epoch();
+        let weak = self.rotate_context(vidx, self.dagtag).weak_nodes() | self.not_replicated(vidx) | self.config.node_id.mask();
         self.volumes[vidx].exposed_uuid = fresh;
         for cidx in self.up_conns() {
             if self.conns[cidx].pds[vidx].repl >= ReplState::Established {
@@ -146,7 +148,6 @@ impl Resource {
                 self.send_volume(cx, cidx, vidx, packet);
             }
         }
-        false
     }
 
     /// The new UUID is stable.

@@ -36,6 +36,7 @@ impl Resource {
     /// Send our side of the handshake for every volume.
     pub(crate) fn handshake_send(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         self.handshake_reset_decisions(cidx);
+        self.conns[cidx].refusal = None;
         let deadline = cx.now.plus_ms(10 * self.conns[cidx].config.net.ping_timeout_ms);
         let link = self.conns[cidx].link.as_mut().expect("a link that connects");
         link.states_sent = true;
@@ -48,6 +49,7 @@ impl Resource {
             let sent = self.volumes[vidx].attached.is_some().then(|| self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY));
             self.conns[cidx].pds[vidx].sent_uuids = sent;
             self.conns[cidx].pds[vidx].sent_current = self.volumes[vidx].current_uuid();
+            self.conns[cidx].pds[vidx].sent_state = (self.role, self.volumes[vidx].disk);
             self.send_state(cx, cidx, vidx);
         }
         // A resource without volumes is compared at once.
@@ -104,6 +106,17 @@ impl Resource {
         self.send_volume(cx, cidx, vidx, Packet::State(State { state: bits }));
     }
 
+    /// Tell every connected peer when the local disk changed.
+    pub(crate) fn tell_disk_state(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        if self.volumes[vidx].told_disk == self.volumes[vidx].disk {
+            return;
+        }
+        self.volumes[vidx].told_disk = self.volumes[vidx].disk;
+        for cidx in self.up_conns() {
+            self.send_state(cx, cidx, vidx);
+        }
+    }
+
     /// Tell every connected peer the state of every volume.
     pub(crate) fn send_states(&mut self, cx: &mut Ctx<'_>) {
         for cidx in self.up_conns() {
@@ -135,6 +148,7 @@ impl Resource {
         self.conns[cidx].pds[vidx].says.state = Some(state);
         let decision = self.compare(cidx, vidx, state);
         if let Decision::Refuse(why) = &decision {
+            self.conns[cidx].refusal = Some(why.clone());
             cx.notice(Severity::Error, format!("node {} volume {}: {why}", self.conns[cidx].node(), self.volumes[vidx].nr));
         }
         self.conns[cidx].pds[vidx].decision = Some(decision);
@@ -158,24 +172,18 @@ impl Resource {
             verdict = verdict.max(match pd.decision.as_ref()? {
                 Decision::Refuse(_) => Verdict::No,
                 Decision::Retry => Verdict::Retry,
+                // The peer decided on what it was told: that must still hold.
                 _ if pd.sent_current != self.volumes[vidx].current_uuid() => Verdict::Retry,
+                _ if pd.sent_state != (self.role, self.volumes[vidx].disk) => Verdict::Retry,
                 _ => Verdict::Yes,
             });
         }
         Some(verdict)
     }
 
-    /// Why this node refuses, if it does.
-    pub(crate) fn handshake_refusal(&self, cidx: usize) -> Option<String> {
-        self.conns[cidx].pds.iter().find_map(|pd| match &pd.decision {
-            Some(Decision::Refuse(why)) => Some(why.clone()),
-            _ => None,
-        })
-    }
-
     /// One of the two nodes refuses: both give up.
-    pub(crate) fn refuse_connection(&mut self, cx: &mut Ctx<'_>, cidx: usize, why: Option<String>) {
-        let why = why.unwrap_or_else(|| "the peer refused the connection; its log says why".to_owned());
+    pub(crate) fn refuse_connection(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let why = self.conns[cidx].refusal.take().unwrap_or_else(|| "the peer refused the connection; its log says why".to_owned());
         self.stand_alone(cx, cidx, &why);
     }
 
@@ -214,7 +222,7 @@ impl Resource {
             sent: Some(sent),
             after_split_brain: Default::default(),
         };
-        let own_side = Side { view: now, disk: own_disk, role: self.role };
+        let own_side = Side { view: now, disk: pd.sent_state.1, role: pd.sent_state.0 };
         let peer_side = Side { view: peer, disk: state.disk, role: state.role };
         let decision = uuid::decide(&cx, &own_side, &peer_side);
         let own_sent = Side { view: sent, ..own_side };
@@ -281,6 +289,7 @@ impl Resource {
         link.last_received = now;
         c.state = ConnState::Connected;
         c.last_error = None;
+        c.refusal = None;
         c.was_connected = true;
         c.retry_at = None;
         c.role = c.pds.iter().find_map(|pd| pd.says.state).map_or(Role::Secondary, |s| s.role);
@@ -289,11 +298,11 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             self.apply_decision(cx, cidx, vidx);
         }
-        self.conns[cidx].discard_my_data = false;
         for vidx in 0..self.volumes.len() {
             self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
             self.send_state(cx, cidx, vidx);
         }
+        self.send_dagtag(cx, cidx);
         for vidx in 0..self.volumes.len() {
             self.start_bitmap_exchange(cx, cidx, vidx);
             self.volumes[vidx].hold_until = None;
@@ -306,6 +315,8 @@ impl Resource {
         let state = self.conns[cidx].pds[vidx].says.state.expect("decided on it");
         self.agree_on_size(cx, cidx, vidx);
         let node = self.conns[cidx].node();
+        // An interrupted resync must not turn a resolved split brain into a new one.
+        self.conns[cidx].discard_my_data &= matches!(decision, Decision::Target { .. });
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.disk = state.disk;
         pd.unverified = false;

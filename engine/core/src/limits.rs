@@ -33,4 +33,16 @@ pub const EPOCH_AGE_MS: u64 = 50;
 /// Requests wait this long for a disk or a peer that is coming up.
 pub const HOLD_MS: u64 = 10_000;
 /// Resync reads a source serves at once, per peer device.
-pub const MAX_RESYNC_READS: usize = 64;
+pub const MAX_RESYNC_READS: usize = 1024;
+/// Resync requests a target has out at once, per peer device.
+pub const MAX_RESYNC_REQUESTS: usize = 128;
+/// Pause before a resync request that was not served is made again.
+pub const RESYNC_RETRY_MS: u64 = 100;
+/// Barriers without an ack, per connection, beyond which epochs end only where they must.
+pub const MAX_UNACKED_BARRIERS: usize = 32;
+/// Open epochs of a peer, per connection.
+pub const MAX_OPEN_EPOCHS: usize = 8192;
+/// After a mark of this node's own, what others say about a range may be older than the mark, for this long.
+pub const IN_SYNC_DOUBT_MS: u64 = 2_000;
+/// UpToDate peers that still have bits towards each other this long after a resync compare again.
+pub const RECHECK_MS: u64 = 3_000;

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use zea_meta::flags::DeviceFlags;
 use zea_wire::ids::NodeId;
 
 use crate::io::{AdminTag, DiskCmd, DiskError, MetaBlock};
@@ -75,6 +76,8 @@ pub(crate) struct MetaQueue {
     outstanding: usize,
     /// The activity log block that goes out after its bitmap blocks.
     al_block: Option<(u64, MetaBlock)>,
+    /// Flags of the super block that is being written.
+    flags_in_flight: DeviceFlags,
     spare: Vec<MetaBlock>,
     pub(crate) al_writes: u64,
     pub(crate) bm_writes: u64,
@@ -93,6 +96,11 @@ impl MetaQueue {
     /// Nothing is queued or in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.steps.is_empty() && self.outstanding == 0
+    }
+
+    /// A step waits to begin.
+    pub(crate) fn can_begin(&self) -> bool {
+        !self.running && !self.steps.is_empty()
     }
 
     /// A step of this kind is queued and has not begun.
@@ -172,7 +180,6 @@ impl Resource {
         let a = v.attached.as_mut().expect("attached: checked by the pump");
         let Some(tx) = a.al.prepare_transaction() else {
             v.meta.steps.pop_front();
-            v.retry_waiters = true;
             return;
         };
         for extent in tx.evicted() {
@@ -193,6 +200,9 @@ impl Resource {
     fn meta_super_block(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         let v = &mut self.volumes[vidx];
         let sb = v.super_block().expect("attached: checked by the pump");
+        v.meta.flags_in_flight = sb.flags;
+        // Until it is written, only what both versions have is certain.
+        v.stable_flags = DeviceFlags(v.stable_flags.bits() & sb.flags.bits());
         let offset = v.attached.as_ref().expect("attached").layout.super_block_offset_bytes;
         let mut block = v.meta.block();
         sb.encode(&mut block);
@@ -252,7 +262,13 @@ impl Resource {
                 v.attached.as_mut().expect("attached").al.committed();
                 v.retry_waiters = true;
             }
-            MetaJob::BitmapFlush | MetaJob::SuperBlock | MetaJob::DataFlush => self.meta_step_done(vidx),
+            MetaJob::SuperBlock => {
+                self.meta_step_done(vidx);
+                let v = &mut self.volumes[vidx];
+                v.stable_flags = v.meta.flags_in_flight;
+                v.retry_waiters = true;
+            }
+            MetaJob::BitmapFlush | MetaJob::DataFlush => self.meta_step_done(vidx),
         }
         self.meta_al_block(cx, vidx);
     }

@@ -182,7 +182,8 @@ impl Resource {
                 }
                 Stage::ActivityLog => {
                     if self.volumes[vidx].has_disk() {
-                        if !self.al_get(vidx, sector, len) {
+                        let marked = self.volumes[vidx].stable_flags.contains(DeviceFlags::PRIMARY_IND);
+                        if !marked || !self.al_get(vidx, sector, len) {
                             self.volumes[vidx].al_waiters.push_back(Waiter::Peer(index));
                             return;
                         }
@@ -304,7 +305,7 @@ impl Resource {
     /// A write of a connection that is gone has ended: nobody will say who else has it.
     fn orphan_done(&mut self, cx: &mut Ctx<'_>, cidx: usize, p: &PeerReq) {
         if p.kind == Kind::Write {
-            self.mark_unconfirmed(p.vidx, p.node, p.sector, p.len);
+            self.mark_unconfirmed(cx, p.vidx, p.node, p.sector, p.len);
         }
         if p.al {
             self.al_put(p.vidx, p.sector, p.len);
@@ -313,13 +314,20 @@ impl Resource {
     }
 
     /// A write that no P_PEER_ACK covers may be missing on every other node, and here or there compared with its origin.
-    fn mark_unconfirmed(&mut self, vidx: usize, origin: NodeId, sector: u64, len: u32) {
+    fn mark_unconfirmed(&mut self, cx: &Ctx<'_>, vidx: usize, origin: NodeId, sector: u64, len: u32) {
         for n in 0..self.conns.len() {
             let node = self.conns[n].node();
             if node != origin {
-                self.volumes[vidx].set_out_of_sync(node, sector, len);
+                self.mark_missing(cx, n, vidx, sector, len);
             }
         }
+    }
+
+    /// A write is, or may be, missing at a peer.
+    pub(crate) fn mark_missing(&mut self, cx: &Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
+        let node = self.conns[cidx].node();
+        self.volumes[vidx].set_out_of_sync(node, sector, len);
+        self.conns[cidx].pds[vidx].marked_at = Some(cx.now);
     }
 
     // ---- epochs of a peer ----------------------------------------------------------------------------------------
@@ -329,7 +337,7 @@ impl Resource {
         let c = &mut self.conns[cidx];
         c.recv.back_mut().expect("one epoch is always open").barrier = Some(number);
         c.recv.push_back(RecvEpoch::default());
-        if c.recv.len() > 64 {
+        if c.recv.len() > limits::MAX_OPEN_EPOCHS {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many open epochs");
         }
         self.recv_epochs_step(cx, cidx);
@@ -434,7 +442,7 @@ impl Resource {
                 if mask.contains(node) && mask.contains(self.config.node_id) {
                     self.volumes[k.vidx].set_in_sync(node, k.sector, k.len);
                 } else if !mask.contains(node) {
-                    self.volumes[k.vidx].set_out_of_sync(node, k.sector, k.len);
+                    self.mark_missing(cx, n, k.vidx, k.sector, k.len);
                     self.tell_out_of_sync(cx, n, k.vidx, k.sector, k.len);
                 }
             }
@@ -454,14 +462,14 @@ impl Resource {
     }
 
     /// The connection to the origin of these writes is gone: nobody will say who else has them.
-    pub(crate) fn kept_lost_origin(&mut self, cidx: usize) {
+    pub(crate) fn kept_lost_origin(&mut self, cx: &Ctx<'_>, cidx: usize) {
         let node = self.conns[cidx].node();
         let kept = std::mem::take(&mut self.conns[cidx].kept);
         for k in kept {
             if k.active.is_some() {
                 continue;
             }
-            self.mark_unconfirmed(k.vidx, node, k.sector, k.len);
+            self.mark_unconfirmed(cx, k.vidx, node, k.sector, k.len);
             if k.al {
                 self.al_put(k.vidx, k.sector, k.len);
             }
@@ -519,7 +527,7 @@ impl Resource {
         if !v.has_disk() || !self.conns[cidx].pds[vidx].is_sync_source() {
             return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegResync);
         }
-        if open >= limits::MAX_RESYNC_READS {
+        if open >= limits::MAX_RESYNC_READS || self.sync_source_of(vidx).is_some() {
             return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::Cancel);
         }
         let index = self.new_peer_read(cidx, vidx, Kind::ResyncRead, sector, len, block_id);

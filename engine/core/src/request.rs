@@ -268,11 +268,11 @@ impl Resource {
         let got = a.al.try_get_range(activity_log::extents_of(sector, u64::from(len) / 512));
         match got {
             Get::Active => return true,
-            // Everything is in use: let the transfer log drain.
+            // Everything is in use: let the transfer log drain, and try again when a reference is dropped.
             Get::Starving if self.epoch_writes > 0 => self.close_epoch(),
-            Get::Starving | Get::Miss | Get::Pending => {}
+            Get::Starving => {}
+            Get::Miss | Get::Pending => self.volumes[vidx].meta.want_al(),
         }
-        self.volumes[vidx].meta.want_al();
         false
     }
 
@@ -280,9 +280,7 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         let Some(a) = v.attached.as_mut() else { return };
         a.al.put_range(activity_log::extents_of(sector, u64::from(len) / 512));
-        if !v.al_waiters.is_empty() {
-            v.meta.want_al();
-        }
+        v.retry_waiters |= !v.al_waiters.is_empty();
     }
 
     /// The write goes to the local disk and to the peers, in this turn.
@@ -318,7 +316,7 @@ impl Resource {
         if has_disk {
             self.write_locally(cx, index);
         }
-        if self.epoch_writes >= limits::MAX_EPOCH_SIZE {
+        if self.epoch_writes >= limits::MAX_EPOCH_SIZE && self.may_close_epoch() {
             self.close_epoch();
         }
         self.request_step(cx, index);
@@ -338,8 +336,8 @@ impl Resource {
         let node = self.conns[cidx].node();
         let c = &self.conns[cidx];
         if !(c.is_up() && c.pds[vidx].replicates()) {
-            self.volumes[vidx].set_out_of_sync(node, req.sector, req.len);
-            let tell = c.is_up() && (c.pds[vidx].repl == ReplState::WFBitMapS || matches!(c.pds[vidx].disk, DiskState::Outdated));
+            let tell = c.is_up() && (c.pds[vidx].repl == ReplState::WFBitMapS || c.pds[vidx].disk == DiskState::Outdated);
+            self.mark_missing(cx, cidx, vidx, req.sector, req.len);
             if tell {
                 let desc = BlockDesc { sector: req.sector, blksize: req.len };
                 self.send_volume(cx, cidx, vidx, Packet::OutOfSync(desc));
@@ -404,6 +402,14 @@ impl Resource {
         open.1 += 1;
     }
 
+    /// Tell a peer where this node's writes stand, if the peer does not know.
+    pub(crate) fn send_dagtag(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        if self.conns[cidx].dagtag_sent != Some(self.dagtag) {
+            self.conns[cidx].dagtag_sent = Some(self.dagtag);
+            self.send(cx, cidx, None, Packet::Dagtag(Dagtag { dagtag: self.dagtag }));
+        }
+    }
+
     fn send_barrier(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         let now = cx.now;
         let Some((nr, count)) = self.conns[cidx].send.open.take() else { return };
@@ -444,7 +450,7 @@ impl Resource {
     /// The backing device is full. Another UpToDate replica: this disk goes. The last one: wait, bounded, then fail.
     fn no_space(&mut self, cx: &mut Ctx<'_>, index: usize) {
         let vidx = self.writes[index].vidx;
-        if self.up_to_date_peer(vidx).is_some() {
+        if self.writes[index].ok.iter().any(|n| self.is_up_to_date(n, vidx)) {
             self.writes[index].local = Local::Failed(DiskError::NoSpace);
             self.disk_failed(cx, vidx, "no space left on the backing device; another replica is UpToDate");
             self.release_interval(index);
@@ -464,8 +470,7 @@ impl Resource {
             self.release_interval(index);
             let r = self.writes[index].req;
             for cidx in 0..self.conns.len() {
-                let node = self.conns[cidx].node();
-                self.volumes[vidx].set_out_of_sync(node, r.sector, r.len);
+                self.mark_missing(cx, cidx, vidx, r.sector, r.len);
             }
             return self.request_step(cx, index);
         }
@@ -512,7 +517,7 @@ impl Resource {
         } else {
             w.ok.remove(node);
             let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
-            self.volumes[vidx].set_out_of_sync(node, sector, len);
+            self.mark_missing(cx, cidx, vidx, sector, len);
             self.new_generation_now(cx, vidx);
         }
         self.request_step(cx, index);
@@ -575,9 +580,14 @@ impl Resource {
         self.epoch_writes = 0;
     }
 
+    /// No peer has too many unacked barriers: nobody asked for this end, so it can wait.
+    pub(crate) fn may_close_epoch(&self) -> bool {
+        self.conns.iter().all(|c| c.send.unacked.len() < limits::MAX_UNACKED_BARRIERS)
+    }
+
     /// Close an epoch that is old enough, and send the barriers of epochs that are closed.
     pub(crate) fn epochs_step(&mut self, cx: &mut Ctx<'_>) {
-        if self.epoch_writes > 0 && cx.now >= self.epoch_since.plus_ms(limits::EPOCH_AGE_MS) {
+        if self.epoch_writes > 0 && cx.now >= self.epoch_since.plus_ms(limits::EPOCH_AGE_MS) && self.may_close_epoch() {
             self.close_epoch();
         }
         for cidx in 0..self.conns.len() {
@@ -649,6 +659,10 @@ impl Resource {
     /// A peer is gone: what it has not confirmed as stable is out of sync; what waited for it goes on.
     pub(crate) fn writes_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
         self.close_epoch();
+        if let Some(p) = self.peer_ack.as_mut() {
+            // Peer acks speak of writes sent on this link only.
+            p.sent.remove(node);
+        }
         let log: Vec<usize> = self.transfer_log.iter().copied().collect();
         for &index in &log {
             let vidx = self.writes[index].vidx;
@@ -656,6 +670,7 @@ impl Resource {
                 self.new_generation_now(cx, vidx);
             }
             let w = &mut self.writes[index];
+            w.sent.remove(node);
             if !w.unstable.contains(node) {
                 continue;
             }

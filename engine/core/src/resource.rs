@@ -102,10 +102,16 @@ pub struct Resource {
     /// A Primary whose connection is gone; its last writes have not been compared with the other survivors.
     pub(crate) lost_primary: Option<NodeId>,
     pub(crate) next_block_id: u64,
+    /// When to look for bits that a resync left over.
+    pub(crate) recheck_at: Option<Time>,
     /// `Command::Down` is going on.
     pub(crate) down: Option<AdminTag>,
     pub(crate) announced: Vec<Event>,
     pub(crate) state_changed: bool,
+    /// The tail has to run once more.
+    pub(crate) again: bool,
+    /// The time of the last input.
+    now: Time,
 }
 
 /// Requests that are done and not yet peer-acked.
@@ -140,14 +146,18 @@ impl Resource {
             twopc: TwoPc::default(),
             lost_primary: None,
             next_block_id: 1,
+            recheck_at: None,
             down: None,
             announced: Vec::new(),
             state_changed: true,
+            again: false,
+            now: Time(0),
         }
     }
 
     /// One event in, a bounded list of actions out (appended to `out`).
     pub fn handle(&mut self, now: Time, rng: &mut dyn Rng, input: Input<'_>, out: &mut Outbox) {
+        self.now = now;
         let mut cx = Ctx { now, rng, out };
         let cx = &mut cx;
         match input {
@@ -165,16 +175,24 @@ impl Resource {
     /// The short tail after every input: queues, resync steps, epochs, peer acks, timers, events.
     fn tail(&mut self, cx: &mut Ctx<'_>) {
         self.timers(cx);
-        for vidx in 0..self.volumes.len() {
-            self.retry_waiters(cx, vidx);
-            self.meta_pump(cx, vidx);
-            self.retry_waiters(cx, vidx);
-            self.try_close_disk(cx, vidx);
+        self.recheck(cx);
+        loop {
+            self.again = false;
+            self.twopc_step(cx);
+            self.down_step(cx);
+            for vidx in 0..self.volumes.len() {
+                self.retry_waiters(cx, vidx);
+                self.meta_pump(cx, vidx);
+                self.retry_waiters(cx, vidx);
+                self.try_close_disk(cx, vidx);
+                self.tell_disk_state(cx, vidx);
+            }
+            self.resync_steps(cx);
+            self.epochs_step(cx);
+            if !self.again && !self.volumes.iter().any(|v| v.meta.can_begin()) {
+                break;
+            }
         }
-        self.resync_steps(cx);
-        self.epochs_step(cx);
-        self.twopc_step(cx);
-        self.down_step(cx);
         if self.state_changed {
             self.state_changed = false;
             self.announce(cx);
@@ -268,6 +286,11 @@ impl Resource {
         })
     }
 
+    /// This node is connected and UpToDate.
+    pub(crate) fn is_up_to_date(&self, node: NodeId, vidx: usize) -> bool {
+        self.cidx(node).is_some_and(|c| self.conns[c].is_up() && self.conns[c].pds[vidx].disk == DiskState::UpToDate)
+    }
+
     /// UpToDate data of this volume can be reached.
     pub(crate) fn has_data(&self, vidx: usize) -> bool {
         self.volumes[vidx].disk == DiskState::UpToDate || self.up_to_date_peer(vidx).is_some()
@@ -290,6 +313,6 @@ impl Resource {
 
     /// The next instant at which [`Input::Timer`] is wanted.
     pub fn deadline(&self) -> Option<Time> {
-        self.next_timer()
+        self.next_timer(self.now)
     }
 }

@@ -196,8 +196,18 @@ impl Resource {
         pd.resync_total_bits = dirty;
         pd.resync = Some(ResyncTarget::default());
         self.state_changed = true;
+        self.stop_being_source(cx, vidx);
         cx.notice(Severity::Info, format!("volume {}: resync from node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4));
         self.send_states(cx);
+    }
+
+    /// A node whose own data is being replaced is no source: its targets look for another one, or come back (11.1a).
+    fn stop_being_source(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        for cidx in self.up_conns() {
+            if self.conns[cidx].pds[vidx].is_sync_source() {
+                self.drop_link(cx, cidx, ConnState::TearDown, "this node is being resynced itself");
+            }
+        }
     }
 
     // ---- requests of the target ------------------------------------------------------------------------------------
@@ -220,7 +230,8 @@ impl Resource {
         let mut wrapped = false;
         loop {
             let r = self.conns[cidx].pds[vidx].resync.as_ref().expect("checked by the caller");
-            if r.in_flight_sectors >= window || r.blocked || r.end_ping.is_some() {
+            let full = r.in_flight_sectors >= window || r.in_flight.len() >= limits::MAX_RESYNC_REQUESTS;
+            if full || r.blocked || r.end_ping.is_some() || r.retry_at.is_some_and(|t| cx.now < t) {
                 break;
             }
             let from = r.next_bit;
@@ -269,6 +280,9 @@ impl Resource {
         let interval = self.lock_range(vidx, sector, sectors, Lock::ResyncRequest(node));
         let block_id = BlockId(self.next_block_id);
         self.next_block_id += 1;
+        if self.role == Role::Primary {
+            self.send_dagtag(cx, cidx);
+        }
         let (dagtag_node, dagtag) = self.resync_dagtag();
         let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
         r.in_flight.insert(block_id, ResyncReq { sector, len, interval, answered: false });
@@ -332,11 +346,12 @@ impl Resource {
     }
 
     /// P_NEG_RS_DREPLY or P_RS_CANCEL: the request is not served, now or never.
-    pub(crate) fn resync_not_served(&mut self, cidx: usize, vidx: usize, ack: BlockAck, failed: bool) {
+    pub(crate) fn resync_not_served(&mut self, cx: &Ctx<'_>, cidx: usize, vidx: usize, ack: BlockAck, failed: bool) {
         let Some(r) = self.conns[cidx].pds[vidx].resync.as_mut() else { return };
         let Some(q) = r.in_flight.remove(&ack.block_id) else { return };
         r.in_flight_sectors -= u64::from(q.len) / 512;
         r.failed += u64::from(failed);
+        r.retry_at = Some(cx.now.plus_ms(limits::RESYNC_RETRY_MS));
         if !q.answered {
             self.volumes[vidx].intervals.remove(q.interval);
             self.volumes[vidx].retry_waiters = true;
@@ -445,6 +460,12 @@ impl Resource {
         let source_disk = self.conns[cidx].pds[vidx].disk;
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.finishing = false;
+        let moved_on = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 != self.volumes[vidx].uuids.current & !1);
+        if moved_on {
+            // A new generation began meanwhile: this node has its writes, it lacks the name.
+            return self.resync_finish(vidx, cidx);
+        }
+        let pd = &mut self.conns[cidx].pds[vidx];
         if self.volumes[vidx].dirty_bits(node) > 0 {
             // A late P_OUT_OF_SYNC: another pass.
             if let Some(r) = pd.resync.as_mut() {
@@ -458,11 +479,13 @@ impl Resource {
         pd.resync = None;
         pd.repl = ReplState::Established;
         pd.resync_total_bits = 0;
+        self.conns[cidx].discard_my_data = false;
         self.volumes[vidx].disk = if source_disk == DiskState::UpToDate { DiskState::UpToDate } else { DiskState::Consistent };
         self.state_changed = true;
         cx.notice(Severity::Info, format!("volume {}: resync from node {node} is complete", self.volumes[vidx].nr));
         self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
         self.end_paused_targets(cx, vidx);
+        self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
         self.send_states(cx);
         if self.volumes[vidx].disk == DiskState::Consistent {
             self.want(crate::twopc::Change::Empty, None);
@@ -473,15 +496,33 @@ impl Resource {
     /// Other sources waited for this node: without bits they are in sync, with bits they go on.
     fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         for cidx in self.up_conns() {
-            let dirty = self.volumes[vidx].dirty_bits(self.conns[cidx].node()) > 0;
-            let c = &self.conns[cidx];
-            let left = c.pds[vidx].repl == ReplState::Established && c.pds[vidx].disk == DiskState::UpToDate && dirty && c.keeps_bits();
-            if c.pds[vidx].repl != ReplState::PausedSyncT && !left {
+            if self.conns[cidx].pds[vidx].repl != ReplState::PausedSyncT {
                 continue;
             }
             // Compare again with what both sides know now.
             self.drop_link(cx, cidx, ConnState::TearDown, "to compare after the resync from another node");
         }
+    }
+
+    /// UpToDate peers that still have bits towards each other, though nothing is being resynced, compare again.
+    pub(crate) fn recheck(&mut self, cx: &mut Ctx<'_>) {
+        if self.recheck_at.is_none_or(|t| cx.now < t) {
+            return;
+        }
+        self.recheck_at = None;
+        for cidx in self.up_conns() {
+            let left = (0..self.volumes.len()).any(|v| self.has_left_over_bits(cidx, v));
+            if left && self.conns[cidx].is_up() {
+                self.drop_link(cx, cidx, ConnState::TearDown, "to resync blocks that are still marked out of sync");
+            }
+        }
+    }
+
+    fn has_left_over_bits(&self, cidx: usize, vidx: usize) -> bool {
+        let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
+        let quiet = self.conns.iter().all(|c| c.pds[vidx].repl <= ReplState::Established);
+        let both = v.disk == DiskState::UpToDate && c.pds[vidx].disk == DiskState::UpToDate;
+        quiet && both && c.keeps_bits() && v.dirty_bits(c.node()) > 0
     }
 
     // ---- the source ------------------------------------------------------------------------------------------------
@@ -518,6 +559,7 @@ impl Resource {
             self.state_changed = true;
             cx.notice(Severity::Info, format!("volume {}: resync of node {node} is complete", self.volumes[vidx].nr));
             self.volumes[vidx].meta.push(Step::Bitmap);
+            self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
             let v = &mut self.volumes[vidx];
             if v.disk == DiskState::UpToDate && state.disk == DiskState::UpToDate && v.crashed_primary {
                 v.crashed_primary = false;
@@ -535,12 +577,10 @@ impl Resource {
         let v = &self.volumes[vidx];
         let len = IN_SYNC_STEP.min(v.size_sectors - start);
         let bytes = u32::try_from(len * 512).expect("4 MiB");
-        if v.attached.as_ref().is_none_or(|a| a.al.active(crate::activity_log::extent_of(start))) {
-            return;
-        }
         let mut mask = NodeMask::EMPTY;
         for c in self.conns.iter().filter(|c| c.is_up()) {
-            let known = c.pds[vidx].disk >= DiskState::Inconsistent && c.pds[vidx].disk != DiskState::DUnknown;
+            // What another node is resyncing at this moment is not known here.
+            let known = c.pds[vidx].disk == DiskState::UpToDate || c.pds[vidx].repl == ReplState::SyncSource;
             if known && v.slot(c.node()).is_some() && !v.any_out_of_sync(c.node(), start, bytes) {
                 mask.insert(c.node());
             }
@@ -566,19 +606,26 @@ impl Resource {
         if !inside {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "in-sync area outside of the device");
         }
-        let busy = v.attached.as_ref().is_none_or(|a| {
-            crate::activity_log::extents_of(desc.sector, u64::from(desc.size) / 512).into_iter().any(|e| a.al.active(e))
-        });
-        // Proven only where this node itself is equal to the sender, and nothing is being written.
-        if busy || !desc.mask.contains(own) || self.volumes[vidx].any_out_of_sync(sender, desc.sector, desc.size) {
+        // Proven only where this node itself is equal to the sender.
+        if !desc.mask.contains(own) || self.volumes[vidx].any_out_of_sync(sender, desc.sector, desc.size) {
             return;
         }
         for node in desc.mask.iter().filter(|&n| n != own && n != sender) {
-            let connected = self.cidx(node).is_some_and(|c| self.conns[c].is_up() && self.conns[c].pds[vidx].repl >= ReplState::Established);
-            if connected {
+            if self.believes_in_sync(cx, vidx, node) {
                 self.volumes[vidx].set_in_sync(node, desc.sector, desc.size);
             }
         }
+    }
+
+    /// Whether a third party's word about this node may clear bits. The word may be older than a mark made here: not while the
+    /// node is known to be at another generation, and not soon after a mark (`docs/adr`: keep bits).
+    fn believes_in_sync(&self, cx: &Ctx<'_>, vidx: usize, node: NodeId) -> bool {
+        let Some(c) = self.cidx(node).map(|c| &self.conns[c]) else { return false };
+        let pd = &c.pds[vidx];
+        let current = self.volumes[vidx].uuids.current & !1;
+        let same_generation = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 == current);
+        let doubt = pd.marked_at.is_some_and(|t| cx.now < t.plus_ms(limits::IN_SYNC_DOUBT_MS));
+        c.is_up() && !doubt && (same_generation || pd.disk == DiskState::Inconsistent)
     }
 
     /// P_OUT_OF_SYNC: the sender wrote there and did not send it.
@@ -588,7 +635,6 @@ impl Resource {
         if !inside {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "out-of-sync area outside of the device");
         }
-        let node = self.conns[cidx].node();
-        self.volumes[vidx].set_out_of_sync(node, desc.sector, desc.blksize);
+        self.mark_missing(cx, cidx, vidx, desc.sector, desc.blksize);
     }
 }

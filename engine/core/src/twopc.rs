@@ -146,6 +146,7 @@ impl Resource {
         if reply.is_none() && (running || self.twopc.queue.iter().any(|w| w.change == change)) {
             return;
         }
+        self.again = true;
         self.twopc.queue.push_back(Wanted { change, reply, tries: 0 });
     }
 
@@ -178,7 +179,7 @@ impl Resource {
                 self.twopc.running = Some(Running::Initiator(i));
                 self.twopc_abort(cx);
             }
-            Some(Running::Participant(p)) => self.twopc_forget(cx, &p),
+            Some(Running::Participant(p)) => self.twopc_forget(&p),
             None => {}
         }
     }
@@ -396,18 +397,16 @@ impl Resource {
         if self.conns[cidx].link.is_none() {
             return;
         }
-        let refused = self.handshake_refusal(cidx);
+        // A node whose own state changed in between cannot tell whether the peer still refuses.
+        let own = self.handshake_verdict(cidx);
+        let refused = verdict == Verdict::No && own != Some(Verdict::Retry);
         self.handshake_reset(cidx);
-        match (verdict, refused) {
-            (Verdict::No, why) | (_, why @ Some(_)) => {
-                self.send(cx, cidx, None, Packet::Disconnect);
-                self.refuse_connection(cx, cidx, why);
-            }
-            (_, None) => {
-                let jitter = cx.rng.next_u64() % 100;
-                self.conns[cidx].retry_at = Some(cx.now.plus_ms(50 + jitter));
-            }
+        if refused {
+            self.send(cx, cidx, None, Packet::Disconnect);
+            return self.refuse_connection(cx, cidx);
         }
+        let jitter = cx.rng.next_u64() % 100;
+        self.conns[cidx].retry_at = Some(cx.now.plus_ms(50 + jitter));
     }
 
     fn twopc_back_off(&mut self, cx: &mut Ctx<'_>, tries: u32) {
@@ -621,21 +620,17 @@ impl Resource {
         for node in p.children.iter() {
             self.send_to(cx, node, Packet::TwopcAbort(Box::new(abort)));
         }
-        self.twopc_forget(cx, &p);
+        self.twopc_forget(&p);
     }
 
     /// Roll a transaction of another node back.
-    fn twopc_forget(&mut self, cx: &mut Ctx<'_>, p: &Participant) {
+    fn twopc_forget(&mut self, p: &Participant) {
         if is_connect(&p.request)
             && p.request.target_node_id == Some(self.config.node_id)
             && let Some(cidx) = self.cidx(p.parent)
             && self.conns[cidx].link.is_some()
         {
-            let refused = self.handshake_refusal(cidx);
             self.handshake_reset(cidx);
-            if refused.is_some() {
-                self.refuse_connection(cx, cidx, refused);
-            }
         }
     }
 
@@ -654,7 +649,7 @@ impl Resource {
                 for child in p.children.iter() {
                     self.send_to(cx, child, Packet::TwopcAbort(Box::new(abort)));
                 }
-                self.twopc_forget(cx, &p);
+                self.twopc_forget(&p);
             }
             Some(Running::Participant(p)) if p.waiting.contains(node) => {
                 p.waiting.remove(node);

@@ -87,6 +87,10 @@ pub(crate) struct Volume {
     /// Front-end requests that wait for a state: a new UUID, a disk that comes up.
     pub(crate) held: VecDeque<Request>,
     pub(crate) meta: MetaQueue,
+    /// The disk state that the peers were told last.
+    pub(crate) told_disk: DiskState,
+    /// Device flags that are certainly on the disk.
+    pub(crate) stable_flags: DeviceFlags,
     /// The next write of a Primary begins a new data generation.
     pub(crate) new_uuid_needed: bool,
     /// The last run of this disk ended as Primary without a clean stop.
@@ -126,6 +130,8 @@ impl Volume {
             al_waiters: VecDeque::new(),
             held: VecDeque::new(),
             meta: MetaQueue::default(),
+            told_disk: DiskState::Diskless,
+            stable_flags: DeviceFlags::empty(),
             new_uuid_needed: false,
             crashed_primary: false,
             resync_start_uuid: 0,

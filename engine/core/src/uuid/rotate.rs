@@ -277,6 +277,10 @@ impl Uuids {
                 // Stricter than the reference: what the source knows nothing of is not in sync.
             } else if at_source.contains(node) {
                 self.bitmap[n] = 0;
+            } else if is_generation(self.bitmap[n]) {
+                // Stricter than the reference: the slot has recorded everything since that older generation, this resync
+                // included, and the node may still be there.
+                outdated.insert(node);
             } else {
                 self.bitmap[n] = start & !PRIMARY;
                 self.bitmap_dagtag[n] = cx.dagtag;
