@@ -42,3 +42,7 @@ pub const MAX_SUBSCRIBERS: usize = 64;
 pub const MAX_ADMINS: usize = 1024;
 /// Inputs of a resource between two checks of its core's invariants.
 pub const INPUTS_PER_CHECK: u32 = 10_000;
+/// Listening sockets of a shard.
+pub const MAX_LISTENERS: usize = 64;
+/// Time that a front end's client has for its handshake, in milliseconds.
+pub const HANDSHAKE_MS: u64 = 10_000;

@@ -3,7 +3,7 @@
 mod exports;
 mod nbd;
 
-use zea_core::io::{IoError, Request};
+use zea_core::io::{IoError, Request, Time};
 
 use crate::ResourceId;
 use crate::pool::Pool;
@@ -42,6 +42,9 @@ pub(crate) trait FrontEnd: std::fmt::Debug {
 
     /// Starts operations, at the end of a turn: one gathered send, one receive.
     fn submit(&mut self, ring: &mut Ring<Token>, pool: &Pool, slot: u32);
+
+    /// When it is to be closed for making no use of its place.
+    fn give_up_at(&self) -> Option<Time>;
 
     /// Takes no more requests, answers those under way, ends.
     fn close(&mut self);

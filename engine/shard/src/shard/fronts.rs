@@ -10,13 +10,11 @@ use super::Shard;
 use crate::ResourceId;
 use crate::frontend::{FrontEnd, LOCAL_BITS, NbdConnection, Step, Transmission};
 use crate::handle::ShardError;
-use crate::limits::MAX_FRONT_ENDS;
+use crate::limits::{HANDSHAKE_MS, MAX_FRONT_ENDS, MAX_LISTENERS};
 use crate::metrics::Metrics;
 
 /// Time that accepting pauses after a failure, such as no descriptors left, in milliseconds.
 const ACCEPT_PAUSE_MS: u64 = 100;
-/// Listening sockets of a shard.
-const MAX_LISTENERS: usize = 64;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -60,6 +58,14 @@ impl Shard {
         {
             self.listeners[at].pause = None;
             self.accept(at);
+        }
+    }
+
+    pub(super) fn tick_fronts(&mut self) {
+        for (_, front) in &mut self.fronts {
+            if front.give_up_at().is_some_and(|at| at <= self.now) {
+                front.close();
+            }
         }
     }
 
@@ -179,7 +185,9 @@ impl Shard {
         }
         // A Unix socket has no such option.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
-        let client = NbdConnection::accepted(fd, self.config.exports.clone(), self.config.index);
+        let give_up = self.now.plus_ms(HANDSHAKE_MS);
+        let client =
+            NbdConnection::accepted(fd, self.config.exports.clone(), self.config.index, give_up);
         self.add_front(Box::new(client));
     }
 }

@@ -361,12 +361,15 @@ impl Shard {
         }
         let ticks = self.links.iter().any(|(_, link)| link.needs_tick()) || self.listeners_pause();
         let tick = ticks.then_some(self.next_tick);
-        let deadline = self
+        let cores = self
             .resources
             .iter()
-            .filter_map(|(_, r)| r.deadline)
-            .chain(tick)
-            .min()?;
+            .filter_map(|(_, resource)| resource.deadline);
+        let fronts = self
+            .fronts
+            .iter()
+            .filter_map(|(_, front)| Some(front.give_up_at()?.max(self.next_tick)));
+        let deadline = cores.chain(fronts).chain(tick).min()?;
         Some(Duration::from_nanos(
             deadline.0.saturating_sub(self.clock.now().0),
         ))
@@ -379,6 +382,7 @@ impl Shard {
         self.next_tick = self.now.plus_ms(TICK_MS);
         self.tick_links();
         self.tick_listeners();
+        self.tick_fronts();
     }
 
     fn hear_bell(&mut self) {

@@ -8,7 +8,7 @@ mod requests;
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use zea_core::io::IoError;
+use zea_core::io::{IoError, Time};
 use zea_nbd::{Handshake, Negotiated, Progress};
 
 use super::exports::{ExportDirectory, OpenExport};
@@ -45,6 +45,7 @@ enum Phase {
         handshake: Handshake,
         directory: ExportDirectory,
         shard: u16,
+        give_up: Time,
     },
     /// The last answer of the handshake goes out, then the connection moves to another shard.
     Leaving {
@@ -72,12 +73,18 @@ pub(crate) struct NbdConnection {
 }
 
 impl NbdConnection {
-    /// A client that was just accepted by shard number `shard`.
-    pub(crate) fn accepted(fd: OwnedFd, directory: ExportDirectory, shard: u16) -> NbdConnection {
+    /// A client that was just accepted by shard number `shard`; its handshake has to be over by `give_up`.
+    pub(crate) fn accepted(
+        fd: OwnedFd,
+        directory: ExportDirectory,
+        shard: u16,
+        give_up: Time,
+    ) -> NbdConnection {
         let phase = Phase::Handshake {
             handshake: Handshake::new(),
             directory,
             shard,
+            give_up,
         };
         let mut connection = NbdConnection::new(fd, phase, Receiver::new(NBD_STAGING_BYTES));
         connection
@@ -115,6 +122,7 @@ impl NbdConnection {
             handshake,
             directory,
             shard,
+            ..
         } = &mut self.phase
         {
             let (directory, shard) = (directory.clone(), *shard);
@@ -273,6 +281,13 @@ impl FrontEnd for NbdConnection {
             };
             self.receiver
                 .submit(ring, pool, self.fd.as_fd(), target, token);
+        }
+    }
+
+    fn give_up_at(&self) -> Option<Time> {
+        match self.phase {
+            Phase::Handshake { give_up, .. } => Some(give_up),
+            _ => None,
         }
     }
 
