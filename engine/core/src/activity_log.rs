@@ -169,14 +169,7 @@ impl ActivityLog {
     /// If `nr_slots` is 0 or above [`MAX_SLOTS`]: configured values are sanitised before.
     pub fn new(nr_slots: u16, tr_number: u32) -> Self {
         assert!((1..=MAX_SLOTS).contains(&nr_slots), "{nr_slots} slots");
-        let free = Slot {
-            extent: FREE,
-            refs: 0,
-            state: State::Free,
-            kept_in_round: 0,
-            older: NONE,
-            newer: NONE,
-        };
+        let free = Slot { extent: FREE, refs: 0, state: State::Free, kept_in_round: 0, older: NONE, newer: NONE };
         ActivityLog {
             slots: vec![free; usize::from(nr_slots)].into_boxed_slice(),
             index: ExtentIndex::new(usize::from(nr_slots)),
@@ -252,10 +245,7 @@ impl ActivityLog {
     /// # Panics
     /// If there is none.
     pub fn put(&mut self, extent: u32) {
-        let nr = self
-            .index
-            .get(extent)
-            .expect("a referenced extent has a slot");
+        let nr = self.index.get(extent).expect("a referenced extent has a slot");
         let slot = &mut self.slots[usize::from(nr)];
         assert!(slot.refs > 0, "extent {extent} has no reference to drop");
         slot.refs -= 1;
@@ -282,10 +272,7 @@ impl ActivityLog {
             tr_number: self.tr_number,
             context_size: self.slots.len() as u16,
             context_start: self.context_start as u16,
-            updates: [Update {
-                slot: u16::MAX,
-                extent: FREE,
-            }; MAX_UPDATES],
+            updates: [Update { slot: u16::MAX, extent: FREE }; MAX_UPDATES],
             updates_len: 0,
             evicted: [FREE; MAX_UPDATES],
             evicted_len: 0,
@@ -297,8 +284,7 @@ impl ActivityLog {
             return None;
         }
         let index = &self.index;
-        self.wanted
-            .retain(|wanted| index.get(wanted.extent).is_none());
+        self.wanted.retain(|wanted| index.get(wanted.extent).is_none());
         self.fill_context(&mut transaction);
         self.tr_number = self.tr_number.wrapping_add(1);
         self.counters.transactions += 1;

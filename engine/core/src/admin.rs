@@ -117,7 +117,11 @@ impl Resource {
 
     /// Requests refer to volumes by index: none may be in flight when indices move.
     fn busy(&self) -> bool {
-        !(self.writes.is_empty() && self.reads.is_empty() && self.peer_reqs.is_empty() && self.jobs.is_empty() && self.flushes.is_empty())
+        !(self.writes.is_empty()
+            && self.reads.is_empty()
+            && self.peer_reqs.is_empty()
+            && self.jobs.is_empty()
+            && self.flushes.is_empty())
             || self.conns.iter().any(|c| !c.kept.is_empty())
     }
 
@@ -128,7 +132,11 @@ impl Resource {
         }
         let c = &mut self.conns[cidx];
         if c.state != ConnState::StandAlone {
-            return if discard_my_data { Err(refuse(0, "disconnect first: the option counts when a connection is made")) } else { Ok(()) };
+            return if discard_my_data {
+                Err(refuse(0, "disconnect first: the option counts when a connection is made"))
+            } else {
+                Ok(())
+            };
         }
         c.discard_my_data = discard_my_data;
         c.last_error = None;
@@ -173,7 +181,10 @@ impl Resource {
             return cx.reply(tag, Err(refuse(0, format!("no volume {volume}"))));
         };
         if !self.volumes[vidx].has_disk() || self.up_to_date_peer(vidx).is_none() {
-            return cx.reply(tag, Err(refuse(ss::NO_UP_TO_DATE_DISK, "needs a local disk and a connected UpToDate peer to copy from")));
+            return cx.reply(
+                tag,
+                Err(refuse(ss::NO_UP_TO_DATE_DISK, "needs a local disk and a connected UpToDate peer to copy from")),
+            );
         }
         let v = &mut self.volumes[vidx];
         v.disk = DiskState::Inconsistent;
@@ -184,7 +195,6 @@ impl Resource {
             self.set_full_bitmap(vidx, node, None);
         }
         let v = &mut self.volumes[vidx];
-        v.hold_until = (self.role == Role::Primary).then(|| cx.now.plus_ms(limits::HOLD_MS));
         v.meta.push(Step::Then(Then::Reply(tag)));
         v.meta.push(Step::Then(Then::Compare));
         self.state_changed = true;
@@ -204,7 +214,11 @@ impl Resource {
             if self.has_data(vidx) || (force && v.has_disk()) {
                 continue;
             }
-            let next = if v.has_disk() { "connect to a node with UpToDate data, or use --force to accept what is here" } else { "attach a disk" };
+            let next = if v.has_disk() {
+                "connect to a node with UpToDate data, or use --force to accept what is here"
+            } else {
+                "attach a disk"
+            };
             let message = format!("volume {}: no UpToDate data here ({}) or on a connected node: {next}", v.nr, v.disk);
             return Err(refuse(ss::NO_UP_TO_DATE_DISK, message));
         }
@@ -285,7 +299,7 @@ impl Resource {
     }
 
     /// A connected peer changed its role.
-    pub(crate) fn peer_role(&mut self, _cx: &mut Ctx<'_>, cidx: usize, role: Role) {
+    pub(crate) fn peer_role(&mut self, cx: &mut Ctx<'_>, cidx: usize, role: Role) {
         if self.conns[cidx].role == role {
             return;
         }
@@ -294,6 +308,8 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             self.volumes[vidx].meta.push(Step::Bitmap);
             self.maybe_clear_primary_ind(vidx);
+            // Being a neighbour of a Primary, or not any more, is part of what the UUIDs say.
+            self.send_uuids(cx, vidx, zea_wire::flags::UuidFlags::EMPTY, zea_wire::ids::NodeMask::EMPTY);
         }
     }
 
@@ -361,11 +377,7 @@ impl Resource {
                     a.sb.peers[usize::from(node.0)].flags.remove(PeerFlags::FULL_SYNC);
                 }
             }
-            Then::Compare => {
-                for cidx in self.up_conns() {
-                    self.drop_link(cx, cidx, ConnState::TearDown, "to compare the data again");
-                }
-            }
+            Then::Compare => self.compare_again(cx, vidx),
         }
     }
 }

@@ -55,7 +55,9 @@ impl Resource {
         let sectors = backing.size_bytes / 512;
         let params = match backing.placement {
             Placement::Internal => LayoutParams::internal(sectors, 1),
-            p => LayoutParams { placement: p, ..LayoutParams::flex_external(sectors, backing.meta_size_bytes / 512, 1) },
+            p => {
+                LayoutParams { placement: p, ..LayoutParams::flex_external(sectors, backing.meta_size_bytes / 512, 1) }
+            }
         };
         let offset = match Layout::compute(&params) {
             Ok(layout) => layout.super_block_offset_bytes,
@@ -147,7 +149,8 @@ impl Resource {
     }
 
     fn read_super_block(&self, vidx: usize, backing: &Backing, bytes: &[u8]) -> Result<(SuperBlock, Layout), String> {
-        let sb = SuperBlock::decode(bytes).map_err(|e| format!("meta data: {e}. Create it first: zea resource create, or drbdmeta create-md"))?;
+        let sb = SuperBlock::decode(bytes)
+            .map_err(|e| format!("meta data: {e}. Create it first: zea resource create, or drbdmeta create-md"))?;
         if sb.bm_bytes_per_bit != 4096 {
             return Err(format!("a bitmap block size of {} bytes is not supported, only 4096", sb.bm_bytes_per_bit));
         }
@@ -161,8 +164,11 @@ impl Resource {
             al_stripe_size_4k: sb.al_stripe_size_4k,
         };
         let layout = Layout::compute(&params).map_err(|e| e.to_string())?;
-        layout.check(&sb, self.config.node_id.0).map_err(|e| format!("meta data does not fit the device or this node: {e}"))?;
-        let usable = self.volumes[vidx].config.size_sectors.map_or(layout.usable_sectors, |u| u.min(layout.usable_sectors));
+        layout
+            .check(&sb, self.config.node_id.0)
+            .map_err(|e| format!("meta data does not fit the device or this node: {e}"))?;
+        let usable =
+            self.volumes[vidx].config.size_sectors.map_or(layout.usable_sectors, |u| u.min(layout.usable_sectors));
         if sb.effective_size_sectors > usable {
             return Err(format!(
                 "the device shrank: the volume has {} sectors, the device holds {usable}. Nothing was changed",
@@ -192,7 +198,9 @@ impl Resource {
             sb.flags.remove(DeviceFlags::WAS_UP_TO_DATE);
         }
         v.size_sectors = match sb.effective_size_sectors {
-            0 => v.config.size_sectors.map_or(attached.layout.usable_sectors, |u| u.min(attached.layout.usable_sectors)),
+            0 => {
+                v.config.size_sectors.map_or(attached.layout.usable_sectors, |u| u.min(attached.layout.usable_sectors))
+            }
             size => size,
         };
         attached.bitmap.resize(v.size_sectors.div_ceil(8));
@@ -233,13 +241,33 @@ impl Resource {
             cx.reply(tag, Ok(()));
         }
         self.state_changed = true;
-        let up: Vec<usize> = self.up_conns().collect();
-        if up.is_empty() {
+        if self.up_conns().next().is_none() {
             return self.release_held(cx, vidx);
         }
+        self.compare_again(cx, vidx);
+    }
+
+    /// Compare this volume with every connected peer, by connecting again. Requests of a Primary wait: those in flight end first.
+    pub(crate) fn compare_again(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        self.close_epoch();
+        self.volumes[vidx].compare_pending = true;
         self.volumes[vidx].hold_until = Some(cx.now.plus_ms(limits::HOLD_MS));
-        for cidx in up {
-            self.drop_link(cx, cidx, ConnState::TearDown, "to compare the disk that was attached");
+    }
+
+    /// Nothing is in flight any more: connect again.
+    pub(crate) fn compare_step(&mut self, cx: &mut Ctx<'_>) {
+        if !self.volumes.iter().any(|v| v.compare_pending) {
+            return;
+        }
+        self.close_epoch();
+        if !self.transfer_log.is_empty() || !self.reads.is_empty() || !self.flushes.is_empty() {
+            return;
+        }
+        for v in &mut self.volumes {
+            v.compare_pending = false;
+        }
+        for cidx in self.up_conns() {
+            self.drop_link(cx, cidx, ConnState::TearDown, "to compare the data again");
         }
     }
 
@@ -254,13 +282,17 @@ impl Resource {
         };
         let v = &self.volumes[vidx];
         if v.attaching.is_some() || v.closing.is_some() || (v.attached.is_some() && v.disk < DiskState::Inconsistent) {
-            return answer(cx, Err(AdminError { code: ss::IN_TRANSIENT_STATE, message: "the disk is coming up or going away".into() }));
+            return answer(
+                cx,
+                Err(AdminError { code: ss::IN_TRANSIENT_STATE, message: "the disk is coming up or going away".into() }),
+            );
         }
         if v.attached.is_none() {
             return answer(cx, Ok(()));
         }
         if self.role == Role::Primary && self.up_to_date_peer(vidx).is_none() && !force {
-            let message = "this is the last UpToDate copy that this Primary can reach: connect another one, or use --force";
+            let message =
+                "this is the last UpToDate copy that this Primary can reach: connect another one, or use --force";
             return answer(cx, Err(AdminError { code: ss::NO_UP_TO_DATE_DISK, message: message.into() }));
         }
         self.volumes[vidx].closing = Some(tag);
@@ -298,7 +330,10 @@ impl Resource {
         if v.attached.is_none() {
             return;
         }
-        cx.notice(Severity::Error, format!("volume {}: {why}: the disk is detached; replace it, then zea attach", v.nr));
+        cx.notice(
+            Severity::Error,
+            format!("volume {}: {why}: the disk is detached; replace it, then zea attach", v.nr),
+        );
         let reply = v.closing.take().flatten();
         let thens = v.meta.abort();
         let unnamed = thens.contains(&Then::NewUuid).then_some(v.uuids.current);
@@ -325,7 +360,9 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         v.retry_waiters = true;
         let waiters = std::mem::take(&mut v.al_waiters);
-        v.conflict_waiters.extend(waiters);
+        for waiter in waiters.into_iter().rev() {
+            v.conflict_waiters.push_front(waiter);
+        }
     }
 
     /// The activity log went with the disk.
@@ -356,7 +393,11 @@ impl Resource {
                     }
                 }
                 Then::Reply(tag) => cx.reply(tag, Ok(())),
-                Then::Detach | Then::Compare | Then::ResyncFinished(_) | Then::BitmapSet(_) | Then::FullSyncWritten(_) => {}
+                Then::Detach
+                | Then::Compare
+                | Then::ResyncFinished(_)
+                | Then::BitmapSet(_)
+                | Then::FullSyncWritten(_) => {}
             }
         }
     }
@@ -432,7 +473,8 @@ fn sized(sb: &SuperBlock, layout: &Layout) -> u64 {
 /// The hot extents of the last run, and the number of the next transaction.
 fn read_activity_log(cx: &mut Ctx<'_>, sb: &SuperBlock, layout: &Layout, bytes: &[u8]) -> Result<(Hot, u32), String> {
     let blocks = bytes.chunks_exact(4096).map(|b| b.try_into().expect("4096 bytes"));
-    let extents = u32::try_from(layout.usable_sectors.div_ceil(8192)).map_err(|_| "the device is too large".to_owned())?;
+    let extents =
+        u32::try_from(layout.usable_sectors.div_ceil(8192)).map_err(|_| "the device is too large".to_owned())?;
     let needed = sb.flags.contains(DeviceFlags::PRIMARY_IND) && !sb.flags.contains(DeviceFlags::AL_CLEAN);
     match al_disk::replay(blocks, extents) {
         Ok(hot) => {
@@ -443,7 +485,9 @@ fn read_activity_log(cx: &mut Ctx<'_>, sb: &SuperBlock, layout: &Layout, bytes: 
             cx.notice(Severity::Error, format!("activity log: {e}: everything is taken as out of sync"));
             Ok((Hot::Everything, 0))
         }
-        Err(ReplayError::NoValidBlock) => Err("the activity log has no valid block: this is no usable meta data".to_owned()),
+        Err(ReplayError::NoValidBlock) => {
+            Err("the activity log has no valid block: this is no usable meta data".to_owned())
+        }
         Err(e) => {
             cx.notice(Severity::Warning, format!("activity log: {e}: nothing was being written, it is begun anew"));
             Ok((Hot::Extents(Vec::new()), 0))
@@ -460,7 +504,10 @@ fn mark_hot(cx: &mut Ctx<'_>, attached: &mut Attached, hot: &Hot) {
         }),
         Hot::Extents(extents) => {
             if !extents.is_empty() {
-                cx.notice(Severity::Info, format!("activity log replayed: {} extents of 4 MiB were in use", extents.len()));
+                cx.notice(
+                    Severity::Info,
+                    format!("activity log replayed: {} extents of 4 MiB were in use", extents.len()),
+                );
             }
             for &extent in extents {
                 if let Some((first, last)) = attached.bitmap.bits_of_extent(extent) {

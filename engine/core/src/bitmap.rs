@@ -53,10 +53,7 @@ impl Bitmap {
     pub fn new(bits_total: u64, slots: usize, block_shift: u32) -> Self {
         assert!((1..=MAX_SLOTS).contains(&slots), "{slots} bitmap slots");
         assert!(bits_total <= MAX_BITS, "{bits_total} bits");
-        assert!(
-            (12..=20).contains(&block_shift),
-            "2^{block_shift} bytes per bit"
-        );
+        assert!((12..=20).contains(&block_shift), "2^{block_shift} bytes per bit");
         Bitmap {
             block_shift,
             slots: vec![SparseBits::new(bits_total); slots],
@@ -173,12 +170,7 @@ impl Bitmap {
 
     /// ORs 64-bit words into `slot`, starting at bit `bit_offset` (a multiple of 64); what lies beyond the end is
     /// ignored. Gives the number of newly set bits.
-    pub fn or_words(
-        &mut self,
-        slot: usize,
-        bit_offset: u64,
-        words: impl IntoIterator<Item = u64>,
-    ) -> u64 {
+    pub fn or_words(&mut self, slot: usize, bit_offset: u64, words: impl IntoIterator<Item = u64>) -> u64 {
         assert!(bit_offset.is_multiple_of(64), "bit offset {bit_offset}");
         let mut newly_set = 0;
         for (index, word) in (bit_offset / 64..).zip(words) {
@@ -186,13 +178,7 @@ impl Bitmap {
             let (set, _) = self.slots[slot].replace_word(index, word);
             if set > 0 {
                 let last = (index * 64 + 63).min(self.bits_total() - 1);
-                mark(
-                    &mut self.dirty,
-                    self.slots.len() as u64,
-                    slot,
-                    index * 64,
-                    last,
-                );
+                mark(&mut self.dirty, self.slots.len() as u64, slot, index * 64, last);
                 newly_set += set;
             }
         }
@@ -222,19 +208,10 @@ impl Bitmap {
 
     /// The blocks that are covered completely: what may be **cleared**. A last block that the device of
     /// `capacity_sectors` only has a part of counts when the range reaches the end of the device.
-    pub fn bits_covered(
-        &self,
-        sector: u64,
-        sectors: u64,
-        capacity_sectors: u64,
-    ) -> Option<(u64, u64)> {
+    pub fn bits_covered(&self, sector: u64, sectors: u64, capacity_sectors: u64) -> Option<(u64, u64)> {
         let per_bit = self.sectors_per_bit();
         let end = sector.saturating_add(sectors);
-        let end = if end >= capacity_sectors {
-            capacity_sectors.div_ceil(per_bit)
-        } else {
-            end / per_bit
-        };
+        let end = if end >= capacity_sectors { capacity_sectors.div_ceil(per_bit) } else { end / per_bit };
         let (first, end) = (sector.div_ceil(per_bit), end.min(self.bits_total()));
         (sectors > 0 && first < end).then(|| (first, end - 1))
     }
@@ -288,8 +265,7 @@ impl Bitmap {
 
     /// This block is as it will be on disk: it was encoded and is being written.
     pub fn mark_clean(&mut self, block: u32) {
-        self.dirty
-            .update(u64::from(block), u64::from(block), false, |_, _| {});
+        self.dirty.update(u64::from(block), u64::from(block), false, |_, _| {});
     }
 
     /// Is any of these blocks dirty?
@@ -300,8 +276,7 @@ impl Bitmap {
 
     /// Marks one block as not yet written.
     pub fn mark_dirty(&mut self, block: u32) {
-        self.dirty
-            .update(u64::from(block), u64::from(block), true, |_, _| {});
+        self.dirty.update(u64::from(block), u64::from(block), true, |_, _| {});
     }
 
     /// Marks all blocks as not yet written (new meta data, or moved meta data).

@@ -18,8 +18,14 @@ pub(crate) const PROTOCOL_MIN: u32 = 118;
 pub(crate) const PROTOCOL_MAX: u32 = 124;
 
 /// What every Zea node offers.
-const OFFERED: [Features; 6] =
-    [Features::TRIM, Features::WSAME, Features::WZEROES, Features::RESYNC_DAGTAG, Features::TWOPC_V2, Features::RS_SKIP_UUID];
+const OFFERED: [Features; 6] = [
+    Features::TRIM,
+    Features::WSAME,
+    Features::WZEROES,
+    Features::RESYNC_DAGTAG,
+    Features::TWOPC_V2,
+    Features::RS_SKIP_UUID,
+];
 
 impl Resource {
     /// Both streams are up: send our features.
@@ -106,7 +112,7 @@ impl Resource {
     }
 
     fn hmac_alg(&self, cidx: usize) -> Option<HmacAlg> {
-        self.conns[cidx].config.net.cram_hmac_alg.as_deref().and_then(|a| HmacAlg::from_name(a))
+        self.conns[cidx].config.net.cram_hmac_alg.as_deref().and_then(HmacAlg::from_name)
     }
 
     /// P_AUTH_CHALLENGE: answer it.
@@ -143,7 +149,9 @@ impl Resource {
         let challenge = link.own_challenge;
         let alg = self.hmac_alg(cidx).expect("checked with the challenge");
         let c = &self.conns[cidx];
-        if auth::check_response(alg, c.config.net.shared_secret.as_bytes(), &challenge, Some(c.node()), response).is_err() {
+        if auth::check_response(alg, c.config.net.shared_secret.as_bytes(), &challenge, Some(c.node()), response)
+            .is_err()
+        {
             return self.stand_alone(cx, cidx, "authentication of the peer failed: the shared secrets differ");
         }
         let deadline = Some(cx.now.plus_ms(10 * c.config.net.ping_timeout_ms));
@@ -182,11 +190,16 @@ impl Resource {
             };
         }
         let alike = own.protocol == peer.protocol
-            && [own.after_sb_0p, own.after_sb_1p, own.after_sb_2p] == [peer.after_sb_0p, peer.after_sb_1p, peer.after_sb_2p]
+            && [own.after_sb_0p, own.after_sb_1p, own.after_sb_2p]
+                == [peer.after_sb_0p, peer.after_sb_1p, peer.after_sb_2p]
             && own.two_primaries == peer.two_primaries
             && own.integrity_alg == peer.integrity_alg;
         if !alike {
-            return self.stand_alone(cx, cidx, "incompatible settings: protocol, after-sb, allow-two-primaries or data-integrity-alg differ");
+            return self.stand_alone(
+                cx,
+                cidx,
+                "incompatible settings: protocol, after-sb, allow-two-primaries or data-integrity-alg differ",
+            );
         }
         if own.conn_flags.contains(ConnFlags::DISCARD_MY_DATA) && peer.conn_flags.contains(ConnFlags::DISCARD_MY_DATA) {
             return self.stand_alone(cx, cidx, "both sides want to discard their data");
@@ -279,7 +292,8 @@ impl Resource {
             return None;
         }
         let node = c.node();
-        let write = self.transfer_log.iter().map(|&i| &self.writes[i]).find(|w| w.waits.contains(node)).map(|w| w.since);
+        let write =
+            self.transfer_log.iter().map(|&i| &self.writes[i]).find(|w| w.waits.contains(node)).map(|w| w.since);
         let barrier = c.send.unacked.front().map(|b| b.2);
         [write, barrier].into_iter().flatten().min().map(|t| t.plus_ms(ms))
     }
@@ -424,7 +438,10 @@ impl Resource {
     /// Give a connection up until an administrator says otherwise.
     pub(crate) fn stand_alone(&mut self, cx: &mut Ctx<'_>, cidx: usize, why: &str) {
         let peer = self.conns[cidx].node();
-        cx.notice(Severity::Error, format!("connection to {} (node {peer}): StandAlone: {why}", self.conns[cidx].config.name));
+        cx.notice(
+            Severity::Error,
+            format!("connection to {} (node {peer}): StandAlone: {why}", self.conns[cidx].config.name),
+        );
         cx.out.push(Action::Disconnect { peer });
         if self.conns[cidx].link.is_some() {
             self.link_lost(cx, cidx, ConnState::Disconnecting, why);

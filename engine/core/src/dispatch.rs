@@ -1,9 +1,9 @@
 //! Packets to their handlers, and P_STATE.
 
+use zea_wire::flags::DpFlags;
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::{Data, FlushAck, Packet, Trim};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits, StateWord};
-use zea_wire::flags::DpFlags;
 
 use crate::connection::LinkPhase;
 use crate::io::{LinkId, Op, Payload};
@@ -11,7 +11,15 @@ use crate::resource::{Ctx, Resource};
 use crate::twopc::Verdict;
 
 impl Resource {
-    pub(crate) fn packet(&mut self, cx: &mut Ctx<'_>, peer: NodeId, link: LinkId, volume: Option<VolumeNr>, packet: Packet, payload: Option<Payload>) {
+    pub(crate) fn packet(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        peer: NodeId,
+        link: LinkId,
+        volume: Option<VolumeNr>,
+        packet: Packet,
+        payload: Option<Payload>,
+    ) {
         let cidx = self.cidx(peer).filter(|&c| self.conns[c].link.as_ref().is_some_and(|l| l.id == link));
         let Some(cidx) = cidx else {
             // Of a link that is gone.
@@ -58,8 +66,17 @@ impl Resource {
             Packet::TwopcYes(r) => self.twopc_reply(cx, cidx, &r, Verdict::Yes),
             Packet::TwopcNo(r) => self.twopc_reply(cx, cidx, &r, Verdict::No),
             Packet::TwopcRetry(r) => self.twopc_reply(cx, cidx, &r, Verdict::Retry),
-            Packet::SyncParam89(_) | Packet::UnplugRemote | Packet::PeerDagtag(_) | Packet::EnableReplication(_) | Packet::EnableReplicationNext(_) => {}
-            _ if connecting && !matches!(packet, Packet::Sizes(_) | Packet::Uuids110(_) | Packet::CurrentUuid(_) | Packet::State(_)) => {
+            Packet::SyncParam89(_)
+            | Packet::UnplugRemote
+            | Packet::PeerDagtag(_)
+            | Packet::EnableReplication(_)
+            | Packet::EnableReplicationNext(_) => {}
+            _ if connecting
+                && !matches!(
+                    packet,
+                    Packet::Sizes(_) | Packet::Uuids110(_) | Packet::CurrentUuid(_) | Packet::State(_)
+                ) =>
+            {
                 let why = format!("{} before the connection was established", packet.name());
                 self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
             }

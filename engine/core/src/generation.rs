@@ -68,7 +68,14 @@ impl Resource {
         }
     }
 
-    pub(crate) fn send_uuids_to(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, extra: UuidFlags, node_mask: NodeMask) {
+    pub(crate) fn send_uuids_to(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        vidx: usize,
+        extra: UuidFlags,
+        node_mask: NodeMask,
+    ) {
         let packet = if self.volumes[vidx].attached.is_some() {
             Packet::Uuids110(self.uuids_for(cidx, vidx, extra, node_mask))
         } else {
@@ -123,7 +130,8 @@ impl Resource {
         let random = [cx.uuid(), cx.uuid()];
         let rotate = self.rotate_context(vidx, self.dagtag);
         let forced = self.not_replicated(vidx);
-        if !self.volumes[vidx].has_disk() {
+        if self.volumes[vidx].disk != DiskState::UpToDate {
+            // Without a disk, or with one that is behind: the generation is that of the peers' data.
             self.new_exposed_uuid(cx, vidx, random[0] | 1);
             return false;
         }
@@ -140,7 +148,9 @@ impl Resource {
     /// A Primary without a disk: its peers keep the new UUID for it (5.8).
     pub(crate) fn new_exposed_uuid(&mut self, cx: &mut Ctx<'_>, vidx: usize, fresh: u64) {
         self.close_epoch();
-        let weak = self.rotate_context(vidx, self.dagtag).weak_nodes() | self.not_replicated(vidx) | self.config.node_id.mask();
+        let weak = self.rotate_context(vidx, self.dagtag).weak_nodes()
+            | self.not_replicated(vidx)
+            | self.config.node_id.mask();
         self.volumes[vidx].exposed_uuid = fresh;
         for cidx in self.up_conns() {
             if self.conns[cidx].pds[vidx].repl >= ReplState::Established {
@@ -249,7 +259,10 @@ impl Resource {
                 self.conns[cidx].pds[v].repl == ReplState::Established && self.volumes[v].dirty_bits(node) > 0
             });
             if dirty && self.conns[cidx].keeps_bits() && self.conns[cidx].is_up() {
-                cx.notice(Severity::Info, format!("comparing with node {node}: the last writes of node {lost} may differ"));
+                cx.notice(
+                    Severity::Info,
+                    format!("comparing with node {node}: the last writes of node {lost} may differ"),
+                );
                 self.drop_link(cx, cidx, ConnState::TearDown, "to compare the last writes of a lost Primary");
             }
         }
@@ -262,7 +275,10 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             let syncing = self.sync_source_of(vidx).is_some();
             let v = &mut self.volumes[vidx];
-            if !hidden.is_empty() && self.role == Role::Secondary && matches!(v.disk, DiskState::Consistent | DiskState::UpToDate) {
+            if !hidden.is_empty()
+                && self.role == Role::Secondary
+                && matches!(v.disk, DiskState::Consistent | DiskState::UpToDate)
+            {
                 v.disk = DiskState::Outdated;
                 v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
                 v.meta.push(Step::SuperBlock);

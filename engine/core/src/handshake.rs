@@ -7,6 +7,7 @@ use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{AlgName, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
 use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
+use crate::config::Protocol;
 use crate::connection::{LinkPhase, PeerSays};
 use crate::event::Severity;
 use crate::io::Action;
@@ -14,7 +15,6 @@ use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::resource::{Ctx, Resource};
 use crate::twopc::Verdict;
-use crate::config::Protocol;
 use crate::uuid::{self, BitmapPrep, Outcome, Reason, Side, UuidView};
 
 /// What was decided about a volume.
@@ -46,7 +46,10 @@ impl Resource {
             let sizes = self.own_sizes(vidx);
             self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
             self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
-            let sent = self.volumes[vidx].attached.is_some().then(|| self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY));
+            let sent = self.volumes[vidx]
+                .attached
+                .is_some()
+                .then(|| self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY));
             self.conns[cidx].pds[vidx].sent_uuids = sent;
             self.conns[cidx].pds[vidx].sent_current = self.volumes[vidx].current_uuid();
             self.conns[cidx].pds[vidx].sent_state = (self.role, self.volumes[vidx].disk);
@@ -149,7 +152,10 @@ impl Resource {
         let decision = self.compare(cidx, vidx, state);
         if let Decision::Refuse(why) = &decision {
             self.conns[cidx].refusal = Some(why.clone());
-            cx.notice(Severity::Error, format!("node {} volume {}: {why}", self.conns[cidx].node(), self.volumes[vidx].nr));
+            cx.notice(
+                Severity::Error,
+                format!("node {} volume {}: {why}", self.conns[cidx].node(), self.volumes[vidx].nr),
+            );
         }
         self.conns[cidx].pds[vidx].decision = Some(decision);
         self.handshake_progress(cx);
@@ -183,7 +189,10 @@ impl Resource {
 
     /// One of the two nodes refuses: both give up.
     pub(crate) fn refuse_connection(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
-        let why = self.conns[cidx].refusal.take().unwrap_or_else(|| "the peer refused the connection; its log says why".to_owned());
+        let why = self.conns[cidx]
+            .refusal
+            .take()
+            .unwrap_or_else(|| "the peer refused the connection; its log says why".to_owned());
         self.stand_alone(cx, cidx, &why);
     }
 
@@ -213,7 +222,11 @@ impl Resource {
         let c = &self.conns[cidx];
         let link = c.link.as_ref().expect("a link that connects");
         let (own_id, peer_id) = (self.config.node_id, c.node());
-        let views = [UuidView::from_packet(own_id, sent), UuidView::from_packet(own_id, &now), UuidView::from_packet(peer_id, peer)];
+        let views = [
+            UuidView::from_packet(own_id, sent),
+            UuidView::from_packet(own_id, &now),
+            UuidView::from_packet(peer_id, peer),
+        ];
         let [sent, now, peer] = &views;
         let cx = uuid::Context {
             agreed_version: link.negotiated.version,
@@ -271,7 +284,9 @@ impl Resource {
             let newer = u.history.iter().any(|h| h & !1 == exposed)
                 || (0..32).any(|n| u.bitmap_uuids.get(NodeId(n)).is_some_and(|b| b & !1 == exposed));
             if exposed != 0 && u.current & !1 != exposed && newer && state.disk == DiskState::UpToDate {
-                return Decision::Refuse("this Primary without a disk shows older data than the peer has: demote it".into());
+                return Decision::Refuse(
+                    "this Primary without a disk shows older data than the peer has: demote it".into(),
+                );
             }
         }
         Decision::Established { unverified: false }
@@ -330,14 +345,17 @@ impl Resource {
                 pd.repl = ReplState::Established;
                 pd.unverified = unverified;
                 if unverified {
-                    let text = format!("volume {}: node {node} ignores blocks that are marked out of sync here; they are kept and unverified", self.volumes[vidx].nr);
+                    let text = format!(
+                        "volume {}: node {node} ignores blocks that are marked out of sync here; they are kept and unverified",
+                        self.volumes[vidx].nr
+                    );
                     cx.notice(Severity::Warning, text);
                 }
                 self.established_without_resync(vidx, cidx, state);
             }
             Decision::Source { full, copy_from } => {
                 pd.repl = ReplState::WFBitMapS;
-                if pd.disk > DiskState::Consistent || pd.disk == DiskState::Consistent {
+                if pd.disk >= DiskState::Consistent {
                     pd.disk = DiskState::Outdated;
                 }
                 self.prepare_source_bitmap(vidx, node, full, copy_from);
@@ -360,7 +378,7 @@ impl Resource {
 
     /// The volume gets the size that all known replicas can hold.
     fn agree_on_size(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
-        let Some(s) = self.conns[cidx].pds[vidx].says.sizes.clone() else { return };
+        let Some(s) = self.conns[cidx].pds[vidx].says.sizes else { return };
         let own = self.own_usable(vidx);
         let peer = match (s.d_size, s.u_size) {
             (0, _) => s.c_size,
@@ -394,7 +412,8 @@ impl Resource {
         let node = self.conns[cidx].node();
         let says = &self.conns[cidx].pds[vidx].says;
         let peer_current = says.uuids.as_ref().map(|u| u.current & !1);
-        let peer_stable = state.role == Role::Primary || says.uuids.as_ref().is_some_and(|u| u.uuid_flags.contains(UuidFlags::STABLE));
+        let peer_stable = state.role == Role::Primary
+            || says.uuids.as_ref().is_some_and(|u| u.uuid_flags.contains(UuidFlags::STABLE));
         let told = says.current_uuid.map(|u| u & !1);
         let v = &mut self.volumes[vidx];
         if v.attached.is_none() {
@@ -486,9 +505,11 @@ fn from_uuid_decision(d: uuid::Decision) -> Decision {
                  lost; there: zea disconnect, then zea connect --discard-my-data; on the other node: zea connect",
                 d.rule.as_str()
             ),
-            Reason::Unrelated => "unrelated data: these disks never belonged to the same volume. Check the configuration; to overwrite \
+            Reason::Unrelated => {
+                "unrelated data: these disks never belonged to the same volume. Check the configuration; to overwrite \
                  one side, create its meta data anew there"
-                .to_owned(),
+                    .to_owned()
+            }
             Reason::TargetIsPrimary => format!(
                 "this would overwrite the data that a Primary serves (rule {}): demote that node, or disconnect the other",
                 d.rule.as_str()

@@ -95,34 +95,17 @@ impl<K: Copy> IntervalSet<K> {
     ///
     /// # Errors
     /// [`Full`] when the set is.
-    pub fn insert(
-        &mut self,
-        start: u64,
-        len: u64,
-        kind: K,
-        owner: u64,
-    ) -> Result<IntervalId, Full> {
+    pub fn insert(&mut self, start: u64, len: u64, kind: K, owner: u64) -> Result<IntervalId, Full> {
         assert!(len > 0, "an empty range conflicts with nothing");
         if self.len() == self.capacity {
-            return Err(Full {
-                capacity: self.capacity,
-            });
+            return Err(Full { capacity: self.capacity });
         }
         let node = self.free.pop().unwrap_or(self.nodes.len() as u32);
-        let id = IntervalId {
-            serial: self.next_serial,
-            node,
-        };
+        let id = IntervalId { serial: self.next_serial, node };
         self.next_serial += 1;
         let end = start.saturating_add(len);
         let new = Node {
-            interval: Interval {
-                id,
-                start,
-                end,
-                kind,
-                owner,
-            },
+            interval: Interval { id, start, end, kind, owner },
             priority: priority(id.serial),
             left: NIL,
             right: NIL,
@@ -163,15 +146,9 @@ impl<K: Copy> IntervalSet<K> {
 
     /// All ranges that share a sector with the `len` sectors from `start`, by ascending start, then by age.
     pub fn conflicts(&self, start: u64, len: u64) -> impl Iterator<Item = &Interval<K>> {
-        let end = if len == 0 {
-            0
-        } else {
-            start.saturating_add(len)
-        };
+        let end = if len == 0 { 0 } else { start.saturating_add(len) };
         let first = self.first_overlap(start, end, None);
-        std::iter::successors(first, move |last| {
-            self.first_overlap(start, end, Some((last.start, last.id)))
-        })
+        std::iter::successors(first, move |last| self.first_overlap(start, end, Some((last.start, last.id))))
     }
 
     /// All ranges, by ascending start.
@@ -185,12 +162,7 @@ impl<K: Copy> IntervalSet<K> {
     }
 
     /// The leftmost interval behind the key `after` that overlaps `start..end`.
-    fn first_overlap(
-        &self,
-        start: u64,
-        end: u64,
-        after: Option<(u64, IntervalId)>,
-    ) -> Option<&Interval<K>> {
+    fn first_overlap(&self, start: u64, end: u64, after: Option<(u64, IntervalId)>) -> Option<&Interval<K>> {
         self.first_overlap_below(self.root, start, end, after)
     }
 
@@ -226,11 +198,7 @@ impl<K: Copy> IntervalSet<K> {
     /// Brings `max_end` up to date after a change of the children.
     fn update(&mut self, node: u32) {
         let Node { left, right, .. } = self.nodes[node as usize];
-        let end = |child: u32| {
-            self.nodes
-                .get(child as usize)
-                .map_or(0, |node| node.max_end)
-        };
+        let end = |child: u32| self.nodes.get(child as usize).map_or(0, |node| node.max_end);
         let children = end(left).max(end(right));
         let node = &mut self.nodes[node as usize];
         node.max_end = node.interval.end.max(children);
@@ -350,9 +318,6 @@ mod tests {
             }
             assert!(set.get(id).is_some());
         }
-        assert_eq!(
-            (set.len(), set.nodes.len(), set.nodes.capacity()),
-            (999, 1000, 1000)
-        );
+        assert_eq!((set.len(), set.nodes.len(), set.nodes.capacity()), (999, 1000, 1000));
     }
 }

@@ -207,7 +207,12 @@ impl Resource {
         let mut block = v.meta.block();
         sb.encode(&mut block);
         v.meta.outstanding += 1;
-        self.disk(cx, vidx, DiskJob::Meta(MetaJob::SuperBlock), DiskCmd::MetaWrite { offset_bytes: offset, block, sync: true });
+        self.disk(
+            cx,
+            vidx,
+            DiskJob::Meta(MetaJob::SuperBlock),
+            DiskCmd::MetaWrite { offset_bytes: offset, block, sync: true },
+        );
     }
 
     /// Give bitmap blocks to the disk while there is room, then what comes behind them.

@@ -4,12 +4,12 @@
 use zea_meta::flags::DeviceFlags;
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, VolumeNr};
-use zea_wire::packet::{BarrierAck, BlockAck, Data, Packet, PeerAck, RsReq};
+use zea_wire::packet::{BlockAck, Data, Packet, PeerAck, RsReq};
 use zea_wire::state::{ConnState, DiskState};
 
-use crate::connection::{Kept, RecvEpoch};
+use crate::connection::Kept;
 use crate::interval::IntervalId;
-use crate::io::{BufId, DiskCmd, DiskError, LinkId, Op, Payload};
+use crate::io::{BufId, DiskCmd, DiskError, Op, Payload};
 use crate::limits;
 use crate::request::write_cmd;
 use crate::resource::{Ctx, DiskJob, Resource};
@@ -88,7 +88,17 @@ impl Resource {
     // ---- writes of a peer --------------------------------------------------------------------------------------
 
     /// P_DATA, P_TRIM, P_ZEROES.
-    pub(crate) fn peer_write(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, data: Data, op: Op, len: u32, payload: Option<Payload>) {
+    #[expect(clippy::too_many_arguments, reason = "the fields of one packet")]
+    pub(crate) fn peer_write(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        vidx: usize,
+        data: Data,
+        op: Op,
+        len: u32,
+        payload: Option<Payload>,
+    ) {
         let v = &self.volumes[vidx];
         let end = data.sector.checked_add(u64::from(len) / 512);
         let capacity = v.size_sectors;
@@ -116,6 +126,9 @@ impl Resource {
             if let Some(p) = payload {
                 cx.free(p.buf);
             }
+            // Its peer ack will name it all the same.
+            let kept = Kept { dagtag, vidx, sector: data.sector, len, al: false, active: None };
+            self.conns[cidx].kept.push_back(kept);
             return self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Neg);
         }
         self.conns[cidx].recv.back_mut().expect("one epoch is always open").active += 1;
@@ -157,13 +170,31 @@ impl Resource {
 
     /// Carry a peer request as far as it goes.
     pub(crate) fn peer_req_go(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        self.peer_req_advance(cx, index, false);
+    }
+
+    /// As [`Resource::peer_req_go`]; `first`: it was the first write that waits for a range.
+    pub(crate) fn peer_req_advance(&mut self, cx: &mut Ctx<'_>, index: usize, first: bool) {
         loop {
             let p = &self.peer_reqs[index];
             let (vidx, sector, len, sectors, lock) = (p.vidx, p.sector, p.len, p.sectors(), p.lock());
             match p.stage {
                 Stage::Range => {
-                    if self.conflict(vidx, sector, sectors, lock) {
+                    if !first
+                        && self.peer_reqs[index].kind == Kind::Write
+                        && !self.volumes[vidx].conflict_waiters.is_empty()
+                    {
                         self.volumes[vidx].conflict_waiters.push_back(Waiter::Peer(index));
+                        return;
+                    }
+                    if self.conflict(vidx, sector, sectors, lock) {
+                        let v = &mut self.volumes[vidx];
+                        match self.peer_reqs[index].kind {
+                            // Tried as the first of its queue it stays the first.
+                            Kind::Write if first => v.conflict_waiters.push_front(Waiter::Peer(index)),
+                            Kind::Write => v.conflict_waiters.push_back(Waiter::Peer(index)),
+                            Kind::Read | Kind::ResyncRead | Kind::ResyncWrite => v.resync_waiters.push_back(index),
+                        }
                         return;
                     }
                     let id = self.lock_range(vidx, sector, sectors, lock);
@@ -249,7 +280,13 @@ impl Resource {
         self.disk(cx, vidx, DiskJob::Peer(index), cmd);
     }
 
-    pub(crate) fn peer_disk_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>, buf: Option<BufId>) {
+    pub(crate) fn peer_disk_done(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        index: usize,
+        result: Result<(), DiskError>,
+        buf: Option<BufId>,
+    ) {
         match self.peer_reqs[index].kind {
             Kind::Write => self.peer_write_done(cx, index, result),
             Kind::Read | Kind::ResyncRead => self.peer_read_done(cx, index, result, buf),
@@ -273,7 +310,8 @@ impl Resource {
         if p.orphan {
             return self.orphan_done(cx, cidx, &p);
         }
-        let kept = self.conns[cidx].kept.iter_mut().rev().find(|k| k.dagtag == p.dagtag).expect("kept until its peer ack");
+        let kept =
+            self.conns[cidx].kept.iter_mut().rev().find(|k| k.dagtag == p.dagtag).expect("kept until its peer ack");
         kept.active = None;
         kept.al = p.al;
         if p.flags.contains(DpFlags::SEND_WRITE_ACK) || result.is_err() {
@@ -314,7 +352,7 @@ impl Resource {
     }
 
     /// A write that no P_PEER_ACK covers may be missing on every other node, and here or there compared with its origin.
-    fn mark_unconfirmed(&mut self, cx: &Ctx<'_>, vidx: usize, origin: NodeId, sector: u64, len: u32) {
+    fn mark_unconfirmed(&mut self, cx: &mut Ctx<'_>, vidx: usize, origin: NodeId, sector: u64, len: u32) {
         for n in 0..self.conns.len() {
             let node = self.conns[n].node();
             if node != origin {
@@ -324,97 +362,11 @@ impl Resource {
     }
 
     /// A write is, or may be, missing at a peer.
-    pub(crate) fn mark_missing(&mut self, cx: &Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
+    pub(crate) fn mark_missing(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
         let node = self.conns[cidx].node();
         self.volumes[vidx].set_out_of_sync(node, sector, len);
         self.conns[cidx].pds[vidx].marked_at = Some(cx.now);
-    }
-
-    // ---- epochs of a peer ----------------------------------------------------------------------------------------
-
-    /// P_BARRIER.
-    pub(crate) fn barrier(&mut self, cx: &mut Ctx<'_>, cidx: usize, number: u32) {
-        let c = &mut self.conns[cidx];
-        c.recv.back_mut().expect("one epoch is always open").barrier = Some(number);
-        c.recv.push_back(RecvEpoch::default());
-        if c.recv.len() > limits::MAX_OPEN_EPOCHS {
-            return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many open epochs");
-        }
-        self.recv_epochs_step(cx, cidx);
-    }
-
-    /// Finish epochs from the oldest on: all written, flushed, acked.
-    pub(crate) fn recv_epochs_step(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
-        loop {
-            let Some(front) = self.conns[cidx].recv.front() else { return };
-            let Some(number) = front.barrier else { return };
-            if front.active > 0 {
-                return;
-            }
-            match front.flushing {
-                Some(0) => {}
-                Some(_) => return,
-                None => {
-                    let n = self.start_epoch_flush(cx, cidx);
-                    self.conns[cidx].recv.front_mut().expect("looked at above").flushing = Some(n);
-                    if n > 0 {
-                        return;
-                    }
-                }
-            }
-            let epoch = self.conns[cidx].recv.pop_front().expect("looked at above");
-            self.conns[cidx].recv_base += 1;
-            self.send(cx, cidx, None, Packet::BarrierAck(BarrierAck { barrier: number, set_size: epoch.size }));
-            self.release_epoch(cx, cidx);
-        }
-    }
-
-    /// Flush the backing devices of all volumes; the number of flushes started.
-    fn start_epoch_flush(&mut self, cx: &mut Ctx<'_>, cidx: usize) -> u32 {
-        let node = self.conns[cidx].node();
-        let Some(link) = self.conns[cidx].link.as_ref().map(|l| l.id) else { return 0 };
-        let mut n = 0;
-        for vidx in 0..self.volumes.len() {
-            let v = &self.volumes[vidx];
-            if v.has_disk() && v.config.disk.disk_flushes {
-                self.disk(cx, vidx, DiskJob::EpochFlush(node, link), DiskCmd::Flush);
-                n += 1;
-            }
-        }
-        n
-    }
-
-    pub(crate) fn epoch_flush_done(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId, link: LinkId, result: Result<(), DiskError>) {
-        if let Err(e) = result {
-            self.disk_failed(cx, vidx, &format!("flush for a peer: {e}"));
-        }
-        let Some(cidx) = self.cidx(node) else { return };
-        if self.conns[cidx].link.as_ref().map(|l| l.id) != Some(link) {
-            return;
-        }
-        if result.is_err() {
-            // What was acked as written may be lost: the peer must not take this epoch as stable.
-            return self.drop_link(cx, cidx, ConnState::NetworkFailure, "the local disk failed to flush");
-        }
-        if let Some(n) = self.conns[cidx].recv.front_mut().and_then(|e| e.flushing.as_mut()) {
-            *n -= 1;
-        }
-        self.recv_epochs_step(cx, cidx);
-    }
-
-    /// The oldest epoch is finished: the writes of the next one may go to the disk.
-    fn release_epoch(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
-        let node = self.conns[cidx].node();
-        let mut waiting: Vec<(u64, usize)> = self
-            .peer_reqs
-            .iter()
-            .filter(|(_, p)| p.node == node && p.stage == Stage::Epoch)
-            .map(|(i, p)| (p.dagtag, i))
-            .collect();
-        waiting.sort_unstable();
-        for (_, index) in waiting {
-            self.peer_req_go(cx, index);
-        }
+        self.tell_out_of_sync(cx, cidx, vidx, sector, len);
     }
 
     // ---- peer acks -------------------------------------------------------------------------------------------------
@@ -443,7 +395,6 @@ impl Resource {
                     self.volumes[k.vidx].set_in_sync(node, k.sector, k.len);
                 } else if !mask.contains(node) {
                     self.mark_missing(cx, n, k.vidx, k.sector, k.len);
-                    self.tell_out_of_sync(cx, n, k.vidx, k.sector, k.len);
                 }
             }
             if k.al {
@@ -462,7 +413,7 @@ impl Resource {
     }
 
     /// The connection to the origin of these writes is gone: nobody will say who else has them.
-    pub(crate) fn kept_lost_origin(&mut self, cx: &Ctx<'_>, cidx: usize) {
+    pub(crate) fn kept_lost_origin(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         let node = self.conns[cidx].node();
         let kept = std::mem::take(&mut self.conns[cidx].kept);
         for k in kept {
@@ -491,7 +442,7 @@ impl Resource {
                 (Kind::Write, _) => self.peer_req_go(cx, index),
                 _ => {
                     let vidx = p.vidx;
-                    self.volumes[vidx].conflict_waiters.retain(|w| !matches!(w, Waiter::Peer(i) if *i == index));
+                    self.volumes[vidx].resync_waiters.retain(|&i| i != index);
                     self.peer_req_end(cx, index);
                 }
             }
@@ -501,7 +452,15 @@ impl Resource {
     // ---- reads for a peer ------------------------------------------------------------------------------------------
 
     /// P_DATA_REQUEST.
-    pub(crate) fn peer_read(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32, block_id: BlockId) {
+    pub(crate) fn peer_read(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        vidx: usize,
+        sector: u64,
+        len: u32,
+        block_id: BlockId,
+    ) {
         let v = &self.volumes[vidx];
         let inside = sector.checked_add(u64::from(len) / 512).is_some_and(|e| e <= v.size_sectors);
         if !inside || len == 0 || len > limits::MAX_BIO_BYTES {
@@ -538,7 +497,15 @@ impl Resource {
         self.peer_req_go(cx, index);
     }
 
-    fn new_peer_read(&mut self, cidx: usize, vidx: usize, kind: Kind, sector: u64, len: u32, block_id: BlockId) -> usize {
+    fn new_peer_read(
+        &mut self,
+        cidx: usize,
+        vidx: usize,
+        kind: Kind,
+        sector: u64,
+        len: u32,
+        block_id: BlockId,
+    ) -> usize {
         let c = &mut self.conns[cidx];
         c.active_peer_reqs += 1;
         self.peer_reqs.insert(PeerReq {
@@ -575,7 +542,8 @@ impl Resource {
 
     /// A dagtag advanced, or its sender is gone: resync reads that waited for it.
     pub(crate) fn dagtag_arrived(&mut self, cx: &mut Ctx<'_>) {
-        let waiting: Vec<usize> = self.peer_reqs.iter().filter(|(_, p)| p.stage == Stage::Dagtag).map(|(i, _)| i).collect();
+        let waiting: Vec<usize> =
+            self.peer_reqs.iter().filter(|(_, p)| p.stage == Stage::Dagtag).map(|(i, _)| i).collect();
         for index in waiting {
             self.peer_req_go(cx, index);
         }
@@ -618,7 +586,16 @@ impl Resource {
     // ---- acks ------------------------------------------------------------------------------------------------------
 
     #[expect(clippy::too_many_arguments, reason = "the fields of one packet")]
-    pub(crate) fn send_ack(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32, block_id: BlockId, kind: AckKind) {
+    pub(crate) fn send_ack(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        vidx: usize,
+        sector: u64,
+        len: u32,
+        block_id: BlockId,
+        kind: AckKind,
+    ) {
         let seq_num = self.conns[cidx].pds[vidx].next_seq();
         let ack = BlockAck { sector, block_id, blksize: len, seq_num };
         let packet = match kind {

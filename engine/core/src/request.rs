@@ -4,16 +4,16 @@ use std::collections::VecDeque;
 
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, NodeMask};
-use zea_wire::packet::{BlockAck, BlockDesc, BlockReq, Barrier, BarrierAck, Dagtag, Data, Packet, PeerAck, Trim};
+use zea_wire::packet::{Barrier, BlockAck, BlockDesc, Dagtag, Data, Packet, Trim};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
 
 use crate::activity_log::{self, Get};
 use crate::config::Protocol;
 use crate::event::Severity;
 use crate::interval::IntervalId;
-use crate::io::{Action, DiskCmd, DiskError, IoError, Op, Payload, ReqId, Request, Time};
+use crate::io::{DiskCmd, DiskError, IoError, Op, Payload, ReqId, Request, Time};
 use crate::limits;
-use crate::resource::{Ctx, DiskJob, PendingPeerAck, Resource};
+use crate::resource::{Ctx, DiskJob, Resource};
 use crate::volume::{Lock, Waiter};
 
 /// The local part of a write.
@@ -24,10 +24,7 @@ pub(crate) enum Local {
     /// Given to the disk.
     Pending,
     /// No space; tried again until the instant.
-    NoSpace {
-        until: Time,
-        retry_at: Time,
-    },
+    NoSpace { until: Time, retry_at: Time },
     /// On the disk.
     Done,
     /// Failed.
@@ -113,90 +110,12 @@ impl Resource {
         };
         let end = req.sector.checked_add(u64::from(req.len) / 512);
         let payload_ok = !matches!(req.op, Op::Read | Op::Write) || req.payload.is_some_and(|p| p.len == req.len);
-        let ok = req.len > 0 && req.len.is_multiple_of(512) && req.len <= max && end.is_some_and(|e| e <= v.size_sectors) && payload_ok;
+        let ok = req.len > 0
+            && req.len.is_multiple_of(512)
+            && req.len <= max
+            && end.is_some_and(|e| e <= v.size_sectors)
+            && payload_ok;
         if ok { Ok(()) } else { Err(IoError::Invalid) }
-    }
-
-    // ---- reads -------------------------------------------------------------------------------------------------
-
-    fn read(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
-        if !self.has_data(vidx) && self.holds(vidx) {
-            self.volumes[vidx].held.push_back(req);
-            return;
-        }
-        let index = self.reads.insert(ReadReq { req, vidx, asked: None, failed: NodeMask::default() });
-        self.read_go(cx, index);
-    }
-
-    /// Send a read to the local disk, or to a peer that has not failed yet.
-    fn read_go(&mut self, cx: &mut Ctx<'_>, index: usize) {
-        let r = &self.reads[index];
-        let (vidx, req) = (r.vidx, r.req);
-        let payload = req.payload.expect("checked at admission");
-        if self.volumes[vidx].disk == DiskState::UpToDate {
-            self.volumes[vidx].read_bytes += u64::from(req.len);
-            return self.disk(cx, vidx, DiskJob::Read(index), DiskCmd::Read { sector: req.sector, payload });
-        }
-        let failed = r.failed;
-        let peer = (0..self.conns.len()).find(|&c| {
-            let c = &self.conns[c];
-            c.is_up() && c.pds[vidx].disk == DiskState::UpToDate && !failed.contains(c.node())
-        });
-        let Some(cidx) = peer else {
-            let r = self.reads.remove(index);
-            return cx.complete(r.req.id, Err(IoError::Io));
-        };
-        self.reads[index].asked = Some(self.conns[cidx].node());
-        let packet = Packet::DataRequest(BlockReq { sector: req.sector, block_id: BlockId(index as u64), blksize: req.len, pad: 0 });
-        self.send_volume(cx, cidx, vidx, packet);
-    }
-
-    pub(crate) fn local_read_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>) {
-        if let Err(e) = result {
-            let vidx = self.reads[index].vidx;
-            let (sector, len) = (self.reads[index].req.sector, self.reads[index].req.len);
-            self.disk_failed(cx, vidx, &format!("read of {len} bytes at sector {sector}: {e}"));
-            return self.read_go(cx, index);
-        }
-        let r = self.reads.remove(index);
-        cx.complete(r.req.id, Ok(()));
-    }
-
-    /// P_DATA_REPLY: the data of a read that a peer serves.
-    pub(crate) fn data_reply(&mut self, cx: &mut Ctx<'_>, cidx: usize, data: Data, payload: Payload) {
-        let node = self.conns[cidx].node();
-        let index = usize::try_from(data.block_id.0).unwrap_or(usize::MAX);
-        let fits = self.reads.get(index).is_some_and(|r| {
-            r.asked == Some(node) && r.req.sector == data.sector && r.req.len == payload.len
-        });
-        if !fits {
-            cx.free(payload.buf);
-            return self.drop_link(cx, cidx, ConnState::ProtocolError, "P_DATA_REPLY to a read that was not asked for");
-        }
-        let r = self.reads.remove(index);
-        cx.out.push(Action::Copy { from: payload, to: r.req.payload.expect("checked at admission") });
-        cx.free(payload.buf);
-        cx.complete(r.req.id, Ok(()));
-    }
-
-    /// P_NEG_DREPLY: that peer cannot serve the read.
-    pub(crate) fn neg_data_reply(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: BlockAck) {
-        let node = self.conns[cidx].node();
-        let index = usize::try_from(ack.block_id.0).unwrap_or(usize::MAX);
-        if self.reads.get(index).is_some_and(|r| r.asked == Some(node)) {
-            self.reads[index].failed.insert(node);
-            self.reads[index].asked = None;
-            self.read_go(cx, index);
-        }
-    }
-
-    /// Ask elsewhere what this peer was asked for.
-    pub(crate) fn reads_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
-        let lost: Vec<usize> = self.reads.iter().filter(|(_, r)| r.asked == Some(node)).map(|(i, _)| i).collect();
-        for index in lost {
-            self.reads[index].asked = None;
-            self.read_go(cx, index);
-        }
     }
 
     // ---- writes ------------------------------------------------------------------------------------------------
@@ -209,7 +128,7 @@ impl Resource {
 
     pub(crate) fn write(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
         let v = &self.volumes[vidx];
-        if v.new_uuid_running || !v.held.is_empty() || (!self.has_data(vidx) && self.holds(vidx)) {
+        if v.new_uuid_running || v.compare_pending || !v.held.is_empty() || (!self.has_data(vidx) && self.holds(vidx)) {
             self.volumes[vidx].held.push_back(req);
             return;
         }
@@ -242,7 +161,8 @@ impl Resource {
     pub(crate) fn admit(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) -> bool {
         let sectors = u64::from(req.len) / 512;
         if self.conflict(vidx, req.sector, sectors, Lock::AppWrite) {
-            self.volumes[vidx].conflict_waiters.push_back(Waiter::Request(req));
+            // Whoever comes here is the first that waits: later ones queue behind.
+            self.volumes[vidx].conflict_waiters.push_front(Waiter::Request(req));
             return false;
         }
         if self.volumes[vidx].has_disk() && !self.al_get(vidx, req.sector, req.len) {
@@ -336,7 +256,8 @@ impl Resource {
         let node = self.conns[cidx].node();
         let c = &self.conns[cidx];
         if !(c.is_up() && c.pds[vidx].replicates()) {
-            let tell = c.is_up() && (c.pds[vidx].repl == ReplState::WFBitMapS || c.pds[vidx].disk == DiskState::Outdated);
+            let tell =
+                c.is_up() && c.pds[vidx].disk == DiskState::Outdated && c.pds[vidx].repl == ReplState::Established;
             self.mark_missing(cx, cidx, vidx, req.sector, req.len);
             if tell {
                 let desc = BlockDesc { sector: req.sector, blksize: req.len };
@@ -358,7 +279,13 @@ impl Resource {
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.sent_sectors += u64::from(req.len) / 512;
         let data = |dp_flags, seq_num| Data { sector: req.sector, block_id: BlockId(index as u64), seq_num, dp_flags };
-        let trim = |dp_flags, seq_num| Trim { sector: req.sector, block_id: BlockId(index as u64), seq_num, dp_flags, size: req.len };
+        let trim = |dp_flags, seq_num| Trim {
+            sector: req.sector,
+            block_id: BlockId(index as u64),
+            seq_num,
+            dp_flags,
+            size: req.len,
+        };
         let seq = pd.next_seq();
         let (packet, payload) = match req.op {
             Op::Discard => {
@@ -410,7 +337,7 @@ impl Resource {
         }
     }
 
-    fn send_barrier(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+    pub(crate) fn send_barrier(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         let now = cx.now;
         let Some((nr, count)) = self.conns[cidx].send.open.take() else { return };
         self.conns[cidx].send.unacked.push_back((nr, count, now));
@@ -423,7 +350,9 @@ impl Resource {
         let vidx = self.writes[index].vidx;
         match result {
             Ok(()) => self.writes[index].local = Local::Done,
-            Err(DiskError::NoSpace) if self.volumes[vidx].disk >= DiskState::Inconsistent => return self.no_space(cx, index),
+            Err(DiskError::NoSpace) if self.volumes[vidx].disk >= DiskState::Inconsistent => {
+                return self.no_space(cx, index);
+            }
             Err(DiskError::Unsupported) if self.writes[index].req.op == Op::Discard => {
                 // A discard that the device does not know changes nothing: replicas would differ, so write zeroes.
                 self.writes[index].req.op = Op::WriteZeroes { unmap: false };
@@ -439,7 +368,7 @@ impl Resource {
         self.request_step(cx, index);
     }
 
-    fn release_interval(&mut self, index: usize) {
+    pub(crate) fn release_interval(&mut self, index: usize) {
         let vidx = self.writes[index].vidx;
         if let Some(id) = self.writes[index].interval.take() {
             self.volumes[vidx].intervals.remove(id);
@@ -497,7 +426,10 @@ impl Resource {
     }
 
     pub(crate) fn next_no_space_retry(&self) -> Option<Time> {
-        self.writes.iter().filter_map(|(_, w)| if let Local::NoSpace { retry_at, .. } = w.local { Some(retry_at) } else { None }).min()
+        self.writes
+            .iter()
+            .filter_map(|(_, w)| if let Local::NoSpace { retry_at, .. } = w.local { Some(retry_at) } else { None })
+            .min()
     }
 
     /// P_WRITE_ACK, P_RECV_ACK, P_NEG_ACK for a write of ours.
@@ -534,7 +466,7 @@ impl Resource {
     }
 
     /// Complete a request to the front end once every part is there, and let the log go.
-    fn request_step(&mut self, cx: &mut Ctx<'_>, index: usize) {
+    pub(crate) fn request_step(&mut self, cx: &mut Ctx<'_>, index: usize) {
         let w = &mut self.writes[index];
         let local_over = !matches!(w.local, Local::Pending | Local::NoSpace { .. });
         // A write that lost a replica is acknowledged only under a UUID that the lost replica does not have.
@@ -553,7 +485,7 @@ impl Resource {
     }
 
     /// Requests leave the transfer log in order, when they are completed and stable everywhere.
-    fn trim_transfer_log(&mut self, cx: &mut Ctx<'_>) {
+    pub(crate) fn trim_transfer_log(&mut self, cx: &mut Ctx<'_>) {
         while let Some(&index) = self.transfer_log.front() {
             let w = &self.writes[index];
             if !w.completed || !w.unstable.is_empty() {
@@ -569,189 +501,6 @@ impl Resource {
                 self.volumes[w.vidx].retry_waiters = true;
             }
             self.collect_peer_ack(cx, &w);
-        }
-    }
-
-    // ---- epochs and peer acks ------------------------------------------------------------------------------------
-
-    /// New writes join the next epoch.
-    pub(crate) fn close_epoch(&mut self) {
-        self.epoch = self.epoch.wrapping_add(1);
-        self.epoch_writes = 0;
-    }
-
-    /// No peer has too many unacked barriers: nobody asked for this end, so it can wait.
-    pub(crate) fn may_close_epoch(&self) -> bool {
-        self.conns.iter().all(|c| c.send.unacked.len() < limits::MAX_UNACKED_BARRIERS)
-    }
-
-    /// Close an epoch that is old enough, and send the barriers of epochs that are closed.
-    pub(crate) fn epochs_step(&mut self, cx: &mut Ctx<'_>) {
-        if self.epoch_writes > 0 && cx.now >= self.epoch_since.plus_ms(limits::EPOCH_AGE_MS) && self.may_close_epoch() {
-            self.close_epoch();
-        }
-        for cidx in 0..self.conns.len() {
-            if self.conns[cidx].send.open.is_some_and(|(nr, _)| nr != self.epoch) {
-                self.send_barrier(cx, cidx);
-            }
-        }
-        if self.peer_ack.is_some_and(|p| cx.now >= p.since.plus_ms(limits::PEER_ACK_DELAY_MS)) {
-            self.send_peer_ack(cx);
-        }
-    }
-
-    /// P_BARRIER_ACK.
-    pub(crate) fn barrier_ack(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: BarrierAck) {
-        let node = self.conns[cidx].node();
-        match self.conns[cidx].send.unacked.pop_front() {
-            Some((nr, count, _)) if nr == ack.barrier && count == ack.set_size => {}
-            _ => return self.drop_link(cx, cidx, ConnState::ProtocolError, "P_BARRIER_ACK does not fit the oldest epoch"),
-        }
-        for i in 0..self.transfer_log.len() {
-            let index = self.transfer_log[i];
-            let w = &mut self.writes[index];
-            if w.epoch == ack.barrier && w.sent.contains(node) {
-                w.unstable.remove(node);
-                w.waits.remove(node);
-            } else if w.epoch.wrapping_sub(ack.barrier) as i32 > 0 {
-                break;
-            }
-        }
-        let done: Vec<usize> = self.transfer_log.iter().copied().filter(|&i| self.writes[i].epoch == ack.barrier).collect();
-        for index in done {
-            if self.writes.contains(index) {
-                self.request_step(cx, index);
-            }
-        }
-        self.flushes_heard(cx, node, Some(ack.barrier));
-    }
-
-    fn collect_peer_ack(&mut self, cx: &mut Ctx<'_>, w: &WriteReq) {
-        if w.sent.is_empty() {
-            return;
-        }
-        let mut mask = w.ok;
-        if w.local == Local::Done {
-            mask.insert(self.config.node_id);
-        }
-        if self.peer_ack.is_some_and(|p| p.mask != mask || p.sent != w.sent) {
-            self.send_peer_ack(cx);
-        }
-        let now = cx.now;
-        let first = w.dagtag - u64::from(w.req.len) / 512;
-        let p = self.peer_ack.get_or_insert(PendingPeerAck { mask, sent: w.sent, first_dagtag: first, last_dagtag: 0, since: now });
-        p.last_dagtag = w.dagtag;
-        if p.last_dagtag - p.first_dagtag >= limits::PEER_ACK_WINDOW_SECTORS {
-            self.send_peer_ack(cx);
-        }
-    }
-
-    /// Tell every peer that got the writes who has them (wire-protocol.md 10.5).
-    pub(crate) fn send_peer_ack(&mut self, cx: &mut Ctx<'_>) {
-        let Some(p) = self.peer_ack.take() else { return };
-        for cidx in self.up_conns() {
-            if p.sent.contains(self.conns[cidx].node()) {
-                self.send(cx, cidx, None, Packet::PeerAck(PeerAck { mask: p.mask, dagtag: p.last_dagtag }));
-            }
-        }
-    }
-
-    /// A peer is gone: what it has not confirmed as stable is out of sync; what waited for it goes on.
-    pub(crate) fn writes_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
-        self.close_epoch();
-        if let Some(p) = self.peer_ack.as_mut() {
-            // Peer acks speak of writes sent on this link only.
-            p.sent.remove(node);
-        }
-        let log: Vec<usize> = self.transfer_log.iter().copied().collect();
-        for &index in &log {
-            let vidx = self.writes[index].vidx;
-            if self.writes[index].waits.contains(node) {
-                self.new_generation_now(cx, vidx);
-            }
-            let w = &mut self.writes[index];
-            w.sent.remove(node);
-            if !w.unstable.contains(node) {
-                continue;
-            }
-            w.unstable.remove(node);
-            w.waits.remove(node);
-            w.ok.remove(node);
-            let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
-            self.volumes[vidx].set_out_of_sync(node, sector, len);
-        }
-        for index in log {
-            if self.writes.contains(index) {
-                self.request_step(cx, index);
-            }
-        }
-        self.flushes_heard(cx, node, None);
-        self.reads_lost_peer(cx, node);
-    }
-
-    // ---- flush ---------------------------------------------------------------------------------------------------
-
-    fn flush(&mut self, cx: &mut Ctx<'_>, vidx: usize, id: ReqId) {
-        let epoch = self.epoch;
-        if self.epoch_writes > 0 {
-            self.close_epoch();
-        }
-        let mut waits = NodeMask::default();
-        if self.config.flush_waits_for_peers {
-            for c in &self.conns {
-                let pending = c.send.open.is_some() || !c.send.unacked.is_empty();
-                if c.is_up() && c.config.net.protocol == Protocol::C && c.pds[vidx].disk == DiskState::UpToDate && pending {
-                    waits.insert(c.node());
-                }
-            }
-        }
-        let local = self.volumes[vidx].has_disk() && self.volumes[vidx].config.disk.disk_flushes;
-        let index = self.flushes.insert(FlushReq { id, local, waits, epoch, failed: !self.has_data(vidx) });
-        if local {
-            self.disk(cx, vidx, DiskJob::Flush(index), DiskCmd::Flush);
-        }
-        self.flush_step(cx, index);
-    }
-
-    pub(crate) fn local_flush_done(&mut self, cx: &mut Ctx<'_>, vidx: usize, index: usize, result: Result<(), DiskError>) {
-        self.flushes[index].local = false;
-        if let Err(e) = result {
-            self.disk_failed(cx, vidx, &format!("flush: {e}"));
-            self.flushes[index].failed |= !self.has_data(vidx);
-        }
-        self.flush_step(cx, index);
-    }
-
-    /// A peer acked a barrier, or is gone (`None`).
-    fn flushes_heard(&mut self, cx: &mut Ctx<'_>, node: NodeId, barrier: Option<u32>) {
-        let heard: Vec<usize> = self
-            .flushes
-            .iter()
-            .filter(|(_, f)| f.waits.contains(node) && barrier.is_none_or(|b| b.wrapping_sub(f.epoch) as i32 >= 0))
-            .map(|(i, _)| i)
-            .collect();
-        for index in heard {
-            self.flushes[index].waits.remove(node);
-            self.flush_step(cx, index);
-        }
-        // An epoch without a barrier of its own: everything that was sent is acked.
-        if let Some(cidx) = self.cidx(node)
-            && self.conns[cidx].send.open.is_none()
-            && self.conns[cidx].send.unacked.is_empty()
-        {
-            let idle: Vec<usize> = self.flushes.iter().filter(|(_, f)| f.waits.contains(node)).map(|(i, _)| i).collect();
-            for index in idle {
-                self.flushes[index].waits.remove(node);
-                self.flush_step(cx, index);
-            }
-        }
-    }
-
-    fn flush_step(&mut self, cx: &mut Ctx<'_>, index: usize) {
-        let f = &self.flushes[index];
-        if !f.local && f.waits.is_empty() {
-            let f = self.flushes.remove(index);
-            cx.complete(f.id, if f.failed { Err(IoError::Io) } else { Ok(()) });
         }
     }
 }

@@ -11,8 +11,8 @@ use crate::config::ResourceConfig;
 use crate::connection::Connection;
 use crate::event::{Event, Severity};
 use crate::io::{
-    Action, AdminError, AdminTag, BufId, DiskCmd, DiskError, DiskTag, Input, IoError, LinkId, MetaBlock, Outbox, Payload, ReqId, Rng,
-    Time,
+    Action, AdminError, AdminTag, BufId, DiskCmd, DiskError, DiskTag, Input, IoError, LinkId, MetaBlock, Outbox,
+    Payload, ReqId, Rng, Time,
 };
 use crate::meta_queue::MetaJob;
 use crate::peer_request::PeerReq;
@@ -165,7 +165,9 @@ impl Resource {
             Input::DiskDone { tag, result, buf, meta, block } => self.disk_done(cx, tag, result, buf, meta, block),
             Input::LinkUp { peer, link, resolve_conflicts } => self.link_up(cx, peer, link, resolve_conflicts),
             Input::LinkDown { peer, link, lost } => self.link_down(cx, peer, link, lost),
-            Input::Packet { peer, link, volume, packet, payload } => self.packet(cx, peer, link, volume, packet, payload),
+            Input::Packet { peer, link, volume, packet, payload } => {
+                self.packet(cx, peer, link, volume, packet, payload)
+            }
             Input::Admin { tag, command } => self.admin(cx, tag, command),
             Input::Timer => {}
         }
@@ -178,6 +180,7 @@ impl Resource {
         self.recheck(cx);
         loop {
             self.again = false;
+            self.compare_step(cx);
             self.twopc_step(cx);
             self.down_step(cx);
             for vidx in 0..self.volumes.len() {

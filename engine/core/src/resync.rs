@@ -1,10 +1,10 @@
 //! Resync: bitmap exchange, requests of the target, the end (handshake-and-states.md 6; wire-protocol.md 11).
 
 use zea_meta::flags::{DeviceFlags, PeerFlags};
-use zea_wire::flags::UuidFlags;
-use zea_wire::ids::{BlockId, NodeId, NodeMask};
 use zea_wire::bitmap;
+use zea_wire::flags::UuidFlags;
 use zea_wire::header::HeaderFormat;
+use zea_wire::ids::{BlockId, NodeId, NodeMask};
 use zea_wire::packet::{Bitmap, BlockAck, BlockDesc, BlockReq, CompressedBitmap, Data, Packet, PeerBlockDesc, RsReq};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 use zea_wire::vli;
@@ -37,7 +37,10 @@ impl Resource {
     /// The bits towards this peer are all being set and are not stable yet.
     fn full_sync_pending(&self, cidx: usize, vidx: usize) -> bool {
         let node = self.conns[cidx].node();
-        self.volumes[vidx].attached.as_ref().is_some_and(|a| a.sb.peers[usize::from(node.0)].flags.contains(PeerFlags::FULL_SYNC))
+        self.volumes[vidx]
+            .attached
+            .as_ref()
+            .is_some_and(|a| a.sb.peers[usize::from(node.0)].flags.contains(PeerFlags::FULL_SYNC))
     }
 
     /// All bits towards a peer are stable: send them if it waits for them.
@@ -81,7 +84,9 @@ impl Resource {
                         }
                         _ => {
                             let words = plain_bytes as u64 / 8;
-                            let bytes = (0..words).flat_map(|w| a.bitmap.word64(slot, word_bit / 64 + w).to_le_bytes()).collect();
+                            let bytes = (0..words)
+                                .flat_map(|w| a.bitmap.word64(slot, word_bit / 64 + w).to_le_bytes())
+                                .collect();
                             packets.push(Packet::Bitmap(Bitmap { words: bytes }));
                             sender.sent_plain();
                         }
@@ -160,7 +165,10 @@ impl Resource {
             let busy = self.sync_source_of(vidx).is_some();
             self.conns[cidx].pds[vidx].repl = if busy { ReplState::PausedSyncS } else { ReplState::SyncSource };
             self.conns[cidx].pds[vidx].disk = DiskState::Inconsistent;
-            cx.notice(Severity::Info, format!("volume {}: resync of node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4));
+            cx.notice(
+                Severity::Info,
+                format!("volume {}: resync of node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4),
+            );
         } else {
             self.send_bitmap(cx, cidx, vidx);
             self.conns[cidx].pds[vidx].repl = ReplState::PausedSyncT;
@@ -197,7 +205,10 @@ impl Resource {
         pd.resync = Some(ResyncTarget::default());
         self.state_changed = true;
         self.stop_being_source(cx, vidx);
-        cx.notice(Severity::Info, format!("volume {}: resync from node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4));
+        cx.notice(
+            Severity::Info,
+            format!("volume {}: resync from node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4),
+        );
         self.send_states(cx);
     }
 
@@ -287,7 +298,8 @@ impl Resource {
         let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
         r.in_flight.insert(block_id, ResyncReq { sector, len, interval, answered: false });
         r.in_flight_sectors += sectors;
-        let dependent = self.conns[cidx].link.as_ref().is_some_and(|l| l.has(zea_wire::features::Features::RESYNC_DAGTAG));
+        let dependent =
+            self.conns[cidx].link.as_ref().is_some_and(|l| l.has(zea_wire::features::Features::RESYNC_DAGTAG));
         let packet = if dependent {
             Packet::RsDagtagReq(RsReq { sector, block_id, blksize: len, dagtag_node_id: dagtag_node, dagtag })
         } else {
@@ -307,9 +319,11 @@ impl Resource {
 
     /// P_RS_DATA_REPLY.
     pub(crate) fn resync_data(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, data: Data, payload: Payload) {
-        let fits = self.conns[cidx].pds[vidx].resync.as_ref().and_then(|r| r.in_flight.get(&data.block_id)).is_some_and(|q| {
-            !q.answered && q.sector == data.sector && q.len == payload.len
-        });
+        let fits = self.conns[cidx].pds[vidx]
+            .resync
+            .as_ref()
+            .and_then(|r| r.in_flight.get(&data.block_id))
+            .is_some_and(|q| !q.answered && q.sector == data.sector && q.len == payload.len);
         if !fits {
             cx.free(payload.buf);
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "resync data that was not asked for");
@@ -398,7 +412,12 @@ impl Resource {
             r.end_ping = None;
             if r.failed > 0 {
                 // The source could not read: try those blocks with a fresh connection, not in a loop.
-                return self.drop_link(cx, cidx, ConnState::NetworkFailure, "the resync source could not read some blocks");
+                return self.drop_link(
+                    cx,
+                    cidx,
+                    ConnState::NetworkFailure,
+                    "the resync source could not read some blocks",
+                );
             }
             return;
         }
@@ -422,6 +441,7 @@ impl Resource {
         pd.finishing = true;
         let source_disk = pd.disk;
         let source = UuidView::from_packet(node, &u);
+        let hidden = self.source_hides_primary(cidx, vidx);
         let at_source = self.nodes_at(vidx, source.current);
         let rotate = self.rotate_context(vidx, self.dagtag);
         let v = &mut self.volumes[vidx];
@@ -429,11 +449,19 @@ impl Resource {
         let start = v.resync_start_uuid;
         v.uuids.resync_finished_target(&rotate, &source, start, at_source);
         v.set_flag(DeviceFlags::CONSISTENT, true);
-        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent);
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && !hidden);
         v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
         v.crashed_primary = false;
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::ResyncFinished(node)));
+    }
+
+    /// The source is a neighbour of a Primary that this node cannot see: that Primary's next writes do not come here, so what was
+    /// resynced is good but not UpToDate (6.5).
+    fn source_hides_primary(&self, cidx: usize, vidx: usize) -> bool {
+        let uuids = self.conns[cidx].pds[vidx].says.uuids.as_ref();
+        uuids
+            .is_some_and(|u| !u.uuid_flags.contains(UuidFlags::STABLE) && !(u.node_mask & !self.reachable()).is_empty())
     }
 
     /// Connected nodes that are at this generation.
@@ -480,7 +508,11 @@ impl Resource {
         pd.repl = ReplState::Established;
         pd.resync_total_bits = 0;
         self.conns[cidx].discard_my_data = false;
-        self.volumes[vidx].disk = if source_disk == DiskState::UpToDate { DiskState::UpToDate } else { DiskState::Consistent };
+        self.volumes[vidx].disk = match source_disk {
+            _ if self.source_hides_primary(cidx, vidx) => DiskState::Outdated,
+            DiskState::UpToDate => DiskState::UpToDate,
+            _ => DiskState::Consistent,
+        };
         self.state_changed = true;
         cx.notice(Severity::Info, format!("volume {}: resync from node {node} is complete", self.volumes[vidx].nr));
         self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
@@ -496,7 +528,8 @@ impl Resource {
     /// Other sources waited for this node: without bits they are in sync, with bits they go on.
     fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         for cidx in self.up_conns() {
-            if self.conns[cidx].pds[vidx].repl != ReplState::PausedSyncT {
+            let pd = &self.conns[cidx].pds[vidx];
+            if pd.repl != ReplState::PausedSyncT && !pd.is_sync_source() {
                 continue;
             }
             // Compare again with what both sides know now.
@@ -534,7 +567,11 @@ impl Resource {
             .peer_reqs
             .iter()
             .find(|(_, p)| {
-                p.stage == Stage::Sent && p.node == node && p.vidx == vidx && p.block_id == ack.block_id && p.sector == ack.sector
+                p.stage == Stage::Sent
+                    && p.node == node
+                    && p.vidx == vidx
+                    && p.block_id == ack.block_id
+                    && p.sector == ack.sector
             })
             .map(|(i, _)| i);
         let Some(index) = found else {
@@ -602,7 +639,8 @@ impl Resource {
         let sender = self.conns[cidx].node();
         let own = self.config.node_id;
         let v = &self.volumes[vidx];
-        let inside = desc.sector.checked_add(u64::from(desc.size) / 512).is_some_and(|e| e <= v.size_sectors) && desc.size > 0;
+        let inside =
+            desc.sector.checked_add(u64::from(desc.size) / 512).is_some_and(|e| e <= v.size_sectors) && desc.size > 0;
         if !inside {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "in-sync area outside of the device");
         }
@@ -631,7 +669,8 @@ impl Resource {
     /// P_OUT_OF_SYNC: the sender wrote there and did not send it.
     pub(crate) fn out_of_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, desc: BlockDesc) {
         let v = &self.volumes[vidx];
-        let inside = desc.sector.checked_add(u64::from(desc.blksize) / 512).is_some_and(|e| e <= v.size_sectors) && desc.blksize > 0;
+        let inside = desc.sector.checked_add(u64::from(desc.blksize) / 512).is_some_and(|e| e <= v.size_sectors)
+            && desc.blksize > 0;
         if !inside {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "out-of-sync area outside of the device");
         }

@@ -46,7 +46,11 @@ impl Resource {
                     peer_disk: pd.disk,
                     out_of_sync_sectors: v.dirty_bits(c.node()) * per_bit,
                     unverified: pd.unverified,
-                    resync_total_sectors: if pd.repl > ReplState::Established { pd.resync_total_bits * per_bit } else { 0 },
+                    resync_total_sectors: if pd.repl > ReplState::Established {
+                        pd.resync_total_bits * per_bit
+                    } else {
+                        0
+                    },
                     sent_sectors: pd.sent_sectors,
                     received_sectors: pd.received_sectors,
                     bitmap_uuid: v.uuids.bitmap[usize::from(c.node().0)],
@@ -117,15 +121,25 @@ impl Resource {
         }
         assert_eq!(self.transfer_log.len(), self.writes.len(), "every write is in the transfer log");
         for c in &self.conns {
-            assert!(c.is_up() == c.link.as_ref().is_some_and(|l| l.phase == crate::connection::LinkPhase::Up), "connected is a link that is up");
+            assert!(
+                c.is_up() == c.link.as_ref().is_some_and(|l| l.phase == crate::connection::LinkPhase::Up),
+                "connected is a link that is up"
+            );
             assert!(!c.recv.is_empty(), "one epoch is always open");
             for pd in &c.pds {
                 assert!(c.is_up() || pd.repl == ReplState::Off, "replication without a connection");
-                assert!(pd.resync.is_some() == (pd.repl == ReplState::SyncTarget), "requests go out exactly while this is a sync target");
+                assert!(
+                    pd.resync.is_some() == (pd.repl == ReplState::SyncTarget),
+                    "requests go out exactly while this is a sync target"
+                );
             }
         }
         for v in &self.volumes {
-            let targets = self.conns.iter().filter(|c| c.pds[self.vidx(v.nr).expect("own volume")].repl == ReplState::SyncTarget).count();
+            let targets = self
+                .conns
+                .iter()
+                .filter(|c| c.pds[self.vidx(v.nr).expect("own volume")].repl == ReplState::SyncTarget)
+                .count();
             assert!(targets <= 1, "one source at a time");
         }
     }

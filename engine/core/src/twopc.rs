@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::flags::TwopcFlags;
+use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
 use zea_wire::state::{ConnState, DiskState, Role, StateBits};
 
@@ -56,9 +56,9 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, r: &TwopcReply) {
-        self.reachable = self.reachable | r.reachable_nodes;
-        self.primary = self.primary | r.primary_nodes;
-        self.weak = self.weak | r.weak_nodes();
+        self.reachable |= r.reachable_nodes;
+        self.primary |= r.primary_nodes;
+        self.weak |= r.weak_nodes();
     }
 }
 
@@ -338,7 +338,8 @@ impl Resource {
     fn twopc_commit(&mut self, cx: &mut Ctx<'_>) {
         let Some(Running::Initiator(i)) = self.twopc.running.take() else { unreachable!("called by decide") };
         self.twopc.not_before = None;
-        let mut request = self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
+        let mut request =
+            self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
         request.body = TwopcBody::CommitReachable { primary_nodes: i.sums.primary, reachable_nodes: i.sums.reachable };
         if let Change::Promote { force: true } = i.wanted.change {
             request.flags.set(TwopcFlags::PRI_INCAPABLE, (0..self.volumes.len()).any(|v| !self.has_data(v)));
@@ -368,7 +369,8 @@ impl Resource {
 
     fn twopc_abort(&mut self, cx: &mut Ctx<'_>) {
         let Some(Running::Initiator(i)) = self.twopc.running.take() else { return };
-        let mut request = self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
+        let mut request =
+            self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
         request.body = TwopcBody::Abort;
         for node in i.asked.iter() {
             self.send_to(cx, node, Packet::TwopcAbort(Box::new(request)));
@@ -386,7 +388,10 @@ impl Resource {
         let error = match i.verdict {
             Verdict::No if !(i.sums.primary & !self.config.node_id.mask()).is_empty() => two_primaries(),
             Verdict::No => AdminError { code: ss::CW_FAILED_BY_PEER, message: "refused by a peer node".into() },
-            _ => AdminError { code: ss::TIMEOUT, message: "the peers were busy or did not answer in time: try again".into() },
+            _ => AdminError {
+                code: ss::TIMEOUT,
+                message: "the peers were busy or did not answer in time: try again".into(),
+            },
         };
         self.change_over(cx, i.wanted, Err(error));
     }
@@ -410,7 +415,7 @@ impl Resource {
     }
 
     fn twopc_back_off(&mut self, cx: &mut Ctx<'_>, tries: u32) {
-        let most = 100 * (self.conns.len() as u64).max(1) << tries.min(5);
+        let most = (100 * (self.conns.len() as u64).max(1)) << tries.min(5);
         self.twopc.not_before = Some(cx.now.plus_ms(1 + cx.rng.next_u64() % most));
     }
 
@@ -493,7 +498,8 @@ impl Resource {
     /// A transaction of a node with a lower id goes first; ours starts again later.
     fn twopc_yield(&mut self, cx: &mut Ctx<'_>) {
         let Some(Running::Initiator(i)) = self.twopc.running.take() else { return };
-        let mut request = self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
+        let mut request =
+            self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
         request.body = TwopcBody::Abort;
         for node in i.asked.iter() {
             self.send_to(cx, node, Packet::TwopcAbort(Box::new(request)));
@@ -522,9 +528,10 @@ impl Resource {
         if !becomes_primary {
             return Verdict::Yes;
         }
-        let other_primary = self.conns.iter().enumerate().any(|(i, c)| {
-            i != cidx && c.is_up() && c.role == Role::Primary && c.node() != request.initiator_node_id
-        });
+        let other_primary =
+            self.conns.iter().enumerate().any(|(i, c)| {
+                i != cidx && c.is_up() && c.role == Role::Primary && c.node() != request.initiator_node_id
+            });
         if self.role == Role::Primary || other_primary { Verdict::No } else { Verdict::Yes }
     }
 
@@ -546,8 +553,8 @@ impl Resource {
         p.answered = true;
         let mut sums = p.sums;
         sums.reachable = sums.reachable | own.reachable | parent.mask();
-        sums.primary = sums.primary | own.primary;
-        sums.weak = sums.weak | own.weak;
+        sums.primary |= own.primary;
+        sums.weak |= own.weak;
         let verdict = p.verdict;
         self.twopc_send_reply(cx, parent, &request, sums, verdict);
     }
@@ -571,7 +578,8 @@ impl Resource {
     /// P_TWOPC_COMMIT.
     pub(crate) fn twopc_commit_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, commit: TwopcRequest) {
         let from = self.conns[cidx].node();
-        let fits = self.twopc.participant().is_some_and(|p| p.request.tid == commit.tid && p.parent == from && p.answered);
+        let fits =
+            self.twopc.participant().is_some_and(|p| p.request.tid == commit.tid && p.parent == from && p.answered);
         if !fits {
             return;
         }

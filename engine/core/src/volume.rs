@@ -9,12 +9,12 @@ use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::state::DiskState;
 
 use crate::activity_log::ActivityLog;
+use crate::attach::Attaching;
 use crate::bitmap::Bitmap;
 use crate::config::VolumeConfig;
 use crate::interval::IntervalSet;
-use crate::attach::Attaching;
-use crate::limits;
 use crate::io::{AdminTag, Backing, Request, Time};
+use crate::limits;
 use crate::meta_queue::MetaQueue;
 use crate::uuid::Uuids;
 
@@ -80,8 +80,10 @@ pub(crate) struct Volume {
     /// Usable size that is agreed, 0: not known.
     pub(crate) size_sectors: u64,
     pub(crate) intervals: IntervalSet<Lock>,
-    /// Waits for a range, oldest first.
+    /// Writes that wait for a range, strictly in order: a later one must not take what an earlier one waits for.
     pub(crate) conflict_waiters: VecDeque<Waiter>,
+    /// Resync reads and writes, and reads, that wait for a range; in any order.
+    pub(crate) resync_waiters: VecDeque<usize>,
     /// Waits for an activity log extent, oldest first.
     pub(crate) al_waiters: VecDeque<Waiter>,
     /// Front-end requests that wait for a state: a new UUID, a disk that comes up.
@@ -109,6 +111,8 @@ pub(crate) struct Volume {
     pub(crate) attaching: Option<Attaching>,
     /// Attach was asked for by this admin command; its last write is going on.
     pub(crate) attach_reply: Option<AdminTag>,
+    /// The volume is to be compared with its peers again once nothing is in flight.
+    pub(crate) compare_pending: bool,
     /// Requests wait for a disk or a peer until then.
     pub(crate) hold_until: Option<Time>,
     pub(crate) read_bytes: u64,
@@ -127,6 +131,7 @@ impl Volume {
             size_sectors: 0,
             intervals: IntervalSet::new(2 * limits::MAX_TRANSFER_LOG),
             conflict_waiters: VecDeque::new(),
+            resync_waiters: VecDeque::new(),
             al_waiters: VecDeque::new(),
             held: VecDeque::new(),
             meta: MetaQueue::default(),
@@ -141,6 +146,7 @@ impl Volume {
             closing: None,
             attaching: None,
             attach_reply: None,
+            compare_pending: false,
             hold_until: None,
             read_bytes: 0,
             written_bytes: 0,
@@ -170,10 +176,9 @@ impl Volume {
     pub(crate) fn set_out_of_sync(&mut self, node: NodeId, sector: u64, len_bytes: u32) {
         if let Some(slot) = self.slot(node)
             && let Some(a) = self.attached.as_mut()
+            && let Some((first, last)) = a.bitmap.bits_touched(sector, u64::from(len_bytes) / 512)
         {
-            if let Some((first, last)) = a.bitmap.bits_touched(sector, u64::from(len_bytes) / 512) {
-                a.bitmap.set_range(slot, first, last);
-            }
+            a.bitmap.set_range(slot, first, last);
         }
     }
 

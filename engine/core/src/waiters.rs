@@ -20,9 +20,16 @@ impl Resource {
             let Some(waiter) = self.volumes[vidx].al_waiters.pop_front() else { break };
             self.retry(cx, vidx, waiter);
         }
-        for _ in 0..self.volumes[vidx].conflict_waiters.len() {
-            let Some(waiter) = self.volumes[vidx].conflict_waiters.pop_front() else { break };
+        for _ in 0..self.volumes[vidx].resync_waiters.len() {
+            let Some(index) = self.volumes[vidx].resync_waiters.pop_front() else { break };
+            self.peer_req_go(cx, index);
+        }
+        while let Some(waiter) = self.volumes[vidx].conflict_waiters.pop_front() {
+            let left = self.volumes[vidx].conflict_waiters.len();
             self.retry(cx, vidx, waiter);
+            if self.volumes[vidx].conflict_waiters.len() > left {
+                break;
+            }
         }
     }
 
@@ -30,14 +37,14 @@ impl Resource {
         match waiter {
             Waiter::Request(req) => {
                 if self.transfer_log.len() >= limits::MAX_TRANSFER_LOG {
-                    self.volumes[vidx].conflict_waiters.push_back(waiter);
+                    self.volumes[vidx].conflict_waiters.push_front(waiter);
                 } else {
                     self.admit(cx, vidx, req);
                 }
             }
             Waiter::Peer(index) => {
                 if self.peer_reqs.get(index).is_some_and(|p| matches!(p.stage, Stage::Range | Stage::ActivityLog)) {
-                    self.peer_req_go(cx, index);
+                    self.peer_req_advance(cx, index, true);
                 }
             }
         }

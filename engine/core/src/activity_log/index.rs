@@ -15,10 +15,7 @@ impl ExtentIndex {
     /// A table for at most `capacity` extents.
     pub(super) fn new(capacity: usize) -> Self {
         let size = (2 * capacity).next_power_of_two().max(2);
-        ExtentIndex {
-            table: vec![(EMPTY, 0); size].into_boxed_slice(),
-            shift: 32 - size.trailing_zeros(),
-        }
+        ExtentIndex { table: vec![(EMPTY, 0); size].into_boxed_slice(), shift: 32 - size.trailing_zeros() }
     }
 
     /// Fibonacci hashing: neighbouring extents, the usual case, spread well.

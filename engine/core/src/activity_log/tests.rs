@@ -49,20 +49,11 @@ fn activity_log_hit_miss_and_eviction() {
     log.put(10);
     let transaction = commit(&mut log);
     assert_eq!(transaction.evicted(), [10]);
-    assert_eq!(
-        (transaction.updates()[0].slot, transaction.tr_number),
-        (0, 9)
-    );
+    assert_eq!((transaction.updates()[0].slot, transaction.tr_number), (0, 9));
     assert!(!log.active(10) && log.active(12));
     assert_eq!((log.refs(11), log.refs_total()), (1, 1));
     assert_eq!(log.iter_active().collect::<Vec<_>>(), [12, 11]);
-    let counters = Counters {
-        hits: 2,
-        misses: 3,
-        starving: 0,
-        transactions: 3,
-        evictions: 1,
-    };
+    let counters = Counters { hits: 2, misses: 3, starving: 0, transactions: 3, evictions: 1 };
     assert_eq!(log.counters(), counters);
 }
 
@@ -85,11 +76,7 @@ fn activity_log_evicts_the_longest_unused() {
 fn activity_log_batches_64_changes() {
     let mut log = ActivityLog::new(1237, 0);
     for extent in 0..70 {
-        let expected = if extent < 64 {
-            Get::Miss
-        } else {
-            Get::Starving
-        };
+        let expected = if extent < 64 { Get::Miss } else { Get::Starving };
         assert_eq!(log.try_get(extent), expected);
     }
     assert_eq!(commit(&mut log).updates().len(), MAX_UPDATES);
@@ -108,10 +95,7 @@ fn activity_log_context_window_advances_by_919() {
         })
         .collect();
     let full = CONTEXT_SLOTS;
-    assert_eq!(
-        windows,
-        [(0, full), (919, full), (1838, 162), (0, full), (919, full)]
-    );
+    assert_eq!(windows, [(0, full), (919, full), (1838, 162), (0, full), (919, full)]);
 }
 
 #[test]
@@ -120,10 +104,7 @@ fn activity_log_exact_window_restarts_at_zero() {
     for (extent, tr_number) in [(0, u32::MAX), (1, 0)] {
         log.try_get(extent);
         let transaction = commit(&mut log);
-        assert_eq!(
-            (transaction.tr_number, transaction.context_start),
-            (tr_number, 0)
-        );
+        assert_eq!((transaction.tr_number, transaction.context_start), (tr_number, 0));
     }
 }
 
@@ -177,11 +158,7 @@ impl Callers {
             let evicted = transaction.evicted().iter();
             assert!(evicted.clone().all(|extent| !self.log.active(*extent)));
             for (first, last) in &self.running {
-                assert!(
-                    evicted
-                        .clone()
-                        .all(|extent| extent < first || extent > last)
-                );
+                assert!(evicted.clone().all(|extent| extent < first || extent > last));
             }
             self.in_flight = Some(transaction);
         }
@@ -215,11 +192,7 @@ impl Callers {
                 assert!((*first..=*last).all(|extent| hot.contains(&extent)));
             }
         }
-        let refs: u32 = self
-            .running
-            .iter()
-            .map(|(first, last)| last - first + 1)
-            .sum();
+        let refs: u32 = self.running.iter().map(|(first, last)| last - first + 1).sum();
         assert_eq!(self.log.refs_total(), u64::from(refs));
     }
 }

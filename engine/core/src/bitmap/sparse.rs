@@ -87,11 +87,7 @@ impl Page {
             changed += u64::from((old ^ new).count_ones());
             words[index as usize] = new;
         }
-        let set = if value {
-            before + changed
-        } else {
-            before - changed
-        };
+        let set = if value { before + changed } else { before - changed };
         self.put_words(len, set, words);
         changed
     }
@@ -186,9 +182,7 @@ impl Chunk {
             let set = if full { len as u32 } else { 0 };
             *self = Chunk::Pages(Box::new(Pages { set, pages }));
         }
-        let Chunk::Pages(pages) = self else {
-            unreachable!("made above")
-        };
+        let Chunk::Pages(pages) = self else { unreachable!("made above") };
         change(pages);
         if pages.set == 0 {
             *self = Chunk::Clear;
@@ -198,13 +192,7 @@ impl Chunk {
     }
 
     /// Turns bits `from..to` to `value`. `on_change(first, last)` names the parts that changed, page by page.
-    fn update(
-        &mut self,
-        len: u64,
-        (from, to): (u64, u64),
-        value: bool,
-        on_change: &mut impl FnMut(u64, u64),
-    ) -> u64 {
+    fn update(&mut self, len: u64, (from, to): (u64, u64), value: bool, on_change: &mut impl FnMut(u64, u64)) -> u64 {
         let before = self.set_bits(len);
         if (value && before == len) || (!value && before == 0) {
             return 0;
@@ -226,11 +214,7 @@ impl Chunk {
                     changed += count;
                 }
             }
-            pages.set = if value {
-                pages.set + changed as u32
-            } else {
-                pages.set - changed as u32
-            };
+            pages.set = if value { pages.set + changed as u32 } else { pages.set - changed as u32 };
         });
         changed
     }
@@ -247,11 +231,7 @@ pub(super) struct SparseBits {
 impl SparseBits {
     pub(super) fn new(len: u64) -> Self {
         let chunks = vec![Chunk::Clear; len.div_ceil(CHUNK_BITS) as usize];
-        SparseBits {
-            len,
-            set: 0,
-            chunks,
-        }
+        SparseBits { len, set: 0, chunks }
     }
 
     pub(super) fn len(&self) -> u64 {
@@ -268,18 +248,8 @@ impl SparseBits {
 
     /// Turns bits `first..=last` to `value`; gives the number that changed. `on_change(first, last)` names the
     /// changed parts with at most page granularity.
-    pub(super) fn update(
-        &mut self,
-        first: u64,
-        last: u64,
-        value: bool,
-        mut on_change: impl FnMut(u64, u64),
-    ) -> u64 {
-        assert!(
-            first <= last && last < self.len,
-            "bits {first}..={last} of {}",
-            self.len
-        );
+    pub(super) fn update(&mut self, first: u64, last: u64, value: bool, mut on_change: impl FnMut(u64, u64)) -> u64 {
+        assert!(first <= last && last < self.len, "bits {first}..={last} of {}", self.len);
         let mut changed = 0;
         for chunk in first / CHUNK_BITS..=last / CHUNK_BITS {
             let base = chunk * CHUNK_BITS;
@@ -289,11 +259,7 @@ impl SparseBits {
                 on_change(base + a, base + b);
             });
         }
-        self.set = if value {
-            self.set + changed
-        } else {
-            self.set - changed
-        };
+        self.set = if value { self.set + changed } else { self.set - changed };
         changed
     }
 
@@ -338,9 +304,7 @@ impl SparseBits {
         let chunk = (bit / CHUNK_BITS) as usize;
         let page = (bit % CHUNK_BITS / PAGE_BITS) as usize;
         let len = page_len(self.chunk_len(chunk), page);
-        self.chunks[chunk]
-            .page(page)
-            .word(len, (bit % PAGE_BITS / 64) as usize)
+        self.chunks[chunk].page(page).word(len, (bit % PAGE_BITS / 64) as usize)
     }
 
     /// Replaces word `index`; bits that do not exist are ignored. Gives (newly set, newly cleared).

@@ -18,9 +18,7 @@ impl Naive {
 
     fn next(&self, slot: usize, from: u64, value: bool) -> Option<u64> {
         let bits = self.slots[slot].iter().enumerate().skip(from as usize);
-        bits.into_iter()
-            .find(|(_, bit)| **bit == value)
-            .map(|(index, _)| index as u64)
+        bits.into_iter().find(|(_, bit)| **bit == value).map(|(index, _)| index as u64)
     }
 
     /// The whole on-disk bitmap by the reference's formula, bit by bit.
@@ -81,11 +79,7 @@ fn case() -> impl Strategy<Value = (u64, usize, Vec<Op>)> {
     let bits = prop_oneof![8 => 1..200u64, 8 => 1..70_000u64, 1 => Just(2_200_123u64)];
     (bits, 1..=31usize).prop_flat_map(|(bits, slots)| {
         let slots = if bits > 1_000_000 { 1 } else { slots };
-        (
-            Just(bits),
-            Just(slots),
-            prop::collection::vec(op(bits), 1..12),
-        )
+        (Just(bits), Just(slots), prop::collection::vec(op(bits), 1..12))
     })
 }
 
@@ -95,11 +89,8 @@ fn apply(bitmap: &mut Bitmap, naive: &mut Naive, disk: &mut [u8], op: Op) {
         Op::Set(slot, first, more) | Op::Clear(slot, first, more) => {
             let (slot, last) = (slot % slots, (first + more).min(bits - 1));
             let value = matches!(op, Op::Set(..));
-            let changed = if value {
-                bitmap.set_range(slot, first, last)
-            } else {
-                bitmap.clear_range(slot, first, last)
-            };
+            let changed =
+                if value { bitmap.set_range(slot, first, last) } else { bitmap.clear_range(slot, first, last) };
             assert_eq!(changed, naive.fill(slot, first, last, value));
             assert_eq!(bitmap.any_in_range(slot, first, last), value);
         }
@@ -136,9 +127,7 @@ fn apply(bitmap: &mut Bitmap, naive: &mut Naive, disk: &mut [u8], op: Op) {
             let mut from = 0;
             while let Some(block) = bitmap.take_next_dirty(from) {
                 let at = block as usize * BLOCK_SIZE;
-                let buffer = (&mut disk[at..at + BLOCK_SIZE])
-                    .try_into()
-                    .expect("one block");
+                let buffer = (&mut disk[at..at + BLOCK_SIZE]).try_into().expect("one block");
                 bitmap.encode_block(block, buffer);
                 from = block + 1;
             }
@@ -150,10 +139,7 @@ fn apply(bitmap: &mut Bitmap, naive: &mut Naive, disk: &mut [u8], op: Op) {
 fn check(bitmap: &Bitmap, naive: &Naive) {
     let bits = bitmap.bits_total();
     for (slot, expected) in naive.slots.iter().enumerate() {
-        assert_eq!(
-            bitmap.count(slot),
-            expected.iter().filter(|b| **b).count() as u64
-        );
+        assert_eq!(bitmap.count(slot), expected.iter().filter(|b| **b).count() as u64);
         let mut at = 0;
         let mut seen = Vec::new();
         while let Some((value, len)) = bitmap.next_run(slot, at) {

@@ -71,31 +71,16 @@ pub struct Bookkeeping {
 
 impl Uuids {
     /// Brings the bitmap UUIDs up to date with what `peer` says. Not on any data path: may allocate.
-    pub fn detect_finished_resyncs(
-        &mut self,
-        cx: &BookkeepingContext,
-        peer: &UuidView,
-    ) -> Bookkeeping {
-        let mut result = Bookkeeping {
-            changed: false,
-            actions: Vec::new(),
-            missed_end: MissedEnd::None,
-        };
+    pub fn detect_finished_resyncs(&mut self, cx: &BookkeepingContext, peer: &UuidView) -> Bookkeeping {
+        let mut result = Bookkeeping { changed: false, actions: Vec::new(), missed_end: MissedEnd::None };
         let syncing = cx.being_synced || peer.flags.contains(UuidFlags::SYNC_TARGET);
         let equal = same(peer.current, cx.resolved_current) && !syncing;
         if cx.handshake && equal && self.missed_end(cx, peer, &mut result) {
             return result;
         }
         let nodes = (0..NODES as u8).map(NodeId).filter(|node| *node != cx.own);
-        for node in nodes
-            .clone()
-            .filter(|node| !cx.busy.contains(*node) || *node == peer.node)
-        {
-            let towards = if node == peer.node {
-                peer.bitmap_towards(cx.own)
-            } else {
-                peer.bitmap_towards(node)
-            };
+        for node in nodes.clone().filter(|node| !cx.busy.contains(*node) || *node == peer.node) {
+            let towards = if node == peer.node { peer.bitmap_towards(cx.own) } else { peer.bitmap_towards(node) };
             if is_zero(towards) && is_generation(self.bitmap[node.index()]) {
                 self.node_is_in_sync_with_peer(cx, peer, node, equal, &mut result);
             }
@@ -105,12 +90,7 @@ impl Uuids {
     }
 
     /// At a handshake with equal current UUIDs. True if that explains everything.
-    fn missed_end(
-        &mut self,
-        cx: &BookkeepingContext,
-        peer: &UuidView,
-        result: &mut Bookkeeping,
-    ) -> bool {
+    fn missed_end(&mut self, cx: &BookkeepingContext, peer: &UuidView, result: &mut Bookkeeping) -> bool {
         let (to_peer, from_peer) = (cx.sent_bitmap_uuid, peer.bitmap_towards(cx.own));
         let older = |uuid| is_generation(uuid) && !same(uuid, cx.resolved_current);
         let no_bits = cx.agreed_version >= 124 && cx.dirty_bits == 0 && peer.dirty_bits == 0;
@@ -163,12 +143,7 @@ impl Uuids {
     }
 
     /// The peer has the same bitmap UUID for two nodes that are not connected to me: they are at the same generation.
-    fn same_generation_elsewhere(
-        &mut self,
-        cx: &BookkeepingContext,
-        peer: &UuidView,
-        result: &mut Bookkeeping,
-    ) {
+    fn same_generation_elsewhere(&mut self, cx: &BookkeepingContext, peer: &UuidView, result: &mut Bookkeeping) {
         let absent = cx.slots.without(cx.connected);
         let absent = absent.without(cx.own.mask() | peer.node.mask());
         for from in absent.iter() {
@@ -176,10 +151,7 @@ impl Uuids {
             if !same(uuid, self.bitmap[from.index()]) {
                 continue;
             }
-            for to in absent
-                .iter()
-                .filter(|to| same(peer.bitmap_towards(*to), uuid))
-            {
+            for to in absent.iter().filter(|to| same(peer.bitmap_towards(*to), uuid)) {
                 if !same(self.bitmap[to.index()], uuid) {
                     self.copy_slot(from, to, result);
                 }

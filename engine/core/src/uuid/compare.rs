@@ -202,10 +202,7 @@ pub fn compare(cx: &Context<'_>, own: &UuidView, peer: &UuidView) -> (Strategy, 
     }
     let own = cx.sent.unwrap_or(own);
     let (strategy, rule) = table(cx, own, peer);
-    let peers_cx = Context {
-        resolve_conflicts: !cx.resolve_conflicts,
-        ..*cx
-    };
+    let peers_cx = Context { resolve_conflicts: !cx.resolve_conflicts, ..*cx };
     let (peers_strategy, _) = table(&peers_cx, peer, own);
     if peers_strategy == strategy.mirrored() {
         (strategy, rule)
@@ -235,8 +232,7 @@ fn generation(current: u64) -> u64 {
 
 /// Rules 4 to 13. The first two are for handshakes, between nodes of which none is being synced (section 5.6).
 fn equal_current(cx: &Context<'_>, own: &UuidView, peer: &UuidView) -> (Strategy, Rule) {
-    let syncing =
-        own.flags.contains(UuidFlags::SYNC_TARGET) || peer.flags.contains(UuidFlags::SYNC_TARGET);
+    let syncing = own.flags.contains(UuidFlags::SYNC_TARGET) || peer.flags.contains(UuidFlags::SYNC_TARGET);
     let missed = |source: &UuidView, target: &UuidView| {
         let bitmap = source.bitmap_towards(target.node);
         let bits_set = own.dirty_bits > 0 || peer.dirty_bits > 0;
@@ -276,11 +272,7 @@ fn equal_current(cx: &Context<'_>, own: &UuidView, peer: &UuidView) -> (Strategy
         }
         (true, true) => return (Strategy::TargetIfBothFailed, Rule::LostQuorum),
     }
-    let rule = if cx.agreed_version < 120 {
-        Rule::Reconnected
-    } else {
-        Rule::LostQuorum
-    };
+    let rule = if cx.agreed_version < 120 { Rule::Reconnected } else { Rule::LostQuorum };
     match (reconnect, crashed) {
         ((true, true), _) => (Strategy::NoSync, rule),
         ((true, false), (_, true)) => (Strategy::SourceIfBothFailed, rule),
@@ -333,10 +325,6 @@ fn different_current(own: &UuidView, peer: &UuidView) -> (Strategy, Rule) {
 
 /// The lowest third node for which `view` has bits since the generation `uuid`.
 pub(super) fn other_slot(view: &UuidView, other: NodeId, uuid: u64) -> Option<NodeId> {
-    let third = (0..NODES as u8)
-        .map(NodeId)
-        .filter(|node| *node != view.node && *node != other);
-    third
-        .into_iter()
-        .find(|node| same(view.bitmap_towards(*node), uuid))
+    let third = (0..NODES as u8).map(NodeId).filter(|node| *node != view.node && *node != other);
+    third.into_iter().find(|node| same(view.bitmap_towards(*node), uuid))
 }

@@ -134,17 +134,8 @@ pub struct Decision {
 /// Compares and decides.
 pub fn decide(cx: &Context<'_>, own: &Side<'_>, peer: &Side<'_>) -> Decision {
     let (strategy, rule) = compare(cx, own.view, peer.view);
-    let own = Side {
-        view: cx.sent.unwrap_or(own.view),
-        ..*own
-    };
-    Decider {
-        cx,
-        own: &own,
-        peer,
-        rule,
-    }
-    .decide(strategy)
+    let own = Side { view: cx.sent.unwrap_or(own.view), ..*own };
+    Decider { cx, own: &own, peer, rule }.decide(strategy)
 }
 
 struct Decider<'a> {
@@ -161,15 +152,10 @@ impl Decider<'_> {
         let strategy = match strategy {
             // Step 4.
             _ if postponed => Strategy::NoSync,
-            Strategy::SplitBrainAutoRecover | Strategy::SplitBrainDisconnect => {
-                self.split_brain(strategy)
-            }
+            Strategy::SplitBrainAutoRecover | Strategy::SplitBrainDisconnect => self.split_brain(strategy),
             other => other,
         };
-        let if_both_failed = matches!(
-            strategy,
-            Strategy::SourceIfBothFailed | Strategy::TargetIfBothFailed
-        );
+        let if_both_failed = matches!(strategy, Strategy::SourceIfBothFailed | Strategy::TargetIfBothFailed);
         let strategy = self.discard_my_data(self.if_both_failed(strategy));
         let outcome = self.refuse(strategy, if_both_failed);
         Decision {
@@ -193,20 +179,13 @@ impl Decider<'_> {
         let one_inconsistent = inconsistent(own) || inconsistent(peer);
         let no_sync = strategy == Strategy::NoSync;
         let applies = if self.cx.agreed_version >= 119 {
-            let failed = matches!(
-                strategy,
-                Strategy::SourceIfBothFailed | Strategy::TargetIfBothFailed
-            );
+            let failed = matches!(strategy, Strategy::SourceIfBothFailed | Strategy::TargetIfBothFailed);
             let rule = [Rule::Reconnected, Rule::LostQuorum, Rule::BothOff].contains(&self.rule);
             (failed && rule) || (no_sync && one_inconsistent)
         } else {
             (no_sync || self.rule == Rule::BothOff) && one_inconsistent
         };
-        if applies {
-            self.better_disk_is_source()
-        } else {
-            strategy
-        }
+        if applies { self.better_disk_is_source() } else { strategy }
     }
 
     fn better_disk_is_source(&self) -> Strategy {
@@ -290,10 +269,7 @@ impl Decider<'_> {
             Outcome::Target => (self.peer, self.own),
             _ => return outcome,
         };
-        let uses_bits = matches!(
-            strategy,
-            Strategy::SourceUseBitmap | Strategy::TargetUseBitmap
-        );
+        let uses_bits = matches!(strategy, Strategy::SourceUseBitmap | Strategy::TargetUseBitmap);
         let no_bits = source.view.dirty_bits == 0 && target.view.dirty_bits == 0;
         let target_is_good = target.has_data() && target.disk > DiskState::Inconsistent;
         let being_synced = source.view.flags.contains(UuidFlags::SYNC_TARGET);
@@ -340,9 +316,7 @@ pub(super) fn outcome_of(strategy: Strategy) -> Outcome {
         | Strategy::TargetSetBitmap
         | Strategy::TargetClearBitmap(_)
         | Strategy::TargetIfBothFailed => Outcome::Target,
-        Strategy::SplitBrainAutoRecover | Strategy::SplitBrainDisconnect => {
-            Outcome::Disconnect(Reason::SplitBrain)
-        }
+        Strategy::SplitBrainAutoRecover | Strategy::SplitBrainDisconnect => Outcome::Disconnect(Reason::SplitBrain),
         Strategy::UnrelatedData => Outcome::Disconnect(Reason::Unrelated),
         Strategy::RetryConnect => Outcome::RetryConnect,
     }
@@ -352,10 +326,7 @@ fn prepare(strategy: Strategy) -> BitmapPrep {
     match strategy {
         Strategy::SourceSetBitmap | Strategy::TargetSetBitmap => BitmapPrep::SetAll,
         Strategy::TargetClearBitmap(_) => BitmapPrep::Clear,
-        Strategy::SourceCopyOtherBitmap(node) => BitmapPrep::CopyFrom {
-            node,
-            keep_own: false,
-        },
+        Strategy::SourceCopyOtherBitmap(node) => BitmapPrep::CopyFrom { node, keep_own: false },
         _ => BitmapPrep::Keep,
     }
 }

@@ -19,12 +19,7 @@ use super::decide::{BitmapPrep, Decision, Outcome, Reason, Side, outcome_of};
 /// * With a peer that is not Zea: the strategy stays, the decision is `unverified`.
 /// * A strategy that replaces bits of an UpToDate node by others adds the others instead.
 #[must_use]
-pub fn keep_bits(
-    mut decision: Decision,
-    own: &Side<'_>,
-    peer: &Side<'_>,
-    both_zea: bool,
-) -> Decision {
+pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_zea: bool) -> Decision {
     let own_bits = own.view.dirty_bits > 0;
     match &mut decision.bitmap {
         _ if !own_bits || own.disk != DiskState::UpToDate => {}
@@ -37,9 +32,7 @@ pub fn keep_bits(
         return reversed;
     }
 
-    let counts = |side: &Side<'_>| {
-        side.has_data() && side.disk > DiskState::Inconsistent && side.view.dirty_bits > 0
-    };
+    let counts = |side: &Side<'_>| side.has_data() && side.disk > DiskState::Inconsistent && side.view.dirty_bits > 0;
     if decision.strategy != Strategy::NoSync || !(counts(own) || counts(peer)) {
         return decision;
     }
@@ -54,17 +47,10 @@ pub fn keep_bits(
         return decision;
     }
     let own_is_source = own_is_source(own, peer);
-    decision.strategy = if own_is_source {
-        Strategy::SourceUseBitmap
-    } else {
-        Strategy::TargetUseBitmap
-    };
+    decision.strategy = if own_is_source { Strategy::SourceUseBitmap } else { Strategy::TargetUseBitmap };
     let target = if own_is_source { peer } else { own };
-    decision.outcome = if target.is_in_use() {
-        Outcome::Disconnect(Reason::TargetIsPrimary)
-    } else {
-        outcome_of(decision.strategy)
-    };
+    decision.outcome =
+        if target.is_in_use() { Outcome::Disconnect(Reason::TargetIsPrimary) } else { outcome_of(decision.strategy) };
     decision
 }
 

@@ -62,9 +62,7 @@ impl RotateContext {
         let mut strong = NodeMask::EMPTY;
         for (node, slot) in self.peers() {
             let has_disk = |disk: DiskState| {
-                disk > DiskState::Failed
-                    && disk != DiskState::DUnknown
-                    && disk != DiskState::Outdated
+                disk > DiskState::Failed && disk != DiskState::DUnknown && disk != DiskState::Outdated
             };
             if matches!(slot, NodeSlot::Configured { disk, .. } if has_disk(disk)) {
                 strong.insert(node);
@@ -135,11 +133,7 @@ impl Uuids {
         let all = self.bitmap.iter().chain(&self.history);
         let nothing_yet = all.into_iter().all(|uuid| is_zero(*uuid));
         let real = !same(self.current, JUST_CREATED) && !is_zero(self.current);
-        let previous = if real {
-            self.current
-        } else {
-            usable(random[1])
-        };
+        let previous = if real { self.current } else { usable(random[1]) };
 
         let mut rotated = self.clone();
         let (changed, needed) = rotated.assign_bitmap_uuids(cx, forced_weak, previous);
@@ -157,12 +151,7 @@ impl Uuids {
 
     /// Gives `previous` as bitmap UUID to every node that misses the generation after it. Gives the nodes that got it,
     /// and whether one of them has, or could get, a bitmap slot.
-    fn assign_bitmap_uuids(
-        &mut self,
-        cx: &RotateContext,
-        forced_weak: NodeMask,
-        previous: u64,
-    ) -> (NodeMask, bool) {
+    fn assign_bitmap_uuids(&mut self, cx: &RotateContext, forced_weak: NodeMask, previous: u64) -> (NodeMask, bool) {
         let mut changed = NodeMask::EMPTY;
         let mut needed = false;
         let mut free_slots = cx.free_slots;
@@ -178,10 +167,7 @@ impl Uuids {
                     free_slots = free_slots.saturating_sub(1);
                     free
                 }
-                NodeSlot::Configured {
-                    disk: DiskState::Diskless,
-                    has_slot: false,
-                } => continue,
+                NodeSlot::Configured { disk: DiskState::Diskless, has_slot: false } => continue,
                 NodeSlot::Configured { disk, .. } => {
                     if !RotateContext::is_absent(disk) && !forced_weak.contains(node) {
                         continue;
@@ -226,9 +212,7 @@ impl Uuids {
                 bitmap_changed.insert(node);
             }
         }
-        before
-            .into_iter()
-            .for_each(|uuid| self.push_if_unused(uuid));
+        before.into_iter().for_each(|uuid| self.push_if_unused(uuid));
         self.push_history(old);
         NewDatagen::Adopted { bitmap_changed }
     }
@@ -289,9 +273,7 @@ impl Uuids {
         }
         let past = source.history.iter().rev().chain(&source.bitmap);
         past.for_each(|uuid| self.push_history(*uuid));
-        old_bitmap
-            .into_iter()
-            .for_each(|uuid| self.push_if_unused(uuid));
+        old_bitmap.into_iter().for_each(|uuid| self.push_if_unused(uuid));
         self.push_history(old_current);
         outdated
     }
@@ -306,9 +288,5 @@ impl Uuids {
 
 /// A random number that names a generation.
 fn usable(random: u64) -> u64 {
-    if is_generation(random) && !same(random, JUST_CREATED) {
-        random
-    } else {
-        1 << 63
-    }
+    if is_generation(random) && !same(random, JUST_CREATED) { random } else { 1 << 63 }
 }

@@ -6,17 +6,14 @@ use zea_wire::state::DiskState;
 
 use super::{A, B, C, D, view};
 use crate::uuid::{
-    BitmapAction, BookkeepingContext, JUST_CREATED, MissedEnd, NO_INFORMATION, NODES, NewDatagen,
-    NodeSlot, RotateContext, Uuids,
+    BitmapAction, BookkeepingContext, JUST_CREATED, MissedEnd, NO_INFORMATION, NODES, NewDatagen, NodeSlot,
+    RotateContext, Uuids,
 };
 
 const RANDOM: [u64; 2] = [0x1111_2222_3333_4444, 0x5555_6666_7777_8888];
 
 fn uuids(current: u64, bitmap: &[(usize, u64)], history: &[u64]) -> Uuids {
-    let mut uuids = Uuids {
-        current,
-        ..Uuids::default()
-    };
+    let mut uuids = Uuids { current, ..Uuids::default() };
     for (node, uuid) in bitmap {
         uuids.bitmap[*node] = *uuid;
     }
@@ -32,19 +29,9 @@ fn mask(nodes: &[u8]) -> NodeMask {
 fn rotate_context(disks: &[DiskState]) -> RotateContext {
     let mut nodes = [NodeSlot::Unconfigured { has_slot: false }; NODES];
     for (slot, disk) in nodes[1..].iter_mut().zip(disks) {
-        *slot = NodeSlot::Configured {
-            disk: *disk,
-            has_slot: true,
-        };
+        *slot = NodeSlot::Configured { disk: *disk, has_slot: true };
     }
-    RotateContext {
-        own: NodeId(0),
-        primary: true,
-        up_to_date: true,
-        nodes,
-        free_slots: 0,
-        dagtag: 77,
-    }
+    RotateContext { own: NodeId(0), primary: true, up_to_date: true, nodes, free_slots: 0, dagtag: 77 }
 }
 
 #[test]
@@ -55,11 +42,7 @@ fn uuid_history_push_rule() {
     }
     assert_eq!(u.history, [0; NODES]);
     u.push_history(B);
-    assert_eq!(
-        u.history[..2],
-        [B, 0],
-        "an empty history takes even a bitmap UUID"
-    );
+    assert_eq!(u.history[..2], [B, 0], "an empty history takes even a bitmap UUID");
     u.push_history(C);
     u.push_history(B | 1);
     u.push_history(C);
@@ -74,70 +57,42 @@ fn uuid_history_push_rule() {
 fn uuid_new_generation_when_a_peer_is_absent() {
     let cx = rotate_context(&[DiskState::DUnknown, DiskState::UpToDate]);
     let mut u = uuids(A | 1, &[], &[B]);
-    let changed = u
-        .rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM)
-        .expect("needed");
-    assert!(
-        changed.contains(NodeId(1)) && !changed.contains(NodeId(2)) && !changed.contains(NodeId(0))
-    );
+    let changed = u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM).expect("needed");
+    assert!(changed.contains(NodeId(1)) && !changed.contains(NodeId(2)) && !changed.contains(NodeId(0)));
     assert_eq!(u.current, RANDOM[0] | 1);
-    assert_eq!(
-        (u.bitmap[1], u.bitmap_dagtag[1], u.bitmap[2]),
-        (A | 1, 77, 0)
-    );
+    assert_eq!((u.bitmap[1], u.bitmap_dagtag[1], u.bitmap[2]), (A | 1, 77, 0));
     assert_eq!(u.bitmap[31], A | 1, "unknown nodes miss it, too");
     assert_eq!(u.history[..2], [B, 0]);
 
     // Node 1 has an older bitmap UUID: nobody needs another generation, nothing changes.
     let before = u.clone();
-    assert_eq!(
-        u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM),
-        None
-    );
+    assert_eq!(u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM), None);
     assert_eq!(u, before);
     // Node 2 is weak by what somebody else says.
     let changed = u.rotate_current_into_bitmap(&cx, mask(&[2]), [D, C]);
     assert_eq!(changed, Some(mask(&[2])));
-    assert_eq!(
-        (u.current, u.bitmap[2], u.bitmap[1]),
-        (D | 1, RANDOM[0] | 1, A | 1)
-    );
+    assert_eq!((u.current, u.bitmap[2], u.bitmap[1]), (D | 1, RANDOM[0] | 1, A | 1));
 }
 
 #[test]
 fn uuid_no_new_generation_while_all_have_the_data() {
     let cx = rotate_context(&[DiskState::UpToDate, DiskState::Consistent]);
     let mut u = uuids(A, &[], &[B]);
-    assert_eq!(
-        u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM),
-        None
-    );
+    assert_eq!(u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM), None);
     assert_eq!(u, uuids(A, &[], &[B]));
 
     // Day 0: the old one goes to the history.
     let mut u = uuids(A, &[], &[]);
-    assert!(
-        u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM)
-            .is_some()
-    );
+    assert!(u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM).is_some());
     assert_eq!((u.current, u.history[0]), (RANDOM[0] | 1, A));
 
     // A diskless client without a slot needs nothing; a free slot in the meta data does.
     let mut cx = rotate_context(&[]);
-    cx.nodes[1] = NodeSlot::Configured {
-        disk: DiskState::Diskless,
-        has_slot: false,
-    };
+    cx.nodes[1] = NodeSlot::Configured { disk: DiskState::Diskless, has_slot: false };
     let mut u = uuids(A, &[], &[B]);
-    assert_eq!(
-        u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM),
-        None
-    );
+    assert_eq!(u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM), None);
     cx.free_slots = 1;
-    assert!(
-        u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM)
-            .is_some()
-    );
+    assert!(u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM).is_some());
     assert_eq!((u.bitmap[1], u.bitmap[2]), (0, A));
 }
 
@@ -145,10 +100,7 @@ fn uuid_no_new_generation_while_all_have_the_data() {
 fn uuid_first_generation_has_a_random_predecessor() {
     let cx = rotate_context(&[DiskState::DUnknown]);
     let mut u = uuids(JUST_CREATED, &[], &[]);
-    assert!(
-        u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM)
-            .is_some()
-    );
+    assert!(u.rotate_current_into_bitmap(&cx, NodeMask::EMPTY, RANDOM).is_some());
     assert_eq!((u.current, u.bitmap[1]), (RANDOM[0] | 1, RANDOM[1]));
     // Random numbers that name no generation are not used.
     let mut u = uuids(A, &[], &[]);
@@ -159,16 +111,8 @@ fn uuid_first_generation_has_a_random_predecessor() {
 #[test]
 fn uuid_weak_nodes() {
     use DiskState::*;
-    let mut cx = rotate_context(&[
-        UpToDate,
-        Outdated,
-        DUnknown,
-        Failed,
-        Negotiating,
-        Inconsistent,
-        Consistent,
-        Diskless,
-    ]);
+    let mut cx =
+        rotate_context(&[UpToDate, Outdated, DUnknown, Failed, Negotiating, Inconsistent, Consistent, Diskless]);
     assert_eq!(cx.weak_nodes(), !mask(&[0, 1, 5, 6, 7]));
     cx.up_to_date = false;
     assert!(cx.weak_nodes().contains(NodeId(0)));
@@ -177,27 +121,16 @@ fn uuid_weak_nodes() {
 #[test]
 fn uuid_receiving_a_new_generation() {
     // Node 1 is the Primary, node 2 is gone for both, node 3 is there but has bits of mine.
-    let mut cx = rotate_context(&[
-        DiskState::UpToDate,
-        DiskState::DUnknown,
-        DiskState::UpToDate,
-    ]);
+    let mut cx = rotate_context(&[DiskState::UpToDate, DiskState::DUnknown, DiskState::UpToDate]);
     cx.primary = false;
     let weak = !mask(&[0, 1, 3]);
     let start = uuids(A, &[(3, C)], &[D]);
     let mut u = start.clone();
-    assert_eq!(
-        u.received_new_datagen(&cx, B | 1, weak, true),
-        NewDatagen::OfSource
-    );
-    assert_eq!(
-        u.received_new_datagen(&cx, A | 1, weak, false),
-        NewDatagen::Known
-    );
+    assert_eq!(u.received_new_datagen(&cx, B | 1, weak, true), NewDatagen::OfSource);
+    assert_eq!(u.received_new_datagen(&cx, A | 1, weak, false), NewDatagen::Known);
     assert_eq!(u, start);
 
-    let NewDatagen::Adopted { bitmap_changed } = u.received_new_datagen(&cx, B | 1, weak, false)
-    else {
+    let NewDatagen::Adopted { bitmap_changed } = u.received_new_datagen(&cx, B | 1, weak, false) else {
         panic!("adopted");
     };
     assert!(bitmap_changed.contains(NodeId(2)) && bitmap_changed.contains(NodeId(3)));
@@ -216,12 +149,7 @@ fn uuid_receiving_a_new_generation() {
 #[test]
 fn uuid_resync_as_target() {
     // Source 1 at C, with bits for absent node 2 since B and none for node 3; node 4 is unknown to it.
-    let mut cx = rotate_context(&[
-        DiskState::UpToDate,
-        DiskState::DUnknown,
-        DiskState::UpToDate,
-        DiskState::UpToDate,
-    ]);
+    let mut cx = rotate_context(&[DiskState::UpToDate, DiskState::DUnknown, DiskState::UpToDate, DiskState::UpToDate]);
     cx.primary = false;
     let mut source = view(1, C | 1);
     source.bitmap = [NO_INFORMATION; NODES];
@@ -235,11 +163,7 @@ fn uuid_resync_as_target() {
     assert_eq!(outdated, mask(&[2]));
     assert_eq!(u.current, C);
     assert_eq!(u.bitmap[..5], [0, 0, A, 0, D]);
-    assert_eq!(
-        u.history[..3],
-        [B, D, 0],
-        "D came from the source, A is a bitmap UUID"
-    );
+    assert_eq!(u.history[..3], [B, D, 0], "D came from the source, A is a bitmap UUID");
 
     // The node that was absent is at the source's generation by now.
     let mut u = uuids(A, &[], &[]);
@@ -295,21 +219,12 @@ fn uuid_bookkeeping_of_missed_ends() {
     let mut u = uuids(B, &[], &[]);
     // The peer missed it: nothing to do here; without bits there is nothing to tell either.
     let mut cx = bookkeeping(B, 0);
-    assert_eq!(
-        u.detect_finished_resyncs(&cx, &peer).missed_end,
-        MissedEnd::None
-    );
+    assert_eq!(u.detect_finished_resyncs(&cx, &peer).missed_end, MissedEnd::None);
     cx.agreed_version = 123;
-    assert_eq!(
-        u.detect_finished_resyncs(&cx, &peer).missed_end,
-        MissedEnd::Peer
-    );
+    assert_eq!(u.detect_finished_resyncs(&cx, &peer).missed_end, MissedEnd::Peer);
     peer.dirty_bits = 1;
     cx.agreed_version = 124;
-    assert_eq!(
-        u.detect_finished_resyncs(&cx, &peer).missed_end,
-        MissedEnd::Peer
-    );
+    assert_eq!(u.detect_finished_resyncs(&cx, &peer).missed_end, MissedEnd::Peer);
     assert_eq!(u, uuids(B, &[], &[]));
 
     // I missed it.
@@ -317,10 +232,7 @@ fn uuid_bookkeeping_of_missed_ends() {
     let mut u = uuids(B, &[(1, A)], &[]);
     let mut cx = bookkeeping(B, A);
     cx.dirty_bits = 1;
-    assert_eq!(
-        u.detect_finished_resyncs(&cx, &peer).missed_end,
-        MissedEnd::Own
-    );
+    assert_eq!(u.detect_finished_resyncs(&cx, &peer).missed_end, MissedEnd::Own);
     assert_eq!(u.bitmap[1], A);
     cx.dirty_bits = 0;
     let result = u.detect_finished_resyncs(&cx, &peer);
@@ -338,11 +250,7 @@ fn uuid_bookkeeping_of_ended_resyncs() {
     let mut u = start.clone();
     let result = u.detect_finished_resyncs(&cx, &peer);
     assert!(result.changed);
-    assert_eq!(
-        result.actions,
-        [BitmapAction::Clear(NodeId(2))],
-        "node 4 has no slot"
-    );
+    assert_eq!(result.actions, [BitmapAction::Clear(NodeId(2))], "node 4 has no slot");
     assert_eq!(u.bitmap, [0; NODES]);
     assert_eq!(u.history[..4], [D, B, A, 0]);
 
@@ -350,10 +258,7 @@ fn uuid_bookkeeping_of_ended_resyncs() {
     let mut u = start.clone();
     let mut silent = peer.clone();
     silent.bitmap[4] = NO_INFORMATION;
-    let busy = BookkeepingContext {
-        busy: mask(&[1, 2]),
-        ..cx
-    };
+    let busy = BookkeepingContext { busy: mask(&[1, 2]), ..cx };
     let result = u.detect_finished_resyncs(&busy, &silent);
     assert_eq!((u.bitmap[1], u.bitmap[2], u.bitmap[4]), (0, B, D));
     assert!(result.actions.is_empty());
@@ -362,10 +267,7 @@ fn uuid_bookkeeping_of_ended_resyncs() {
     syncing.flags = UuidFlags::SYNC_TARGET;
     let result = u.detect_finished_resyncs(&cx, &syncing);
     assert!(!result.changed && u == start);
-    let being_synced = BookkeepingContext {
-        being_synced: true,
-        ..cx
-    };
+    let being_synced = BookkeepingContext { being_synced: true, ..cx };
     assert!(!u.detect_finished_resyncs(&being_synced, &peer).changed);
 }
 
@@ -378,10 +280,7 @@ fn uuid_bookkeeping_copies_slots() {
     let mut u = uuids(C, &[(2, A), (3, B)], &[]);
     (u.bitmap_dagtag[2], u.bitmap_dagtag[3]) = (5, 6);
     let mut older = u.clone();
-    let copy = |from, to| BitmapAction::Copy {
-        from: NodeId(from),
-        to: NodeId(to),
-    };
+    let copy = |from, to| BitmapAction::Copy { from: NodeId(from), to: NodeId(to) };
     let result = u.detect_finished_resyncs(&cx, &peer);
     assert_eq!(result.actions, [copy(3, 2)]);
     assert_eq!((u.bitmap[2], u.bitmap_dagtag[2], u.history[0]), (B, 6, A));
@@ -395,10 +294,7 @@ fn uuid_bookkeeping_copies_slots() {
     let result = u.detect_finished_resyncs(&cx, &peer);
     assert_eq!(result.actions, [copy(3, 2)]);
     assert_eq!(u.bitmap[2], B);
-    let connected = BookkeepingContext {
-        connected: mask(&[1, 2]),
-        ..cx
-    };
+    let connected = BookkeepingContext { connected: mask(&[1, 2]), ..cx };
     let mut u = uuids(C, &[(2, A), (3, B)], &[]);
     assert!(!u.detect_finished_resyncs(&connected, &peer).changed);
 }

@@ -25,17 +25,8 @@ const TARGET: UuidFlags = UuidFlags::SYNC_TARGET;
 fn just_created(t: &mut Table, cx: Context<'_>) {
     t.heading("5.3 rules 0 to 3");
     let sent = view(0, A);
-    let changed = Context {
-        sent: Some(&sent),
-        ..cx
-    };
-    t.row(
-        "0",
-        "own UUIDs have changed since they were sent",
-        changed,
-        &n(B),
-        &p(A),
-    );
+    let changed = Context { sent: Some(&sent), ..cx };
+    t.row("0", "own UUIDs have changed since they were sent", changed, &n(B), &p(A));
     let fresh = |node: Node| node.disk(DiskState::Inconsistent).bits(9);
     t.row("1", "nobody has data", cx, &fresh(n(4)), &fresh(p(4)));
     t.row("1", "0 is as good as 4", cx, &fresh(n(0)), &fresh(p(4)));
@@ -47,65 +38,17 @@ fn equal(t: &mut Table, cx: Context<'_>) {
     let old = context(119);
     t.heading("5.3 rules 4 to 13: equal current UUIDs");
     let mine = n(B).bitmap(1, A);
-    t.row(
-        "4",
-        "the source missed the end of a resync",
-        cx,
-        &mine.clone().bits(3),
-        &p(B),
-    );
+    t.row("4", "the source missed the end of a resync", cx, &mine.clone().bits(3), &p(B));
     t.row("4", "the same without bits: nothing", cx, &mine, &p(B));
-    t.row(
-        "4",
-        "the same without bits, below 124",
-        context(123),
-        &mine,
-        &p(B),
-    );
+    t.row("4", "the same without bits, below 124", context(123), &mine, &p(B));
     let theirs = p(B).bitmap(0, A);
-    t.row(
-        "5",
-        "the peer, as source, missed it",
-        cx,
-        &n(B),
-        &theirs.clone().bits(3),
-    );
-    t.row(
-        "5",
-        "the peer says nothing of my bitmap UUID",
-        cx,
-        &n(B).bitmap(1, NO_INFORMATION),
-        &theirs.bits(3),
-    );
-    t.row(
-        "6",
-        "both were connected in this run",
-        cx,
-        &n(A).flag(RECONNECT),
-        &p(A).flag(RECONNECT),
-    );
+    t.row("5", "the peer, as source, missed it", cx, &n(B), &theirs.clone().bits(3));
+    t.row("5", "the peer says nothing of my bitmap UUID", cx, &n(B).bitmap(1, NO_INFORMATION), &theirs.bits(3));
+    t.row("6", "both were connected in this run", cx, &n(A).flag(RECONNECT), &p(A).flag(RECONNECT));
     let verified = n(A).flag(RECONNECT).bits(2);
-    t.row(
-        "6",
-        "bits that an online verify has set on both",
-        cx,
-        &verified,
-        &p(A).flag(RECONNECT).bits(2),
-    );
-    t.row(
-        "6",
-        "the same, the peer is Primary",
-        cx,
-        &verified,
-        &p(A).flag(RECONNECT).bits(2).primary(),
-    );
-    t.row(
-        "6",
-        "only the peer has bits",
-        cx,
-        &n(A).flag(RECONNECT),
-        &p(A).flag(RECONNECT).bits(2),
-    );
+    t.row("6", "bits that an online verify has set on both", cx, &verified, &p(A).flag(RECONNECT).bits(2));
+    t.row("6", "the same, the peer is Primary", cx, &verified, &p(A).flag(RECONNECT).bits(2).primary());
+    t.row("6", "only the peer has bits", cx, &n(A).flag(RECONNECT), &p(A).flag(RECONNECT).bits(2));
     t.row(
         "6",
         "the node with bits is only Outdated",
@@ -113,57 +56,15 @@ fn equal(t: &mut Table, cx: Context<'_>) {
         &n(A).flag(RECONNECT).bits(2).disk(DiskState::Outdated),
         &p(A).flag(RECONNECT),
     );
-    t.row(
-        "6",
-        "bits, and two that serve data",
-        cx,
-        &verified.clone().primary(),
-        &p(A).flag(RECONNECT).primary(),
-    );
-    let a_or_b = Context {
-        protocol_a_or_b: true,
-        ..cx
-    };
-    t.row(
-        "7",
-        "only I crashed, protocol A or B",
-        a_or_b,
-        &n(A).flag(CRASHED).bits(4),
-        &p(A).flag(RECONNECT),
-    );
-    t.row(
-        "7",
-        "only the peer crashed, protocol A or B",
-        a_or_b,
-        &n(A).flag(RECONNECT),
-        &p(A).flag(CRASHED).bits(4),
-    );
-    t.row(
-        "8",
-        "only the peer lost quorum",
-        cx,
-        &n(A),
-        &p(A).flag(QUORUM),
-    );
+    t.row("6", "bits, and two that serve data", cx, &verified.clone().primary(), &p(A).flag(RECONNECT).primary());
+    let a_or_b = Context { protocol_a_or_b: true, ..cx };
+    t.row("7", "only I crashed, protocol A or B", a_or_b, &n(A).flag(CRASHED).bits(4), &p(A).flag(RECONNECT));
+    t.row("7", "only the peer crashed, protocol A or B", a_or_b, &n(A).flag(RECONNECT), &p(A).flag(CRASHED).bits(4));
+    t.row("8", "only the peer lost quorum", cx, &n(A), &p(A).flag(QUORUM));
     t.row("8", "only I lost quorum", cx, &n(A).flag(QUORUM), &p(A));
-    t.row(
-        "8",
-        "both lost quorum, RESOLVE_CONFLICTS is mine",
-        cx,
-        &n(A).flag(QUORUM),
-        &p(A).flag(QUORUM),
-    );
-    let other = Context {
-        resolve_conflicts: false,
-        ..cx
-    };
-    t.row(
-        "8",
-        "both lost quorum, it is the peer's",
-        other,
-        &n(A).flag(QUORUM),
-        &p(A).flag(QUORUM),
-    );
+    t.row("8", "both lost quorum, RESOLVE_CONFLICTS is mine", cx, &n(A).flag(QUORUM), &p(A).flag(QUORUM));
+    let other = Context { resolve_conflicts: false, ..cx };
+    t.row("8", "both lost quorum, it is the peer's", other, &n(A).flag(QUORUM), &p(A).flag(QUORUM));
     t.row(
         "8",
         "lost quorum comes before reconnected below 120",
@@ -171,160 +72,34 @@ fn equal(t: &mut Table, cx: Context<'_>) {
         &n(A).flag(RECONNECT).flag(QUORUM),
         &p(A).flag(RECONNECT),
     );
-    t.row(
-        "9",
-        "both were connected in this run, below 120",
-        old,
-        &n(A).flag(RECONNECT),
-        &p(A).flag(RECONNECT),
-    );
-    t.row(
-        "10",
-        "the peer crashed, I survived",
-        cx,
-        &n(A).flag(RECONNECT),
-        &p(A).flag(CRASHED).bits(4),
-    );
-    t.row(
-        "10",
-        "the same below 120",
-        old,
-        &n(A).flag(RECONNECT),
-        &p(A).flag(CRASHED).bits(4),
-    );
-    t.row(
-        "11",
-        "I crashed, the peer survived",
-        cx,
-        &n(A).flag(CRASHED).bits(4),
-        &p(A).flag(RECONNECT),
-    );
+    t.row("9", "both were connected in this run, below 120", old, &n(A).flag(RECONNECT), &p(A).flag(RECONNECT));
+    t.row("10", "the peer crashed, I survived", cx, &n(A).flag(RECONNECT), &p(A).flag(CRASHED).bits(4));
+    t.row("10", "the same below 120", old, &n(A).flag(RECONNECT), &p(A).flag(CRASHED).bits(4));
+    t.row("11", "I crashed, the peer survived", cx, &n(A).flag(CRASHED).bits(4), &p(A).flag(RECONNECT));
     t.row("12", "one was restarted", cx, &n(A), &p(A).flag(RECONNECT));
-    t.row(
-        "12",
-        "one was restarted, the other has bits",
-        cx,
-        &n(A),
-        &p(A).flag(RECONNECT).bits(7),
-    );
+    t.row("12", "one was restarted, the other has bits", cx, &n(A), &p(A).flag(RECONNECT).bits(7));
     t.row("13", "both were down", cx, &n(A | 1), &p(A));
-    t.row(
-        "13",
-        "both were down, only I crashed",
-        cx,
-        &n(A).flag(CRASHED),
-        &p(A),
-    );
-    t.row(
-        "13",
-        "both were down, only the peer crashed",
-        cx,
-        &n(A),
-        &p(A).flag(CRASHED),
-    );
-    t.row(
-        "13",
-        "both crashed, RESOLVE_CONFLICTS is mine",
-        cx,
-        &n(A).flag(CRASHED),
-        &p(A).flag(CRASHED),
-    );
-    t.row(
-        "13",
-        "both crashed, it is the peer's",
-        other,
-        &n(A).flag(CRASHED),
-        &p(A).flag(CRASHED),
-    );
+    t.row("13", "both were down, only I crashed", cx, &n(A).flag(CRASHED), &p(A));
+    t.row("13", "both were down, only the peer crashed", cx, &n(A), &p(A).flag(CRASHED));
+    t.row("13", "both crashed, RESOLVE_CONFLICTS is mine", cx, &n(A).flag(CRASHED), &p(A).flag(CRASHED));
+    t.row("13", "both crashed, it is the peer's", other, &n(A).flag(CRASHED), &p(A).flag(CRASHED));
 }
 
 fn different(t: &mut Table, cx: Context<'_>) {
     t.heading("5.3 rules 14 to 24: different current UUIDs");
-    t.row(
-        "14",
-        "the peer has bits since my generation",
-        cx,
-        &n(A),
-        &p(B).bitmap(0, A).bits(5),
-    );
-    t.row(
-        "15",
-        "it has bits for node 2 since my generation",
-        cx,
-        &n(A),
-        &p(B).bitmap(2, A),
-    );
-    t.row(
-        "15",
-        "the same, and I have bits",
-        cx,
-        &n(A).bits(6),
-        &p(B).bitmap(2, A),
-    );
-    t.row(
-        "17",
-        "I have bits since the peer's generation",
-        cx,
-        &n(B).bitmap(1, A).bits(5),
-        &p(A),
-    );
-    t.row(
-        "18",
-        "I have bits for node 2 since its generation",
-        cx,
-        &n(B).bitmap(2, A),
-        &p(A),
-    );
-    t.row(
-        "18",
-        "the same, and I have bits for the peer",
-        cx,
-        &n(B).bitmap(2, A).bits(6),
-        &p(A),
-    );
-    t.row(
-        "20",
-        "my generation is in the peer's history",
-        cx,
-        &n(A),
-        &p(C).history(&[B, A]),
-    );
-    t.row(
-        "21",
-        "the peer's generation is in my history",
-        cx,
-        &n(C).history(&[B, A]),
-        &p(A),
-    );
-    t.row(
-        "22",
-        "both have bits since the same generation",
-        cx,
-        &n(B).bitmap(1, A),
-        &p(C).bitmap(0, A),
-    );
-    t.row(
-        "23",
-        "a common past",
-        cx,
-        &n(B).history(&[A]),
-        &p(C).history(&[D, A]),
-    );
-    t.row(
-        "23",
-        "each is in the other's history",
-        cx,
-        &n(B).history(&[C]),
-        &p(C).history(&[B, C]),
-    );
+    t.row("14", "the peer has bits since my generation", cx, &n(A), &p(B).bitmap(0, A).bits(5));
+    t.row("15", "it has bits for node 2 since my generation", cx, &n(A), &p(B).bitmap(2, A));
+    t.row("15", "the same, and I have bits", cx, &n(A).bits(6), &p(B).bitmap(2, A));
+    t.row("17", "I have bits since the peer's generation", cx, &n(B).bitmap(1, A).bits(5), &p(A));
+    t.row("18", "I have bits for node 2 since its generation", cx, &n(B).bitmap(2, A), &p(A));
+    t.row("18", "the same, and I have bits for the peer", cx, &n(B).bitmap(2, A).bits(6), &p(A));
+    t.row("20", "my generation is in the peer's history", cx, &n(A), &p(C).history(&[B, A]));
+    t.row("21", "the peer's generation is in my history", cx, &n(C).history(&[B, A]), &p(A));
+    t.row("22", "both have bits since the same generation", cx, &n(B).bitmap(1, A), &p(C).bitmap(0, A));
+    t.row("23", "a common past", cx, &n(B).history(&[A]), &p(C).history(&[D, A]));
+    t.row("23", "each is in the other's history", cx, &n(B).history(&[C]), &p(C).history(&[B, C]));
     t.row("24", "nothing in common", cx, &n(A), &p(B));
-    t.row(
-        "24",
-        "zeros are not common",
-        cx,
-        &n(A).bitmap(1, 0),
-        &p(B).bitmap(0, 0),
-    );
+    t.row("24", "zeros are not common", cx, &n(A).bitmap(1, 0), &p(B).bitmap(0, 0));
     t.row(
         "-",
         "ZEA: each has bits since the other's generation (kernel: two targets)",
@@ -337,20 +112,8 @@ fn different(t: &mut Table, cx: Context<'_>) {
 fn disk_states(t: &mut Table, cx: Context<'_>) {
     t.heading("5.4 step 2: disk states");
     let inconsistent = |node: Node| node.disk(DiskState::Inconsistent).bits(8);
-    t.row(
-        "2",
-        "same generation, I am Inconsistent",
-        cx,
-        &inconsistent(n(A)),
-        &p(A),
-    );
-    t.row(
-        "2",
-        "same generation, the peer is Inconsistent",
-        cx,
-        &n(A),
-        &inconsistent(p(A)),
-    );
+    t.row("2", "same generation, I am Inconsistent", cx, &inconsistent(n(A)), &p(A));
+    t.row("2", "same generation, the peer is Inconsistent", cx, &n(A), &inconsistent(p(A)));
     let outdated = p(A).disk(DiskState::Outdated);
     t.row(
         "2",
@@ -374,13 +137,7 @@ fn disk_states(t: &mut Table, cx: Context<'_>) {
         &n(A).bitmap(3, B),
         &syncing.clone().bitmap(0, B),
     );
-    t.row(
-        "2",
-        "the target syncs from node 2, I do not",
-        cx,
-        &n(A),
-        &syncing.bitmap(0, B),
-    );
+    t.row("2", "the target syncs from node 2, I do not", cx, &n(A), &syncing.bitmap(0, B));
 }
 
 fn split_brain(t: &mut Table, cx: Context<'_>) {
@@ -388,13 +145,7 @@ fn split_brain(t: &mut Table, cx: Context<'_>) {
     let (own, peer) = (n(B).bitmap(1, A).bits(2), p(C).bitmap(0, A).bits(3));
     let unstable = own.clone().flag(UuidFlags::STABLE);
     t.row("4", "one side is not stable", cx, &unstable, &peer);
-    t.row(
-        "4",
-        "one side is not stable, no bits",
-        cx,
-        &unstable.bits(0),
-        &peer.clone().bits(0),
-    );
+    t.row("4", "one side is not stable, no bits", cx, &unstable.bits(0), &peer.clone().bits(0));
     t.row_at(
         "5.6",
         "on an established connection, by disk states",
@@ -402,39 +153,12 @@ fn split_brain(t: &mut Table, cx: Context<'_>) {
         &own.clone().disk(DiskState::Consistent),
         &peer,
     );
-    let solved = |after_split_brain| Context {
-        after_split_brain,
-        ..cx
-    };
-    t.row(
-        "6",
-        "policies: mine is kept",
-        solved(AfterSplitBrain::Source),
-        &own,
-        &peer,
-    );
-    t.row(
-        "6",
-        "policies: the peer's is kept",
-        solved(AfterSplitBrain::Target),
-        &own,
-        &peer,
-    );
-    t.row(
-        "7",
-        "the peer gives up its data",
-        cx,
-        &own,
-        &peer.clone().flag(DISCARD),
-    );
+    let solved = |after_split_brain| Context { after_split_brain, ..cx };
+    t.row("6", "policies: mine is kept", solved(AfterSplitBrain::Source), &own, &peer);
+    t.row("6", "policies: the peer's is kept", solved(AfterSplitBrain::Target), &own, &peer);
+    t.row("7", "the peer gives up its data", cx, &own, &peer.clone().flag(DISCARD));
     t.row("7", "I give up mine", cx, &own.clone().flag(DISCARD), &peer);
-    t.row(
-        "7",
-        "both do: nothing is solved",
-        cx,
-        &own.flag(DISCARD),
-        &peer.flag(DISCARD),
-    );
+    t.row("7", "both do: nothing is solved", cx, &own.flag(DISCARD), &peer.flag(DISCARD));
     let (own, peer) = (n(B).history(&[A]), p(C).history(&[A]).flag(DISCARD));
     t.row("7", "long ago: full sync", cx, &own, &peer);
 }
@@ -442,20 +166,8 @@ fn split_brain(t: &mut Table, cx: Context<'_>) {
 fn refusals(t: &mut Table, cx: Context<'_>) {
     t.heading("5.4 steps 9 and 10, and what Primary means");
     let (source, target) = (n(B).bitmap(1, A).bits(5), p(A));
-    t.row(
-        "9",
-        "the source gives up its data",
-        cx,
-        &source.clone().flag(DISCARD),
-        &target,
-    );
-    t.row(
-        "9",
-        "the same below 121",
-        context(120),
-        &source.clone().flag(DISCARD),
-        &target,
-    );
+    t.row("9", "the source gives up its data", cx, &source.clone().flag(DISCARD), &target);
+    t.row("9", "the same below 121", context(120), &source.clone().flag(DISCARD), &target);
     t.row(
         "9",
         "but the target is Inconsistent",
@@ -463,27 +175,9 @@ fn refusals(t: &mut Table, cx: Context<'_>) {
         &source.clone().flag(DISCARD),
         &target.clone().disk(DiskState::Inconsistent),
     );
-    t.row(
-        "9",
-        "reversed copy-other: full sync",
-        cx,
-        &n(B).bitmap(2, A).flag(DISCARD),
-        &target,
-    );
-    t.row(
-        "10",
-        "the target serves its data",
-        cx,
-        &source,
-        &target.clone().primary(),
-    );
-    t.row(
-        "10",
-        "the target serves its data, nothing to sync",
-        cx,
-        &source.clone().bits(0),
-        &target.clone().primary(),
-    );
+    t.row("9", "reversed copy-other: full sync", cx, &n(B).bitmap(2, A).flag(DISCARD), &target);
+    t.row("10", "the target serves its data", cx, &source, &target.clone().primary());
+    t.row("10", "the target serves its data, nothing to sync", cx, &source.clone().bits(0), &target.clone().primary());
     t.row(
         "10",
         "the target is Primary on other nodes' data",
@@ -498,42 +192,12 @@ fn refusals(t: &mut Table, cx: Context<'_>) {
         &source.clone().disk(DiskState::Inconsistent),
         &target,
     );
-    t.row(
-        "10",
-        "it is being synced itself: later",
-        cx,
-        &source.disk(DiskState::Inconsistent).flag(TARGET),
-        &target,
-    );
+    t.row("10", "it is being synced itself: later", cx, &source.disk(DiskState::Inconsistent).flag(TARGET), &target);
     let (crashed, survivor) = (n(A).flag(CRASHED).bits(1), p(A).flag(RECONNECT));
-    t.row(
-        "-",
-        "if-both-failed: the survivor is Primary",
-        cx,
-        &crashed,
-        &survivor.clone().primary(),
-    );
-    t.row(
-        "-",
-        "if-both-failed: I am Primary again",
-        cx,
-        &crashed.clone().primary(),
-        &survivor,
-    );
-    t.row(
-        "-",
-        "if-both-failed: both are",
-        cx,
-        &crashed.clone().primary(),
-        &survivor.clone().primary(),
-    );
-    t.row(
-        "-",
-        "if-both-failed: both are, no bits",
-        cx,
-        &crashed.bits(0).primary(),
-        &survivor.primary(),
-    );
+    t.row("-", "if-both-failed: the survivor is Primary", cx, &crashed, &survivor.clone().primary());
+    t.row("-", "if-both-failed: I am Primary again", cx, &crashed.clone().primary(), &survivor);
+    t.row("-", "if-both-failed: both are", cx, &crashed.clone().primary(), &survivor.clone().primary());
+    t.row("-", "if-both-failed: both are, no bits", cx, &crashed.bits(0).primary(), &survivor.primary());
 }
 
 #[test]

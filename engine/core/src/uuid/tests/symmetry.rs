@@ -7,8 +7,8 @@ use zea_wire::state::{DiskState, Role};
 
 use super::{A, B, C, D, context};
 use crate::uuid::{
-    Context, Decision, JUST_CREATED, NO_INFORMATION, NODES, Outcome, Side, Strategy as Sync,
-    UuidView, compare, decide, keep_bits,
+    Context, Decision, JUST_CREATED, NO_INFORMATION, NODES, Outcome, Side, Strategy as Sync, UuidView, compare, decide,
+    keep_bits,
 };
 
 fn uuid() -> impl Strategy<Value = u64> {
@@ -41,11 +41,7 @@ struct Node {
 
 impl Node {
     fn side(&self) -> Side<'_> {
-        Side {
-            view: &self.view,
-            disk: self.disk,
-            role: self.role,
-        }
+        Side { view: &self.view, disk: self.disk, role: self.role }
     }
 }
 
@@ -68,23 +64,14 @@ fn node(id: u8) -> impl Strategy<Value = Node> {
         disk,
         role,
     )
-        .prop_map(
-            move |(current, some_bitmap, some_history, flags, dirty_bits, disk, role)| {
-                let (mut bitmap, mut history) = ([0; NODES], [0; NODES]);
-                bitmap[..4].copy_from_slice(&some_bitmap);
-                history[..2].copy_from_slice(&some_history);
-                let node = NodeId(id);
-                let view = UuidView {
-                    node,
-                    current,
-                    bitmap,
-                    history,
-                    flags,
-                    dirty_bits,
-                };
-                Node { view, disk, role }
-            },
-        )
+        .prop_map(move |(current, some_bitmap, some_history, flags, dirty_bits, disk, role)| {
+            let (mut bitmap, mut history) = ([0; NODES], [0; NODES]);
+            bitmap[..4].copy_from_slice(&some_bitmap);
+            history[..2].copy_from_slice(&some_history);
+            let node = NodeId(id);
+            let view = UuidView { node, current, bitmap, history, flags, dirty_bits };
+            Node { view, disk, role }
+        })
 }
 
 fn pair() -> impl Strategy<Value = (Node, Node)> {
@@ -106,40 +93,22 @@ fn cx() -> impl Strategy<Value = Context<'static>> {
 }
 
 fn mirrored(cx: Context<'_>) -> Context<'_> {
-    Context {
-        resolve_conflicts: !cx.resolve_conflicts,
-        ..cx
-    }
+    Context { resolve_conflicts: !cx.resolve_conflicts, ..cx }
 }
 
 /// Both decisions, each by its own node, while connecting or not.
 fn both(cx: &Context<'_>, a: &Node, b: &Node, connecting: bool) -> (Decision, Decision) {
     let sent = |node| connecting.then_some(node);
-    let at_a = Context {
-        sent: sent(&a.view),
-        ..*cx
-    };
-    let at_b = Context {
-        sent: sent(&b.view),
-        ..mirrored(*cx)
-    };
-    (
-        decide(&at_a, &a.side(), &b.side()),
-        decide(&at_b, &b.side(), &a.side()),
-    )
+    let at_a = Context { sent: sent(&a.view), ..*cx };
+    let at_b = Context { sent: sent(&b.view), ..mirrored(*cx) };
+    (decide(&at_a, &a.side(), &b.side()), decide(&at_b, &b.side(), &a.side()))
 }
 
 fn fit_together(a: &Decision, b: &Decision) {
     assert_eq!(a.outcome, b.outcome.mirrored());
     assert_eq!(a.strategy, b.strategy.mirrored());
-    assert_eq!(
-        a.rule == crate::uuid::Rule::Contradiction,
-        b.rule == crate::uuid::Rule::Contradiction
-    );
-    assert_eq!(
-        (a.postponed, a.unverified, a.kept_bits),
-        (b.postponed, b.unverified, b.kept_bits)
-    );
+    assert_eq!(a.rule == crate::uuid::Rule::Contradiction, b.rule == crate::uuid::Rule::Contradiction);
+    assert_eq!((a.postponed, a.unverified, a.kept_bits), (b.postponed, b.unverified, b.kept_bits));
 }
 
 proptest! {

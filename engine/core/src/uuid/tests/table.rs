@@ -6,9 +6,7 @@ use zea_wire::flags::UuidFlags;
 use zea_wire::state::{DiskState, Role};
 
 use super::{A, B, C, D, view};
-use crate::uuid::{
-    BitmapPrep, Context, Decision, JUST_CREATED, NO_INFORMATION, Side, UuidView, decide, keep_bits,
-};
+use crate::uuid::{BitmapPrep, Context, Decision, JUST_CREATED, NO_INFORMATION, Side, UuidView, decide, keep_bits};
 
 #[derive(Debug, Clone)]
 pub(super) struct Node {
@@ -19,11 +17,7 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) fn new(id: u8, current: u64) -> Self {
-        Node {
-            view: view(id, current),
-            disk: DiskState::UpToDate,
-            role: Role::Secondary,
-        }
+        Node { view: view(id, current), disk: DiskState::UpToDate, role: Role::Secondary }
     }
 
     pub(super) fn bitmap(mut self, towards: u8, uuid: u64) -> Self {
@@ -57,21 +51,12 @@ impl Node {
     }
 
     fn side(&self) -> Side<'_> {
-        Side {
-            view: &self.view,
-            disk: self.disk,
-            role: self.role,
-        }
+        Side { view: &self.view, disk: self.disk, role: self.role }
     }
 
     fn describe(&self) -> String {
         let mut text = format!("current {}", name(self.view.current));
-        let bitmap = self
-            .view
-            .bitmap
-            .iter()
-            .enumerate()
-            .filter(|(_, uuid)| **uuid != 0);
+        let bitmap = self.view.bitmap.iter().enumerate().filter(|(_, uuid)| **uuid != 0);
         for (node, uuid) in bitmap {
             write!(text, " bitmap[{node}] {}", name(*uuid)).expect("a string");
         }
@@ -128,16 +113,10 @@ fn outcome(decision: &Decision) -> String {
         BitmapPrep::Keep => {}
         BitmapPrep::SetAll => text.push_str(", set all bits"),
         BitmapPrep::Clear => text.push_str(", clear bits"),
-        BitmapPrep::CopyFrom {
-            node,
-            keep_own: false,
-        } => {
+        BitmapPrep::CopyFrom { node, keep_own: false } => {
             write!(text, ", copy slot of {node}").expect("a string");
         }
-        BitmapPrep::CopyFrom {
-            node,
-            keep_own: true,
-        } => {
+        BitmapPrep::CopyFrom { node, keep_own: true } => {
             write!(text, ", add slot of {node}").expect("a string");
         }
     }
@@ -160,29 +139,12 @@ impl Table {
         writeln!(self.text, "\n## {text}").expect("a string");
     }
 
-    pub(super) fn row(
-        &mut self,
-        number: &str,
-        what: &str,
-        cx: Context<'_>,
-        own: &Node,
-        peer: &Node,
-    ) {
-        let connecting = Context {
-            sent: cx.sent.or(Some(&own.view)),
-            ..cx
-        };
+    pub(super) fn row(&mut self, number: &str, what: &str, cx: Context<'_>, own: &Node, peer: &Node) {
+        let connecting = Context { sent: cx.sent.or(Some(&own.view)), ..cx };
         self.row_at(number, what, connecting, own, peer);
     }
 
-    pub(super) fn row_at(
-        &mut self,
-        number: &str,
-        what: &str,
-        cx: Context<'_>,
-        own: &Node,
-        peer: &Node,
-    ) {
+    pub(super) fn row_at(&mut self, number: &str, what: &str, cx: Context<'_>, own: &Node, peer: &Node) {
         let decision = decide(&cx, &own.side(), &peer.side());
         let kernel_peer = keep_bits(decision, &own.side(), &peer.side(), false);
         let zea_peer = keep_bits(decision, &own.side(), &peer.side(), true);
@@ -191,10 +153,7 @@ impl Table {
         };
         line("own", &own.describe());
         line("peer", &peer.describe());
-        line(
-            "->",
-            &format!("{} by rule {}", decision.strategy, decision.rule),
-        );
+        line("->", &format!("{} by rule {}", decision.strategy, decision.rule));
         line("", &outcome(&kernel_peer));
         if zea_peer != kernel_peer {
             let text = format!("{}: {}", zea_peer.strategy, outcome(&zea_peer));

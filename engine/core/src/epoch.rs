@@ -1,0 +1,140 @@
+//! Epochs and peer acks of a Primary: what is stable where, and who is told (wire-protocol.md 10.1, 10.5).
+
+use zea_wire::ids::NodeId;
+use zea_wire::packet::{BarrierAck, Packet, PeerAck};
+use zea_wire::state::ConnState;
+
+use crate::limits;
+use crate::request::{Local, WriteReq};
+use crate::resource::{Ctx, PendingPeerAck, Resource};
+
+impl Resource {
+    /// New writes join the next epoch.
+    pub(crate) fn close_epoch(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.epoch_writes = 0;
+    }
+
+    /// No peer has too many unacked barriers: nobody asked for this end, so it can wait.
+    pub(crate) fn may_close_epoch(&self) -> bool {
+        self.conns.iter().all(|c| c.send.unacked.len() < limits::MAX_UNACKED_BARRIERS)
+    }
+
+    /// Close an epoch that is old enough, and send the barriers of epochs that are closed.
+    pub(crate) fn epochs_step(&mut self, cx: &mut Ctx<'_>) {
+        if self.epoch_writes > 0 && cx.now >= self.epoch_since.plus_ms(limits::EPOCH_AGE_MS) && self.may_close_epoch() {
+            self.close_epoch();
+        }
+        for cidx in 0..self.conns.len() {
+            if self.conns[cidx].send.open.is_some_and(|(nr, _)| nr != self.epoch) {
+                self.send_barrier(cx, cidx);
+            }
+        }
+        if self.peer_ack.is_some_and(|p| cx.now >= p.since.plus_ms(limits::PEER_ACK_DELAY_MS)) {
+            self.send_peer_ack(cx);
+        }
+    }
+
+    /// P_BARRIER_ACK.
+    pub(crate) fn barrier_ack(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: BarrierAck) {
+        let node = self.conns[cidx].node();
+        match self.conns[cidx].send.unacked.pop_front() {
+            Some((nr, count, _)) if nr == ack.barrier && count == ack.set_size => {}
+            _ => {
+                return self.drop_link(
+                    cx,
+                    cidx,
+                    ConnState::ProtocolError,
+                    "P_BARRIER_ACK does not fit the oldest epoch",
+                );
+            }
+        }
+        for i in 0..self.transfer_log.len() {
+            let index = self.transfer_log[i];
+            let w = &mut self.writes[index];
+            if w.epoch == ack.barrier && w.sent.contains(node) {
+                w.unstable.remove(node);
+                w.waits.remove(node);
+            } else if w.epoch.wrapping_sub(ack.barrier) as i32 > 0 {
+                break;
+            }
+        }
+        let done: Vec<usize> =
+            self.transfer_log.iter().copied().filter(|&i| self.writes[i].epoch == ack.barrier).collect();
+        for index in done {
+            if self.writes.contains(index) {
+                self.request_step(cx, index);
+            }
+        }
+        self.flushes_heard(cx, node, Some(ack.barrier));
+    }
+
+    pub(crate) fn collect_peer_ack(&mut self, cx: &mut Ctx<'_>, w: &WriteReq) {
+        if w.sent.is_empty() {
+            return;
+        }
+        let mut mask = w.ok;
+        if w.local == Local::Done {
+            mask.insert(self.config.node_id);
+        }
+        if self.peer_ack.is_some_and(|p| p.mask != mask || p.sent != w.sent) {
+            self.send_peer_ack(cx);
+        }
+        let now = cx.now;
+        let first = w.dagtag - u64::from(w.req.len) / 512;
+        let p = self.peer_ack.get_or_insert(PendingPeerAck {
+            mask,
+            sent: w.sent,
+            first_dagtag: first,
+            last_dagtag: 0,
+            since: now,
+        });
+        p.last_dagtag = w.dagtag;
+        if p.last_dagtag - p.first_dagtag >= limits::PEER_ACK_WINDOW_SECTORS {
+            self.send_peer_ack(cx);
+        }
+    }
+
+    /// Tell every peer that got the writes who has them (wire-protocol.md 10.5).
+    pub(crate) fn send_peer_ack(&mut self, cx: &mut Ctx<'_>) {
+        let Some(p) = self.peer_ack.take() else { return };
+        for cidx in self.up_conns() {
+            if p.sent.contains(self.conns[cidx].node()) {
+                self.send(cx, cidx, None, Packet::PeerAck(PeerAck { mask: p.mask, dagtag: p.last_dagtag }));
+            }
+        }
+    }
+
+    /// A peer is gone: what it has not confirmed as stable is out of sync; what waited for it goes on.
+    pub(crate) fn writes_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
+        self.close_epoch();
+        if let Some(p) = self.peer_ack.as_mut() {
+            // Peer acks speak of writes sent on this link only.
+            p.sent.remove(node);
+        }
+        let log: Vec<usize> = self.transfer_log.iter().copied().collect();
+        for &index in &log {
+            let vidx = self.writes[index].vidx;
+            if self.writes[index].waits.contains(node) {
+                self.new_generation_now(cx, vidx);
+            }
+            let w = &mut self.writes[index];
+            w.sent.remove(node);
+            if !w.unstable.contains(node) {
+                continue;
+            }
+            w.unstable.remove(node);
+            w.waits.remove(node);
+            w.ok.remove(node);
+            let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
+            self.volumes[vidx].set_out_of_sync(node, sector, len);
+        }
+        for index in log {
+            if self.writes.contains(index) {
+                self.request_step(cx, index);
+            }
+        }
+        self.flushes_heard(cx, node, None);
+        self.reads_lost_peer(cx, node);
+    }
+}

@@ -1,0 +1,86 @@
+//! Front-end flushes: stable here and on every connected UpToDate protocol-C peer (design.md section 3).
+
+use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::state::DiskState;
+
+use crate::config::Protocol;
+use crate::io::{DiskCmd, DiskError, IoError, ReqId};
+use crate::request::FlushReq;
+use crate::resource::{Ctx, DiskJob, Resource};
+
+impl Resource {
+    pub(crate) fn flush(&mut self, cx: &mut Ctx<'_>, vidx: usize, id: ReqId) {
+        let epoch = self.epoch;
+        if self.epoch_writes > 0 {
+            self.close_epoch();
+        }
+        let mut waits = NodeMask::default();
+        if self.config.flush_waits_for_peers {
+            for c in &self.conns {
+                let pending = c.send.open.is_some() || !c.send.unacked.is_empty();
+                if c.is_up()
+                    && c.config.net.protocol == Protocol::C
+                    && c.pds[vidx].disk == DiskState::UpToDate
+                    && pending
+                {
+                    waits.insert(c.node());
+                }
+            }
+        }
+        let local = self.volumes[vidx].has_disk() && self.volumes[vidx].config.disk.disk_flushes;
+        let index = self.flushes.insert(FlushReq { id, local, waits, epoch, failed: !self.has_data(vidx) });
+        if local {
+            self.disk(cx, vidx, DiskJob::Flush(index), DiskCmd::Flush);
+        }
+        self.flush_step(cx, index);
+    }
+
+    pub(crate) fn local_flush_done(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        vidx: usize,
+        index: usize,
+        result: Result<(), DiskError>,
+    ) {
+        self.flushes[index].local = false;
+        if let Err(e) = result {
+            self.disk_failed(cx, vidx, &format!("flush: {e}"));
+            self.flushes[index].failed |= !self.has_data(vidx);
+        }
+        self.flush_step(cx, index);
+    }
+
+    /// A peer acked a barrier, or is gone (`None`).
+    pub(crate) fn flushes_heard(&mut self, cx: &mut Ctx<'_>, node: NodeId, barrier: Option<u32>) {
+        let heard: Vec<usize> = self
+            .flushes
+            .iter()
+            .filter(|(_, f)| f.waits.contains(node) && barrier.is_none_or(|b| b.wrapping_sub(f.epoch) as i32 >= 0))
+            .map(|(i, _)| i)
+            .collect();
+        for index in heard {
+            self.flushes[index].waits.remove(node);
+            self.flush_step(cx, index);
+        }
+        // An epoch without a barrier of its own: everything that was sent is acked.
+        if let Some(cidx) = self.cidx(node)
+            && self.conns[cidx].send.open.is_none()
+            && self.conns[cidx].send.unacked.is_empty()
+        {
+            let idle: Vec<usize> =
+                self.flushes.iter().filter(|(_, f)| f.waits.contains(node)).map(|(i, _)| i).collect();
+            for index in idle {
+                self.flushes[index].waits.remove(node);
+                self.flush_step(cx, index);
+            }
+        }
+    }
+
+    fn flush_step(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let f = &self.flushes[index];
+        if !f.local && f.waits.is_empty() {
+            let f = self.flushes.remove(index);
+            cx.complete(f.id, if f.failed { Err(IoError::Io) } else { Ok(()) });
+        }
+    }
+}

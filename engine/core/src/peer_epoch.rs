@@ -1,0 +1,105 @@
+//! Epochs of a peer's writes: completed, flushed, acked, in order (wire-protocol.md 10.3).
+
+use zea_wire::ids::NodeId;
+use zea_wire::packet::{BarrierAck, Packet};
+use zea_wire::state::ConnState;
+
+use crate::connection::RecvEpoch;
+use crate::io::{DiskCmd, DiskError, LinkId};
+use crate::limits;
+use crate::peer_request::Stage;
+use crate::resource::{Ctx, DiskJob, Resource};
+
+impl Resource {
+    /// P_BARRIER.
+    pub(crate) fn barrier(&mut self, cx: &mut Ctx<'_>, cidx: usize, number: u32) {
+        let c = &mut self.conns[cidx];
+        c.recv.back_mut().expect("one epoch is always open").barrier = Some(number);
+        c.recv.push_back(RecvEpoch::default());
+        if c.recv.len() > limits::MAX_OPEN_EPOCHS {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many open epochs");
+        }
+        self.recv_epochs_step(cx, cidx);
+    }
+
+    /// Finish epochs from the oldest on: all written, flushed, acked.
+    pub(crate) fn recv_epochs_step(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        loop {
+            let Some(front) = self.conns[cidx].recv.front() else { return };
+            let Some(number) = front.barrier else { return };
+            if front.active > 0 {
+                return;
+            }
+            match front.flushing {
+                Some(0) => {}
+                Some(_) => return,
+                None => {
+                    let n = self.start_epoch_flush(cx, cidx);
+                    self.conns[cidx].recv.front_mut().expect("looked at above").flushing = Some(n);
+                    if n > 0 {
+                        return;
+                    }
+                }
+            }
+            let epoch = self.conns[cidx].recv.pop_front().expect("looked at above");
+            self.conns[cidx].recv_base += 1;
+            self.send(cx, cidx, None, Packet::BarrierAck(BarrierAck { barrier: number, set_size: epoch.size }));
+            self.release_epoch(cx, cidx);
+        }
+    }
+
+    /// Flush the backing devices of all volumes; the number of flushes started.
+    pub(crate) fn start_epoch_flush(&mut self, cx: &mut Ctx<'_>, cidx: usize) -> u32 {
+        let node = self.conns[cidx].node();
+        let Some(link) = self.conns[cidx].link.as_ref().map(|l| l.id) else { return 0 };
+        let mut n = 0;
+        for vidx in 0..self.volumes.len() {
+            let v = &self.volumes[vidx];
+            if v.has_disk() && v.config.disk.disk_flushes {
+                self.disk(cx, vidx, DiskJob::EpochFlush(node, link), DiskCmd::Flush);
+                n += 1;
+            }
+        }
+        n
+    }
+
+    pub(crate) fn epoch_flush_done(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        vidx: usize,
+        node: NodeId,
+        link: LinkId,
+        result: Result<(), DiskError>,
+    ) {
+        if let Err(e) = result {
+            self.disk_failed(cx, vidx, &format!("flush for a peer: {e}"));
+        }
+        let Some(cidx) = self.cidx(node) else { return };
+        if self.conns[cidx].link.as_ref().map(|l| l.id) != Some(link) {
+            return;
+        }
+        if result.is_err() {
+            // What was acked as written may be lost: the peer must not take this epoch as stable.
+            return self.drop_link(cx, cidx, ConnState::NetworkFailure, "the local disk failed to flush");
+        }
+        if let Some(n) = self.conns[cidx].recv.front_mut().and_then(|e| e.flushing.as_mut()) {
+            *n -= 1;
+        }
+        self.recv_epochs_step(cx, cidx);
+    }
+
+    /// The oldest epoch is finished: the writes of the next one may go to the disk.
+    pub(crate) fn release_epoch(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let node = self.conns[cidx].node();
+        let mut waiting: Vec<(u64, usize)> = self
+            .peer_reqs
+            .iter()
+            .filter(|(_, p)| p.node == node && p.stage == Stage::Epoch)
+            .map(|(i, p)| (p.dagtag, i))
+            .collect();
+        waiting.sort_unstable();
+        for (_, index) in waiting {
+            self.peer_req_go(cx, index);
+        }
+    }
+}
