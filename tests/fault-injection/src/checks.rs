@@ -39,10 +39,15 @@ impl World {
             Protocol::B => !stable,
             Protocol::C => !stable || waits,
         });
-        let peers = peers
-            .map(|p| p.node_id.index())
-            .filter(|p| node.sees_in_sync(*p, volume));
+        let peers = peers.map(|p| p.node_id.index()).filter(|p| node.sees_in_sync(*p, volume));
         own.into_iter().chain(peers).collect()
+    }
+
+    /// A peer is connected and UpToDate, and writes do not wait for it (protocol A).
+    pub(crate) fn in_sync_without_waiting(&self, ix: NodeIx, volume: VolumeNr) -> bool {
+        let node = &self.nodes[ix];
+        let mut lazy = node.saved.peers.iter().filter(|p| p.net.protocol == Protocol::A);
+        lazy.any(|p| node.sees_in_sync(p.node_id.index(), volume))
     }
 
     /// A core reported a change: what follows from it, and what may not be.
@@ -51,19 +56,25 @@ impl World {
         self.refresh(ix);
         let volumes: Vec<VolumeNr> = self.nodes[ix].disks.keys().copied().collect();
         for volume in volumes {
-            let old = before
-                .devices
-                .iter()
-                .find(|d| d.volume == volume)
-                .map_or(DiskState::Diskless, |d| d.disk);
+            let old = before.devices.iter().find(|d| d.volume == volume).map_or(DiskState::Diskless, |d| d.disk);
             self.follow_resync(ix, volume, old);
             self.follow_pairs(ix, volume);
         }
         if self.nodes[ix].role() == Role::Primary {
             self.check_one_primary(ix);
             if before.role != Role::Primary {
+                self.note_promotion(ix);
                 self.check_up_to_date_disks(ix);
             }
+        }
+    }
+
+    fn note_promotion(&mut self, ix: NodeIx) {
+        let volumes: Vec<VolumeNr> = self.nodes[ix].disks.keys().copied().collect();
+        let others = (0..self.nodes.len()).filter(|o| *o != ix);
+        let mut pairs = others.flat_map(|o| volumes.iter().map(move |v| (o, *v)));
+        if !pairs.all(|(other, volume)| self.nodes[ix].sees_in_sync(other, volume)) {
+            self.model.promoted_alone(ix);
         }
     }
 
@@ -107,8 +118,7 @@ impl World {
     /// Both replicas are UpToDate and see each other as connected and UpToDate.
     pub fn mutually_in_sync(&self, a: NodeIx, b: NodeIx, volume: VolumeNr) -> bool {
         let sees = |x: NodeIx, y: NodeIx| {
-            self.nodes[x].disk_state(volume) == DiskState::UpToDate
-                && self.nodes[x].sees_in_sync(y, volume)
+            self.nodes[x].disk_state(volume) == DiskState::UpToDate && self.nodes[x].sees_in_sync(y, volume)
         };
         sees(a, b) && sees(b, a)
     }
@@ -121,15 +131,9 @@ impl World {
     /// Never two Primaries that are connected.
     fn check_one_primary(&mut self, ix: NodeIx) {
         for other in (0..self.nodes.len()).filter(|o| *o != ix) {
-            let connected =
-                |x: NodeIx, y: NodeIx| self.nodes[x].conn_state(y) == ConnState::Connected;
-            if self.nodes[other].role() == Role::Primary
-                && connected(ix, other)
-                && connected(other, ix)
-            {
-                self.fail(&format!(
-                    "nodes {ix} and {other} are both Primary and connected to each other"
-                ));
+            let connected = |x: NodeIx, y: NodeIx| self.nodes[x].conn_state(y) == ConnState::Connected;
+            if self.nodes[other].role() == Role::Primary && connected(ix, other) && connected(other, ix) {
+                self.fail(&format!("nodes {ix} and {other} are both Primary and connected to each other"));
             }
         }
     }
@@ -138,18 +142,17 @@ impl World {
     pub(crate) fn check_up_to_date_disks(&mut self, ix: NodeIx) {
         let volumes: Vec<VolumeNr> = self.nodes[ix].disks.keys().copied().collect();
         for volume in volumes {
-            if self.nodes[ix].disk_state(volume) != DiskState::UpToDate {
+            // With protocols A and B an acknowledged write may still be on its way to the peer's disk.
+            let on_disk = |p: &zea_core::config::PeerConfig| p.net.protocol == Protocol::C;
+            if self.nodes[ix].disk_state(volume) != DiskState::UpToDate
+                || !self.nodes[ix].saved.peers.iter().all(on_disk)
+            {
                 continue;
             }
             let disk = &self.nodes[ix].disks[&volume];
             let busy: Vec<std::ops::Range<u64>> = disk.writes_in_flight().collect();
-            let is_busy = |s: u64| {
-                busy.iter().any(|r| r.contains(&s)) || self.model.write_in_flight((volume.0, s))
-            };
-            if let Err(error) = self
-                .model
-                .check_disk(ix, volume.0, |s| disk.sector(s), is_busy)
-            {
+            let is_busy = |s: u64| busy.iter().any(|r| r.contains(&s)) || self.model.write_in_flight((volume.0, s));
+            if let Err(error) = self.model.check_disk(ix, volume.0, |s| disk.sector(s), is_busy) {
                 self.fail(&error);
             }
         }
@@ -173,9 +176,7 @@ impl World {
         for volume in volumes {
             let usable = |ix: NodeIx| {
                 let n = &self.nodes[ix];
-                n.is_up()
-                    && n.disks.contains_key(&volume)
-                    && n.disk_state(volume) == DiskState::UpToDate
+                n.is_up() && n.disks.contains_key(&volume) && n.disk_state(volume) == DiskState::UpToDate
             };
             let pairs: Vec<(NodeIx, NodeIx)> = (0..count)
                 .flat_map(|a| (a + 1..count).map(move |b| (a, b)))
@@ -195,15 +196,11 @@ impl World {
 
     fn unmarked_difference(&self, a: NodeIx, b: NodeIx, volume: VolumeNr) -> Option<u64> {
         let (disk_a, disk_b) = (&self.nodes[a].disks[&volume], &self.nodes[b].disks[&volume]);
-        let busy: Vec<std::ops::Range<u64>> = disk_a
-            .writes_in_flight()
-            .chain(disk_b.writes_in_flight())
-            .collect();
+        let busy: Vec<std::ops::Range<u64>> = disk_a.writes_in_flight().chain(disk_b.writes_in_flight()).collect();
         let explained = |sector: u64| {
             let marked = |x: NodeIx, y: NodeIx| {
                 let core = self.nodes[x].core.as_ref().expect("checked: up");
-                core.is_al_active(volume, sector)
-                    || core.is_out_of_sync(volume, node_id(y), sector) != Some(false)
+                core.is_al_active(volume, sector) || core.is_out_of_sync(volume, node_id(y), sector) != Some(false)
             };
             busy.iter().any(|r| r.contains(&sector))
                 || marked(a, b)
@@ -221,13 +218,8 @@ impl World {
     pub fn is_converged(&self) -> bool {
         let volumes: Vec<VolumeNr> = self.nodes[0].disks.keys().copied().collect();
         let count = self.nodes.len();
-        let up = self
-            .nodes
-            .iter()
-            .all(|n| n.is_up() && !n.paused && n.boot.is_empty() && n.boot_waits.is_none());
-        up && volumes
-            .iter()
-            .all(|v| (0..count).all(|a| (a + 1..count).all(|b| self.mutually_in_sync(a, b, *v))))
+        let up = self.nodes.iter().all(|n| n.is_up() && !n.paused && n.boot.is_empty() && n.boot_waits.is_none());
+        up && volumes.iter().all(|v| (0..count).all(|a| (a + 1..count).all(|b| self.mutually_in_sync(a, b, *v))))
     }
 
     /// Converged, idle, and no bit is set.
@@ -243,9 +235,7 @@ impl World {
 
     /// Nothing is in flight in a front end or at a disk.
     pub fn is_idle(&self) -> bool {
-        self.nodes
-            .iter()
-            .all(|n| n.requests.is_empty() && n.disks.values().all(|d| !d.busy()))
+        self.nodes.iter().all(|n| n.requests.is_empty() && n.disks.values().all(|d| !d.busy()))
     }
 
     /// At rest, after convergence: replicas are equal sector by sector, no bit is set, nothing leaks.
@@ -264,32 +254,18 @@ impl World {
             if !node.admin.is_empty() {
                 self.fail(&format!("node {ix} does not answer an admin command"));
             }
-            let stuck = node
-                .status
-                .devices
-                .iter()
-                .find(|d| d.requests_in_flight > 0);
+            let stuck = node.status.devices.iter().find(|d| d.requests_in_flight > 0);
             if let Some(device) = stuck {
-                let text = format!(
-                    "node {ix} counts {} requests in flight at rest",
-                    device.requests_in_flight
-                );
+                let text = format!("node {ix} counts {} requests in flight at rest", device.requests_in_flight);
                 self.fail(&text);
             }
-            let peers = node
-                .status
-                .connections
-                .iter()
-                .flat_map(|c| c.peer_devices.iter().map(move |p| (c.peer, p)));
+            let peers = node.status.connections.iter().flat_map(|c| c.peer_devices.iter().map(move |p| (c.peer, p)));
             let marked = peers
                 .filter(|(_, p)| p.out_of_sync_sectors > 0)
                 .map(|(n, p)| format!("n{n} {} sectors", p.out_of_sync_sectors));
             let marked: Vec<String> = marked.collect();
             if !marked.is_empty() {
-                self.fail(&format!(
-                    "node {ix} is Established and UpToDate with bits set: {}",
-                    marked.join(", ")
-                ));
+                self.fail(&format!("node {ix} is Established and UpToDate with bits set: {}", marked.join(", ")));
             }
         }
         self.check_equal();
@@ -299,10 +275,7 @@ impl World {
         let volumes: Vec<VolumeNr> = self.nodes[0].disks.keys().copied().collect();
         for volume in volumes {
             for ix in 1..self.nodes.len() {
-                let (first, other) = (
-                    &self.nodes[0].disks[&volume],
-                    &self.nodes[ix].disks[&volume],
-                );
+                let (first, other) = (&self.nodes[0].disks[&volume], &self.nodes[ix].disks[&volume]);
                 let size = self.nodes[0].device(volume).map_or(0, |d| d.size_sectors);
                 let differs = (0..size).find(|s| first.sector(*s) != other.sector(*s));
                 if let Some(s) = differs {
@@ -319,11 +292,7 @@ impl World {
 
     /// One line for each node.
     pub fn summary(&self) -> String {
-        let lines: Vec<String> = self
-            .nodes
-            .iter()
-            .map(|n| format!("  {}", n.summary()))
-            .collect();
+        let lines: Vec<String> = self.nodes.iter().map(|n| format!("  {}", n.summary())).collect();
         lines.join("\n")
     }
 }

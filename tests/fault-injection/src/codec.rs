@@ -24,23 +24,12 @@ pub fn stream_index(packet: &Packet) -> usize {
 }
 
 /// Header and fixed part of a packet. Panics where the packet is not legal, and where decoding does not give it back.
-pub fn encode(
-    negotiated: &Negotiated,
-    volume: Option<VolumeNr>,
-    packet: &Packet,
-    payload: Option<Payload>,
-) -> Vec<u8> {
-    assert_eq!(
-        packet.has_payload(),
-        payload.is_some(),
-        "{} with payload {payload:?}",
-        packet.name()
-    );
+pub fn encode(negotiated: &Negotiated, volume: Option<VolumeNr>, packet: &Packet, payload: Option<Payload>) -> Vec<u8> {
+    assert_eq!(packet.has_payload(), payload.is_some(), "{} with payload {payload:?}", packet.name());
     let payload_len = payload.map_or(0, |p| p.len as usize);
     let mut bytes = Vec::with_capacity(96);
     packet.encode(negotiated, volume, payload_len, &mut bytes);
-    let again = decode(negotiated, stream_index(packet), &bytes, payload_len)
-        .expect("what was encoded decodes");
+    let again = decode(negotiated, stream_index(packet), &bytes, payload_len).expect("what was encoded decodes");
     assert_eq!(again.packet, *packet, "decode(encode(packet)) differs");
     assert_eq!(again.volume, volume, "volume of {}", packet.name());
     bytes
@@ -50,35 +39,14 @@ pub fn encode(
 ///
 /// # Errors
 /// What the wire crate refuses, as text.
-pub fn decode(
-    negotiated: &Negotiated,
-    stream: usize,
-    bytes: &[u8],
-    payload_len: usize,
-) -> Result<Decoded, String> {
-    let mut framer = Framer::new(if stream == 0 {
-        Stream::Data
-    } else {
-        Stream::Control
-    });
+pub fn decode(negotiated: &Negotiated, stream: usize, bytes: &[u8], payload_len: usize) -> Result<Decoded, String> {
+    let mut framer = Framer::new(if stream == 0 { Stream::Data } else { Stream::Control });
     framer.set_negotiated(*negotiated);
     match framer.next(bytes).map_err(|e| e.to_string())? {
-        Progress::NeedMore { at_least } => Err(format!(
-            "{} bytes, the framer wants {at_least}",
-            bytes.len()
-        )),
-        Progress::Packet {
-            consumed,
-            header,
-            packet,
-            payload_len: announced,
-            ..
-        } => {
+        Progress::NeedMore { at_least } => Err(format!("{} bytes, the framer wants {at_least}", bytes.len())),
+        Progress::Packet { consumed, header, packet, payload_len: announced, .. } => {
             if consumed != bytes.len() || announced != payload_len {
-                return Err(format!(
-                    "{} announces {announced} bytes of payload, {payload_len} follow",
-                    packet.name()
-                ));
+                return Err(format!("{} announces {announced} bytes of payload, {payload_len} follow", packet.name()));
             }
             let volume = match packet.scope() {
                 Scope::Connection => None,

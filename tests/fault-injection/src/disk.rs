@@ -56,13 +56,7 @@ pub struct DiskFaults {
 
 impl DiskFaults {
     /// Nothing works any more.
-    pub const DEAD: DiskFaults = DiskFaults {
-        reads: true,
-        writes: true,
-        flushes: true,
-        meta: true,
-        no_space: false,
-    };
+    pub const DEAD: DiskFaults = DiskFaults { reads: true, writes: true, flushes: true, meta: true, no_space: false };
 }
 
 /// A write to the device.
@@ -162,9 +156,7 @@ impl Disk {
     /// Bytes of the meta-data device as a read sees them now, in whole blocks.
     pub fn meta_bytes(&self, offset_bytes: u64, len: u64) -> Vec<u8> {
         let first = offset_bytes / BLOCK;
-        (first..first + len / BLOCK)
-            .flat_map(|block| self.meta_block(block))
-            .collect()
+        (first..first + len / BLOCK).flat_map(|block| self.meta_block(block)).collect()
     }
 
     fn meta_block(&self, block: u64) -> [u8; 4096] {
@@ -178,8 +170,7 @@ impl Disk {
     pub fn format_meta(&mut self, offset_bytes: u64, bytes: &[u8; 4096]) {
         assert_eq!(offset_bytes % BLOCK, 0);
         self.view_meta.remove(&(offset_bytes / BLOCK));
-        self.stable_meta
-            .insert(offset_bytes / BLOCK, Box::new(*bytes));
+        self.stable_meta.insert(offset_bytes / BLOCK, Box::new(*bytes));
     }
 
     /// Writes data from outside of the world: stable at once.
@@ -200,9 +191,7 @@ impl Disk {
     /// Sectors that commands in flight write.
     pub fn writes_in_flight(&self) -> impl Iterator<Item = std::ops::Range<u64>> + '_ {
         self.in_flight.values().filter_map(|f| match f.cmd {
-            DiskCmd::Write {
-                sector, payload, ..
-            } => Some(sector..sector + u64::from(payload.len / 512)),
+            DiskCmd::Write { sector, payload, .. } => Some(sector..sector + u64::from(payload.len / 512)),
             DiskCmd::Discard { sector, len } | DiskCmd::WriteZeroes { sector, len, .. } => {
                 Some(sector..sector + u64::from(len / 512))
             }
@@ -221,33 +210,19 @@ impl Disk {
             );
         };
         let meta = |offset: u64, len: u64| {
-            assert!(
-                offset % BLOCK == 0 && len % BLOCK == 0 && len > 0,
-                "alignment of {cmd:?}"
-            );
-            assert!(
-                offset + len <= self.params.meta_size_bytes,
-                "{cmd:?} exceeds the meta-data device"
-            );
+            assert!(offset % BLOCK == 0 && len % BLOCK == 0 && len > 0, "alignment of {cmd:?}");
+            assert!(offset + len <= self.params.meta_size_bytes, "{cmd:?} exceeds the meta-data device");
             if self.params.placement == Placement::Internal {
-                assert!(
-                    offset >= self.params.data_end_sector * 512,
-                    "{cmd:?} overwrites data"
-                );
+                assert!(offset >= self.params.data_end_sector * 512, "{cmd:?} overwrites data");
             }
         };
         match *cmd {
-            DiskCmd::Read { sector, payload }
-            | DiskCmd::Write {
-                sector, payload, ..
-            } => data(sector, payload.len),
+            DiskCmd::Read { sector, payload } | DiskCmd::Write { sector, payload, .. } => data(sector, payload.len),
             DiskCmd::ReadNew { sector, len } => {
                 assert!(len <= 1 << 20, "{cmd:?} is too long");
                 data(sector, len);
             }
-            DiskCmd::Discard { sector, len } | DiskCmd::WriteZeroes { sector, len, .. } => {
-                data(sector, len)
-            }
+            DiskCmd::Discard { sector, len } | DiskCmd::WriteZeroes { sector, len, .. } => data(sector, len),
             DiskCmd::MetaRead { offset_bytes, len } => {
                 assert!(len <= 1 << 20, "{cmd:?} is too long");
                 meta(offset_bytes, u64::from(len));
@@ -266,35 +241,16 @@ impl Disk {
             _ => 1,
         };
         let watermark = self.completed_writes;
-        let old = self.in_flight.insert(
-            tag,
-            InFlight {
-                cmd,
-                tags,
-                watermark,
-            },
-        );
+        let old = self.in_flight.insert(tag, InFlight { cmd, tags, watermark });
         assert!(old.is_none(), "disk tag {tag:?} is used twice");
         rng.delay_ns(self.params.latency_ns * factor)
     }
 
     /// A command reaches its end: its effect happens now.
     pub fn complete(&mut self, tag: DiskTag, rng: &mut Stream) -> Done {
-        let InFlight {
-            cmd,
-            tags,
-            watermark,
-        } = self
-            .in_flight
-            .remove(&tag)
-            .expect("completion of a command in flight");
+        let InFlight { cmd, tags, watermark } = self.in_flight.remove(&tag).expect("completion of a command in flight");
         let result = self.outcome(&cmd);
-        let mut done = Done {
-            cmd,
-            result,
-            tags: Vec::new(),
-            meta: Vec::new(),
-        };
+        let mut done = Done { cmd, result, tags: Vec::new(), meta: Vec::new() };
         if done.result.is_err() {
             self.fail_write(&done.cmd, &tags, rng);
             return done;
@@ -302,9 +258,7 @@ impl Disk {
         match &done.cmd {
             DiskCmd::Read { sector, payload } => done.tags = self.sectors(*sector, payload.len),
             DiskCmd::ReadNew { sector, len } => done.tags = self.sectors(*sector, *len),
-            DiskCmd::MetaRead { offset_bytes, len } => {
-                done.meta = self.meta_bytes(*offset_bytes, u64::from(*len))
-            }
+            DiskCmd::MetaRead { offset_bytes, len } => done.meta = self.meta_bytes(*offset_bytes, u64::from(*len)),
             DiskCmd::Flush => self.destage(|w| w.id <= watermark),
             DiskCmd::Write { fua, .. } => {
                 let change = change_of(&done.cmd, &tags).expect("a write changes something");
@@ -331,14 +285,8 @@ impl Disk {
         let f = self.faults;
         match cmd {
             DiskCmd::Read { .. } | DiskCmd::ReadNew { .. } if f.reads => Err(EIO),
-            DiskCmd::Write { .. } | DiskCmd::Discard { .. } | DiskCmd::WriteZeroes { .. }
-                if f.writes =>
-            {
-                Err(EIO)
-            }
-            DiskCmd::Write { .. } | DiskCmd::WriteZeroes { .. } if f.no_space => {
-                Err(DiskError::NoSpace)
-            }
+            DiskCmd::Write { .. } | DiskCmd::Discard { .. } | DiskCmd::WriteZeroes { .. } if f.writes => Err(EIO),
+            DiskCmd::Write { .. } | DiskCmd::WriteZeroes { .. } if f.no_space => Err(DiskError::NoSpace),
             DiskCmd::Flush if f.flushes => Err(EIO),
             DiskCmd::MetaRead { .. } | DiskCmd::MetaWrite { .. } if f.meta => Err(EIO),
             DiskCmd::Discard { .. } if !self.params.discard => Err(DiskError::Unsupported),
@@ -351,22 +299,14 @@ impl Disk {
         if let DiskCmd::Write { sector, .. } = cmd {
             for (nr, tag) in (*sector..).zip(tags) {
                 if rng.chance(500) {
-                    self.apply(
-                        Change::Data {
-                            sector: nr,
-                            tags: vec![*tag],
-                        },
-                        false,
-                    );
+                    self.apply(Change::Data { sector: nr, tags: vec![*tag] }, false);
                 }
             }
         }
     }
 
     fn sectors(&self, sector: u64, len: u32) -> Vec<Tag> {
-        (sector..sector + u64::from(len / 512))
-            .map(|s| self.sector(s))
-            .collect()
+        (sector..sector + u64::from(len / 512)).map(|s| self.sector(s)).collect()
     }
 
     fn apply(&mut self, change: Change, stable: bool) {
@@ -378,12 +318,10 @@ impl Disk {
         }
         match &change {
             Change::Data { sector, tags } => {
-                self.view_data
-                    .extend((*sector..).zip(tags).map(|(s, t)| (s, (id, *t))));
+                self.view_data.extend((*sector..).zip(tags).map(|(s, t)| (s, (id, *t))));
             }
             Change::Zero { sector, sectors } => {
-                self.view_data
-                    .extend((*sector..sector + sectors).map(|s| (s, (id, 0))));
+                self.view_data.extend((*sector..sector + sectors).map(|s| (s, (id, 0))));
             }
             Change::Meta { block, bytes } => {
                 self.view_meta.insert(*block, (id, bytes.clone()));
@@ -398,9 +336,7 @@ impl Disk {
 
     /// Makes the volatile writes that `which` names stable.
     fn destage(&mut self, which: impl Fn(&CachedWrite) -> bool) {
-        let (out, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.cache)
-            .into_iter()
-            .partition(|w| which(w));
+        let (out, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.cache).into_iter().partition(|w| which(w));
         self.cache = keep;
         for write in out {
             make_stable(&mut self.stable_data, &mut self.stable_meta, &write.change);
@@ -413,22 +349,14 @@ impl Disk {
             Change::Data { sector, tags } => *sector..sector + tags.len() as u64,
             Change::Zero { sector, sectors } => *sector..sector + sectors,
             Change::Meta { block, .. } => {
-                if self
-                    .view_meta
-                    .get(block)
-                    .is_some_and(|(id, _)| *id == write.id)
-                {
+                if self.view_meta.get(block).is_some_and(|(id, _)| *id == write.id) {
                     self.view_meta.remove(block);
                 }
                 return;
             }
         };
         for sector in data {
-            if self
-                .view_data
-                .get(&sector)
-                .is_some_and(|(id, _)| *id == write.id)
-            {
+            if self.view_data.get(&sector).is_some_and(|(id, _)| *id == write.id) {
                 self.view_data.remove(&sector);
             }
         }
@@ -437,14 +365,8 @@ impl Disk {
     /// Power is lost: an arbitrary subset of what was not stable survives.
     pub fn crash(&mut self, rng: &mut Stream) {
         let in_flight = std::mem::take(&mut self.in_flight);
-        let unfinished = in_flight
-            .values()
-            .filter_map(|f| change_of(&f.cmd, &f.tags));
-        let unfinished = unfinished.map(|change| CachedWrite {
-            id: 0,
-            change,
-            stable: false,
-        });
+        let unfinished = in_flight.values().filter_map(|f| change_of(&f.cmd, &f.tags));
+        let unfinished = unfinished.map(|change| CachedWrite { id: 0, change, stable: false });
         let cache = std::mem::take(&mut self.cache);
         let keep_per_mille = *rng.pick(&[0, 200, 500, 900, 1000]);
         for write in cache.into_iter().chain(unfinished) {
@@ -482,10 +404,7 @@ impl Disk {
             Change::Data { sector, tags } => (*sector..)
                 .zip(tags)
                 .filter(|_| rng.chance(500))
-                .map(|(sector, tag)| Change::Data {
-                    sector,
-                    tags: vec![*tag],
-                })
+                .map(|(sector, tag)| Change::Data { sector, tags: vec![*tag] })
                 .collect(),
             Change::Zero { sector, sectors } => (*sector..sector + sectors)
                 .filter(|_| rng.chance(500))
@@ -498,10 +417,7 @@ impl Disk {
                         old.copy_from_slice(new);
                     }
                 }
-                vec![Change::Meta {
-                    block: *block,
-                    bytes: Box::new(mixed),
-                }]
+                vec![Change::Meta { block: *block, bytes: Box::new(mixed) }]
             }
             Change::Meta { .. } => Vec::new(),
         }
@@ -509,20 +425,16 @@ impl Disk {
 
     /// Commands that a fault made slow or that are in flight, for messages.
     pub fn describe_in_flight(&self) -> String {
-        self.in_flight
-            .iter()
-            .take(8)
-            .map(|(tag, f)| format!("[{}: {:?}]", tag.0, summary(&f.cmd)))
-            .collect()
+        self.in_flight.iter().take(8).map(|(tag, f)| format!("[{}: {:?}]", tag.0, summary(&f.cmd))).collect()
     }
 }
 
 /// A command without its bytes, for traces.
 pub fn summary(cmd: &DiskCmd) -> String {
     match cmd {
-        DiskCmd::MetaWrite {
-            offset_bytes, sync, ..
-        } => format!("MetaWrite {{ offset_bytes: {offset_bytes}, sync: {sync} }}"),
+        DiskCmd::MetaWrite { offset_bytes, sync, .. } => {
+            format!("MetaWrite {{ offset_bytes: {offset_bytes}, sync: {sync} }}")
+        }
         other => format!("{other:?}"),
     }
 }
@@ -537,33 +449,20 @@ pub fn read_target(cmd: &DiskCmd) -> Option<Payload> {
 
 fn change_of(cmd: &DiskCmd, tags: &[Tag]) -> Option<Change> {
     match cmd {
-        DiskCmd::Write { sector, .. } => Some(Change::Data {
-            sector: *sector,
-            tags: tags.to_vec(),
-        }),
+        DiskCmd::Write { sector, .. } => Some(Change::Data { sector: *sector, tags: tags.to_vec() }),
         DiskCmd::Discard { sector, len } | DiskCmd::WriteZeroes { sector, len, .. } => {
-            Some(Change::Zero {
-                sector: *sector,
-                sectors: u64::from(len / 512),
-            })
+            Some(Change::Zero { sector: *sector, sectors: u64::from(len / 512) })
         }
-        DiskCmd::MetaWrite {
-            offset_bytes,
-            block,
-            ..
-        } => Some(Change::Meta {
-            block: offset_bytes / BLOCK,
-            bytes: block.clone(),
-        }),
+        DiskCmd::MetaWrite { offset_bytes, block, .. } => {
+            Some(Change::Meta { block: offset_bytes / BLOCK, bytes: block.clone() })
+        }
         _ => None,
     }
 }
 
 fn make_stable(data: &mut [Tag], meta: &mut BTreeMap<u64, Block>, change: &Change) {
     match change {
-        Change::Data { sector, tags } => {
-            data[*sector as usize..][..tags.len()].copy_from_slice(tags)
-        }
+        Change::Data { sector, tags } => data[*sector as usize..][..tags.len()].copy_from_slice(tags),
         Change::Zero { sector, sectors } => data[*sector as usize..][..*sectors as usize].fill(0),
         Change::Meta { block, bytes } => {
             meta.insert(*block, bytes.clone());

@@ -40,7 +40,8 @@ impl World {
                 disk.abandon(&mut self.disk_rng);
             }
         }
-        if lost_power {
+        let volatile = self.nodes[ix].disks.values().any(|d| d.params().volatile_cache);
+        if lost_power && volatile {
             self.model.node_crashed(ix);
         }
         self.net.forget_wants(ix);
@@ -64,32 +65,16 @@ impl World {
     pub(crate) fn reset_links_to_former_runs(&mut self, ix: NodeIx) {
         for id in self.net.links_of(ix) {
             if let Some(peer) = self.net.link(id).and_then(|l| l.peer_of(ix)) {
-                self.link_down_later(
-                    id,
-                    peer,
-                    LinkLost::Network("connection reset by peer".into()),
-                );
+                self.link_down_later(id, peer, LinkLost::Network("connection reset by peer".into()));
             }
         }
     }
 
     fn link_down_later(&mut self, link: u64, node: NodeIx, lost: LinkLost) {
         let delay = self.net_rng.delay_ns(self.net.params.notice_ns);
-        let up_at = self
-            .net
-            .link(link)
-            .and_then(|l| l.side_of(node).map(|s| l.ends[s].up_at))
-            .unwrap_or(0);
+        let up_at = self.net.link(link).and_then(|l| l.side_of(node).map(|s| l.ends[s].up_at)).unwrap_or(0);
         let run = self.nodes[node].run;
-        self.at(
-            (self.now + delay).max(up_at + 1),
-            Event::LinkDown {
-                node,
-                run,
-                link,
-                lost,
-            },
-        );
+        self.at((self.now + delay).max(up_at + 1), Event::LinkDown { node, run, link, lost });
     }
 
     /// No event reaches a node until [`World::resume`].
@@ -119,12 +104,7 @@ impl World {
                 continue;
             };
             link.dead = true;
-            let open: Vec<NodeIx> = link
-                .ends
-                .iter()
-                .filter(|e| e.state != EndState::Closed)
-                .map(|e| e.node)
-                .collect();
+            let open: Vec<NodeIx> = link.ends.iter().filter(|e| e.state != EndState::Closed).map(|e| e.node).collect();
             for node in open {
                 self.link_down_later(id, node, LinkLost::Network("connection reset".into()));
             }
@@ -153,14 +133,7 @@ impl World {
         for (stream, held) in self.net.set_stall(from, to, false) {
             let run = self.nodes[to].run;
             for _ in 0..held {
-                self.at(
-                    self.now,
-                    Event::Frame {
-                        node: to,
-                        run,
-                        stream,
-                    },
-                );
+                self.at(self.now, Event::Frame { node: to, run, stream });
             }
         }
         self.dial_soon(from, to);
@@ -169,13 +142,8 @@ impl World {
     /// Switches faults of a disk on or off.
     pub fn set_disk_faults(&mut self, ix: NodeIx, volume: VolumeNr, faults: DiskFaults) {
         let now = self.now;
-        self.trace
-            .line(now, || format!("n{ix} volume {volume} {faults:?}"));
-        self.nodes[ix]
-            .disks
-            .get_mut(&volume)
-            .expect("a volume of this node")
-            .faults = faults;
+        self.trace.line(now, || format!("n{ix} volume {volume} {faults:?}"));
+        self.nodes[ix].disks.get_mut(&volume).expect("a volume of this node").faults = faults;
     }
 
     /// Ends every fault; nodes that are down start.

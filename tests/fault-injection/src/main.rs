@@ -24,18 +24,11 @@ struct Options {
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options {
-        seeds: 100,
-        first: 1,
-        nodes: None,
-        trace: false,
-        keep_going: false,
-    };
+    let mut options = Options { seeds: 100, first: 1, nodes: None, trace: false, keep_going: false };
     while let Some(arg) = args.next() {
         let mut number = || {
             let text = args.next().ok_or(format!("{arg} needs a number"))?;
-            text.parse::<u64>()
-                .map_err(|_| format!("{arg} {text}: not a number"))
+            text.parse::<u64>().map_err(|_| format!("{arg} {text}: not a number"))
         };
         match arg.as_str() {
             "--seeds" => options.seeds = number()?,
@@ -64,11 +57,7 @@ fn main() -> ExitCode {
     let (mut failed, mut events, mut ran) = (0, 0, 0);
     for seed in options.first..options.first.saturating_add(options.seeds) {
         let nodes = options.nodes.unwrap_or(2 + (seed % 2) as usize);
-        let record = if options.trace {
-            Record::Print
-        } else {
-            Record::HashOnly
-        };
+        let record = if options.trace { Record::Print } else { Record::HashOnly };
         ran += 1;
         let run = |record| catch_unwind(AssertUnwindSafe(|| random::run(seed, nodes, record)));
         match run(record) {
@@ -81,9 +70,7 @@ fn main() -> ExitCode {
             }
             Err(_) => {
                 failed += 1;
-                println!(
-                    "FAILED: reproduce with: cargo sim --seed {seed} --seeds 1 --nodes {nodes} --trace"
-                );
+                println!("FAILED: reproduce with: cargo sim --seed {seed} --seeds 1 --nodes {nodes} --trace");
                 if !options.keep_going {
                     break;
                 }
@@ -96,9 +83,5 @@ fn main() -> ExitCode {
         ran as f64 / seconds,
         events as f64 / seconds
     );
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -38,6 +38,8 @@ struct Write {
     submitted: u64,
     ended: Option<u64>,
     fate: Fate,
+    /// Acknowledged without waiting for a peer that is connected (protocol A): a fail-over may lose it.
+    weak: bool,
 }
 
 impl Write {
@@ -61,6 +63,10 @@ struct Held {
 struct View {
     held: BTreeMap<Key, Vec<Held>>,
     volatile: BTreeSet<Key>,
+    /// What a power loss took, and whether the node was promoted since without the other replicas: then it goes on
+    /// from what it has left, and whoever meets it follows.
+    lost: BTreeMap<Key, Vec<WriteIx>>,
+    went_on_alone: bool,
 }
 
 /// A read between submission and completion: for each sector the writes that its node held when it began.
@@ -88,11 +94,7 @@ pub struct Model {
 
 /// The value of a write in one of its sectors.
 fn value_of(index: WriteIx, write: &Write, (volume, sector): Key) -> Tag {
-    if write.zero {
-        0
-    } else {
-        (u64::from(index) + 1) << 36 | u64::from(volume) << 32 | (sector & 0xffff_ffff)
-    }
+    if write.zero { 0 } else { (u64::from(index) + 1) << 36 | u64::from(volume) << 32 | (sector & 0xffff_ffff) }
 }
 
 /// Which write a value belongs to, for messages.
@@ -100,12 +102,7 @@ pub fn describe_tag(tag: Tag) -> String {
     match tag {
         0 => "zero".into(),
         crate::pool::POISON => "a buffer that nobody filled".into(),
-        _ => format!(
-            "write #{} for volume {} sector {}",
-            (tag >> 36) - 1,
-            tag >> 32 & 0xf,
-            tag & 0xffff_ffff
-        ),
+        _ => format!("write #{} for volume {} sector {}", (tag >> 36) - 1, tag >> 32 & 0xf, tag & 0xffff_ffff),
     }
 }
 
@@ -127,24 +124,10 @@ impl Model {
     }
 
     /// A write begins. Returns its number and the values of its sectors.
-    pub fn write_begins(
-        &mut self,
-        node: usize,
-        key: Key,
-        sectors: u64,
-        zero: bool,
-    ) -> (WriteIx, Vec<Tag>) {
+    pub fn write_begins(&mut self, node: usize, key: Key, sectors: u64, zero: bool) -> (WriteIx, Vec<Tag>) {
         let submitted = self.tick();
         let index = self.writes.len() as WriteIx;
-        let write = Write {
-            node,
-            key,
-            sectors,
-            zero,
-            submitted,
-            ended: None,
-            fate: Fate::InFlight,
-        };
+        let write = Write { node, key, sectors, zero, submitted, ended: None, fate: Fate::InFlight, weak: false };
         let tags = write.keys().map(|k| value_of(index, &write, k)).collect();
         for k in write.keys() {
             self.history.entry(k).or_default().push(index);
@@ -162,18 +145,14 @@ impl Model {
         for &node in holders {
             for key in &keys {
                 let stable = stable.contains(&node);
-                self.hold(
-                    node,
-                    *key,
-                    Held {
-                        write: index,
-                        since: now,
-                        stable,
-                        observed: false,
-                    },
-                );
+                self.hold(node, *key, Held { write: index, since: now, stable, observed: false });
             }
         }
+    }
+
+    /// A write was acknowledged without waiting for a peer that is connected.
+    pub fn write_is_weak(&mut self, index: WriteIx) {
+        self.writes[index as usize].weak = true;
     }
 
     /// A write failed, or its Primary died.
@@ -191,10 +170,7 @@ impl Model {
     }
 
     fn before(&self, a: WriteIx, b: WriteIx) -> bool {
-        a != b
-            && self.writes[a as usize]
-                .ended
-                .is_some_and(|end| end < self.writes[b as usize].submitted)
+        a != b && self.writes[a as usize].ended.is_some_and(|end| end < self.writes[b as usize].submitted)
     }
 
     fn hold(&mut self, node: usize, key: Key, new: Held) {
@@ -202,8 +178,7 @@ impl Model {
         let old = view.held.get(&key).cloned().unwrap_or_default();
         let mut kept: Vec<Held> = Vec::with_capacity(old.len() + 1);
         for held in old {
-            let superseded =
-                held.write == new.write || (new.stable && self.before(held.write, new.write));
+            let superseded = held.write == new.write || (new.stable && self.before(held.write, new.write));
             if !superseded {
                 kept.push(held);
             }
@@ -226,9 +201,7 @@ impl Model {
     pub fn flush_acked(&mut self, ticket: FlushTicket, volume: u16, nodes: &[usize]) {
         self.tick();
         for &node in nodes {
-            let (hit, rest) = std::mem::take(&mut self.views[node].volatile)
-                .into_iter()
-                .partition(|k| k.0 == volume);
+            let (hit, rest) = std::mem::take(&mut self.views[node].volatile).into_iter().partition(|k| k.0 == volume);
             self.views[node].volatile = rest;
             let hit: BTreeSet<Key> = hit;
             for key in hit {
@@ -247,46 +220,40 @@ impl Model {
 
     /// Without what lies before something that is stable.
     fn prune(&self, list: &[Held]) -> Vec<Held> {
-        list.iter()
-            .filter(|h| {
-                !list
-                    .iter()
-                    .any(|s| s.stable && self.before(h.write, s.write))
-            })
-            .copied()
-            .collect()
+        list.iter().filter(|h| !list.iter().any(|s| s.stable && self.before(h.write, s.write))).copied().collect()
     }
 
-    /// A node lost its power.
+    /// A node lost its power, and with it what its disks had not made stable.
     pub fn node_crashed(&mut self, node: usize) {
         self.tick();
         let view = &mut self.views[node];
         view.volatile.clear();
-        for list in view.held.values_mut() {
-            list.retain(|h| h.stable);
+        view.went_on_alone = false;
+        for (key, list) in &mut view.held {
+            let (kept, gone): (Vec<Held>, Vec<Held>) = list.iter().partition(|h| h.stable);
+            *list = kept;
+            if !gone.is_empty() {
+                view.lost.entry(*key).or_default().extend(gone.iter().map(|h| h.write));
+            }
         }
         view.held.retain(|_, list| !list.is_empty());
+    }
+
+    /// A node becomes Primary while it is not in sync with every other replica.
+    pub fn promoted_alone(&mut self, node: usize) {
+        self.views[node].went_on_alone = true;
     }
 
     /// A replica of a volume was resynced: it holds what its source holds. Returns an acknowledged write that was lost by it.
     pub fn resynced(&mut self, target: usize, source: usize, volume: u16) -> Option<String> {
         let now = self.tick();
-        let lost = if self.forgiven.remove(&target) {
-            None
-        } else {
-            self.find_lost(target, source, volume)
-        };
+        let lost = if self.forgiven.remove(&target) { None } else { self.find_lost(target, source, volume) };
+        self.views[target].lost = self.views[source].lost.clone();
+        self.views[target].went_on_alone = self.views[source].went_on_alone;
         let range = (volume, 0)..=(volume, u64::MAX);
-        let copied: Vec<(Key, Vec<Held>)> = self.views[source]
-            .held
-            .range(range.clone())
-            .map(|(k, v)| (*k, v.clone()))
-            .collect();
-        let keys: Vec<Key> = self.views[target]
-            .held
-            .range(range)
-            .map(|(k, _)| *k)
-            .collect();
+        let copied: Vec<(Key, Vec<Held>)> =
+            self.views[source].held.range(range.clone()).map(|(k, v)| (*k, v.clone())).collect();
+        let keys: Vec<Key> = self.views[target].held.range(range).map(|(k, _)| *k).collect();
         for key in keys {
             self.views[target].held.remove(&key);
             self.views[target].volatile.remove(&key);
@@ -302,27 +269,20 @@ impl Model {
     }
 
     fn find_lost(&self, target: usize, source: usize, volume: u16) -> Option<String> {
-        for (key, list) in self.views[target]
-            .held
-            .range((volume, 0)..=(volume, u64::MAX))
-        {
-            let source_holds = self.views[source]
-                .held
-                .get(key)
-                .map_or(&[][..], Vec::as_slice);
+        for (key, list) in self.views[target].held.range((volume, 0)..=(volume, u64::MAX)) {
+            let source_holds = self.views[source].held.get(key).map_or(&[][..], Vec::as_slice);
             for held in list.iter().filter(|h| !h.observed) {
                 let overridden = list.iter().any(|h| self.before(held.write, h.write));
-                let kept = source_holds
-                    .iter()
-                    .any(|s| s.write == held.write || !self.before(s.write, held.write));
+                let source_view = &self.views[source];
+                let weak = self.writes[held.write as usize].weak;
+                let lost = source_view.lost.get(key).is_some_and(|l| l.contains(&held.write));
+                let excused = source_view.went_on_alone && (weak || lost);
+                let kept =
+                    excused || source_holds.iter().any(|s| s.write == held.write || !self.before(s.write, held.write));
                 if !overridden && !kept {
                     return Some(format!(
                         "a resync from node {source} to node {target} throws away {} (acknowledged by node {})",
-                        describe_tag(value_of(
-                            held.write,
-                            &self.writes[held.write as usize],
-                            *key
-                        )),
+                        describe_tag(value_of(held.write, &self.writes[held.write as usize], *key)),
                         self.writes[held.write as usize].node,
                     ));
                 }
@@ -335,27 +295,13 @@ impl Model {
     pub fn joined(&mut self, a: usize, b: usize, volume: u16) {
         let now = self.tick();
         for (to, from) in [(a, b), (b, a)] {
-            let all: Vec<(Key, Vec<Held>)> = self.views[from]
-                .held
-                .range((volume, 0)..=(volume, u64::MAX))
-                .map(|(k, v)| (*k, v.clone()))
-                .collect();
+            let all: Vec<(Key, Vec<Held>)> =
+                self.views[from].held.range((volume, 0)..=(volume, u64::MAX)).map(|(k, v)| (*k, v.clone())).collect();
             for (key, list) in all {
                 for held in list {
-                    let known = self.views[to]
-                        .held
-                        .get(&key)
-                        .is_some_and(|l| l.iter().any(|h| h.write == held.write));
+                    let known = self.views[to].held.get(&key).is_some_and(|l| l.iter().any(|h| h.write == held.write));
                     if !known && !held.observed {
-                        self.hold(
-                            to,
-                            key,
-                            Held {
-                                stable: false,
-                                since: now,
-                                ..held
-                            },
-                        );
+                        self.hold(to, key, Held { stable: false, since: now, ..held });
                     }
                 }
             }
@@ -382,25 +328,14 @@ impl Model {
     }
 
     fn held_writes(&self, node: usize, key: Key) -> Vec<WriteIx> {
-        self.views[node]
-            .held
-            .get(&key)
-            .map(|l| l.iter().map(|h| h.write).collect())
-            .unwrap_or_default()
+        self.views[node].held.get(&key).map(|l| l.iter().map(|h| h.write).collect()).unwrap_or_default()
     }
 
     /// A read begins.
     pub fn read_begins(&mut self, node: usize, first: Key, sectors: u64) -> ReadTicket {
         let began = self.tick();
-        let held = (first.1..first.1 + sectors)
-            .map(|s| self.held_writes(node, (first.0, s)))
-            .collect();
-        ReadTicket {
-            node,
-            first,
-            began,
-            held,
-        }
+        let held = (first.1..first.1 + sectors).map(|s| self.held_writes(node, (first.0, s))).collect();
+        ReadTicket { node, first, began, held }
     }
 
     /// A read ended well with these values.
@@ -417,14 +352,7 @@ impl Model {
         Ok(())
     }
 
-    fn check_value(
-        &self,
-        node: usize,
-        key: Key,
-        held: &[WriteIx],
-        tag: Tag,
-        what: &str,
-    ) -> Result<(), String> {
+    fn check_value(&self, node: usize, key: Key, held: &[WriteIx], tag: Tag, what: &str) -> Result<(), String> {
         let allowed = self.allowed(key, held);
         if allowed.contains(&tag) {
             return Ok(());
@@ -444,32 +372,15 @@ impl Model {
         let Some(history) = self.history.get(&key) else {
             return;
         };
-        let quiet = |w: &WriteIx| {
-            self.writes[*w as usize]
-                .ended
-                .is_some_and(|end| end < ticket.began)
-        };
+        let quiet = |w: &WriteIx| self.writes[*w as usize].ended.is_some_and(|end| end < ticket.began);
         if !history.iter().all(quiet) {
             return;
         }
-        let seen = history
-            .iter()
-            .rev()
-            .find(|w| value_of(**w, &self.writes[**w as usize], key) == tag)
-            .copied();
+        let seen = history.iter().rev().find(|w| value_of(**w, &self.writes[**w as usize], key) == tag).copied();
         if let Some(write) = seen
             && !self.held_writes(ticket.node, key).contains(&write)
         {
-            self.hold(
-                ticket.node,
-                key,
-                Held {
-                    write,
-                    since: self.now,
-                    stable: false,
-                    observed: true,
-                },
-            );
+            self.hold(ticket.node, key, Held { write, since: self.now, stable: false, observed: true });
         }
     }
 
@@ -484,19 +395,9 @@ impl Model {
         read: impl Fn(u64) -> Tag,
         busy: impl Fn(u64) -> bool,
     ) -> Result<(), String> {
-        for key in self
-            .history
-            .range((volume, 0)..=(volume, u64::MAX))
-            .map(|(k, _)| *k)
-        {
+        for key in self.history.range((volume, 0)..=(volume, u64::MAX)).map(|(k, _)| *k) {
             if !busy(key.1) {
-                self.check_value(
-                    node,
-                    key,
-                    &self.held_writes(node, key),
-                    read(key.1),
-                    "the disk",
-                )?;
+                self.check_value(node, key, &self.held_writes(node, key), read(key.1), "the disk")?;
             }
         }
         Ok(())
@@ -504,17 +405,13 @@ impl Model {
 
     /// Sectors of a volume that somebody wrote.
     pub fn touched(&self, volume: u16) -> impl Iterator<Item = u64> + '_ {
-        self.history
-            .range((volume, 0)..=(volume, u64::MAX))
-            .map(|(k, _)| k.1)
+        self.history.range((volume, 0)..=(volume, u64::MAX)).map(|(k, _)| k.1)
     }
 
     /// Whether a write to this sector is not completed.
     pub fn write_in_flight(&self, key: Key) -> bool {
         let in_flight = |w: &WriteIx| self.writes[*w as usize].fate == Fate::InFlight;
-        self.history
-            .get(&key)
-            .is_some_and(|h| h.iter().rev().take(64).any(in_flight))
+        self.history.get(&key).is_some_and(|h| h.iter().rev().take(64).any(in_flight))
     }
 
     /// Number of writes so far.

@@ -89,11 +89,7 @@ pub struct NetParams {
 
 impl Default for NetParams {
     fn default() -> Self {
-        NetParams {
-            latency_ns: 100_000,
-            dial_ns: 20_000_000,
-            notice_ns: 50_000_000,
-        }
+        NetParams { latency_ns: 100_000, dial_ns: 20_000_000, notice_ns: 50_000_000 }
     }
 }
 
@@ -161,9 +157,7 @@ impl Net {
             .iter()
             .find(|(_, l)| {
                 let here = l.side_of(node);
-                here.is_some_and(|s| {
-                    l.ends[s].state != EndState::Closed && l.ends[1 - s].node == peer
-                })
+                here.is_some_and(|s| l.ends[s].state != EndState::Closed && l.ends[1 - s].node == peer)
             })
             .map(|(id, _)| *id)
     }
@@ -180,11 +174,7 @@ impl Net {
             up_at: base + rng.delay_ns(self.params.latency_ns),
             negotiated: Negotiated::INITIAL,
         };
-        let link = Link {
-            ends: [end(first), end(second)],
-            dead: false,
-            streams: Default::default(),
-        };
+        let link = Link { ends: [end(first), end(second)], dead: false, streams: Default::default() };
         self.next_link += 1;
         let id = self.next_link;
         (id, self.links.entry(id).or_insert(link))
@@ -213,18 +203,13 @@ impl Net {
         let latency_ns = self.params.latency_ns;
         let link = self.links.get_mut(&id)?;
         let side = link.side_of(from)?;
-        if link.dead
-            || link.ends[side].state != EndState::Up
-            || link.ends[1 - side].state == EndState::Closed
-        {
+        if link.dead || link.ends[side].state != EndState::Up || link.ends[1 - side].state == EndState::Closed {
             return None;
         }
         self.packets += 1;
         let earliest = link.ends[1 - side].up_at + 1;
         let half = &mut link.streams[side][stream];
-        half.last_arrival = (now + rng.delay_ns(latency_ns))
-            .max(half.last_arrival)
-            .max(earliest);
+        half.last_arrival = (now + rng.delay_ns(latency_ns)).max(half.last_arrival).max(earliest);
         half.queue.push_back(frame);
         Some(((id, side, stream), half.last_arrival))
     }
@@ -241,9 +226,7 @@ impl Net {
             return Arrival::Nothing;
         }
         match half.queue.pop_front() {
-            Some(frame) if link.ends[1 - side].state == EndState::Up && !link.dead => {
-                Arrival::Frame(frame)
-            }
+            Some(frame) if link.ends[1 - side].state == EndState::Up && !link.dead => Arrival::Frame(frame),
             _ => Arrival::Nothing,
         }
     }
@@ -296,27 +279,17 @@ impl Net {
     /// Every link between two nodes that at least one of them has.
     pub fn links_between(&self, a: NodeIx, b: NodeIx) -> Vec<u64> {
         let between = |l: &Link| l.side_of(a).is_some() && l.side_of(b).is_some();
-        self.links
-            .iter()
-            .filter(|(_, l)| between(l))
-            .map(|(id, _)| *id)
-            .collect()
+        self.links.iter().filter(|(_, l)| between(l)).map(|(id, _)| *id).collect()
     }
 
     /// Every link of a node that at least one end has.
     pub fn links_of(&self, node: NodeIx) -> Vec<u64> {
-        self.links
-            .iter()
-            .filter(|(_, l)| l.side_of(node).is_some())
-            .map(|(id, _)| *id)
-            .collect()
+        self.links.iter().filter(|(_, l)| l.side_of(node).is_some()).map(|(id, _)| *id).collect()
     }
 
     /// Whether the way between two nodes is cut or stalled.
     pub fn is_disturbed(&self, a: NodeIx, b: NodeIx) -> bool {
-        self.cut.contains(&pair(a, b))
-            || self.stalled.contains(&(a, b))
-            || self.stalled.contains(&(b, a))
+        self.cut.contains(&pair(a, b)) || self.stalled.contains(&(a, b)) || self.stalled.contains(&(b, a))
     }
 }
 

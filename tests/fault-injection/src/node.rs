@@ -202,24 +202,10 @@ impl Node {
         let add_peers = self.saved.peers.iter().map(|p| Command::AddPeer(p.clone()));
         let attach = volumes
             .filter(|v| !self.saved.diskless.contains(&v.volume))
-            .map(|v| Command::Attach {
-                volume: v.volume,
-                backing: self.disks[&v.volume].backing(),
-            });
-        let wanted = self
-            .saved
-            .peers
-            .iter()
-            .filter(|p| !self.saved.unconnected.contains(&p.node_id.index()));
-        let connect = wanted.map(|p| Command::Connect {
-            peer: p.node_id,
-            discard_my_data: false,
-        });
-        add_volumes
-            .chain(add_peers)
-            .chain(attach)
-            .chain(connect)
-            .collect()
+            .map(|v| Command::Attach { volume: v.volume, backing: self.disks[&v.volume].backing() });
+        let wanted = self.saved.peers.iter().filter(|p| !self.saved.unconnected.contains(&p.node_id.index()));
+        let connect = wanted.map(|p| Command::Connect { peer: p.node_id, discard_my_data: false });
+        add_volumes.chain(add_peers).chain(attach).chain(connect).collect()
     }
 
     /// The role as of the last status.
@@ -239,32 +225,25 @@ impl Node {
 
     /// Status of a connection.
     pub fn connection(&self, peer: NodeIx) -> Option<&ConnectionStatus> {
-        self.status
-            .connections
-            .iter()
-            .find(|c| c.peer.index() == peer)
+        self.status.connections.iter().find(|c| c.peer.index() == peer)
     }
 
     /// Connection state, StandAlone if it is not there.
     pub fn conn_state(&self, peer: NodeIx) -> ConnState {
-        self.connection(peer)
-            .map_or(ConnState::StandAlone, |c| c.conn)
+        self.connection(peer).map_or(ConnState::StandAlone, |c| c.conn)
     }
 
     /// Status of a volume on a connection.
     pub fn peer_device(&self, peer: NodeIx, volume: VolumeNr) -> Option<&PeerDeviceStatus> {
-        self.connection(peer)?
-            .peer_devices
-            .iter()
-            .find(|p| p.volume == volume)
+        self.connection(peer)?.peer_devices.iter().find(|p| p.volume == volume)
     }
 
     /// Connected, replicating, UpToDate as this node sees it.
     pub fn sees_in_sync(&self, peer: NodeIx, volume: VolumeNr) -> bool {
         self.conn_state(peer) == ConnState::Connected
-            && self.peer_device(peer, volume).is_some_and(|p| {
-                p.repl == ReplState::Established && p.peer_disk == DiskState::UpToDate
-            })
+            && self
+                .peer_device(peer, volume)
+                .is_some_and(|p| p.repl == ReplState::Established && p.peer_disk == DiskState::UpToDate)
     }
 
     /// One line for people.
@@ -272,12 +251,7 @@ impl Node {
         if !self.is_up() {
             return format!("node {} is down", self.ix);
         }
-        let disks: Vec<String> = self
-            .status
-            .devices
-            .iter()
-            .map(|d| format!("{}:{}", d.volume, d.disk))
-            .collect();
+        let disks: Vec<String> = self.status.devices.iter().map(|d| format!("{}:{}", d.volume, d.disk)).collect();
         let conns: Vec<String> = self
             .status
             .connections
@@ -286,12 +260,7 @@ impl Node {
                 let pds: Vec<String> = c
                     .peer_devices
                     .iter()
-                    .map(|p| {
-                        format!(
-                            "{}:{}/{} oos {}",
-                            p.volume, p.repl, p.peer_disk, p.out_of_sync_sectors
-                        )
-                    })
+                    .map(|p| format!("{}:{}/{} oos {}", p.volume, p.repl, p.peer_disk, p.out_of_sync_sectors))
                     .collect();
                 format!(
                     "->{} {} {} [{}]{}",
@@ -315,10 +284,5 @@ impl Node {
 }
 
 fn empty_status(node_id: NodeId) -> Status {
-    Status {
-        node_id,
-        role: Role::Secondary,
-        devices: Vec::new(),
-        connections: Vec::new(),
-    }
+    Status { node_id, role: Role::Secondary, devices: Vec::new(), connections: Vec::new() }
 }

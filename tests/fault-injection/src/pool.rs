@@ -36,15 +36,7 @@ pub struct Pool {
 impl Pool {
     fn insert(&mut self, tags: Vec<Tag>, core: bool, request: Option<ReqId>) -> BufId {
         self.next += 1;
-        self.bufs.insert(
-            self.next,
-            Buf {
-                tags,
-                core,
-                request,
-                pins: 0,
-            },
-        );
+        self.bufs.insert(self.next, Buf { tags, core, request, pins: 0 });
         BufId(self.next)
     }
 
@@ -61,25 +53,16 @@ impl Pool {
     fn named(&mut self, payload: Payload) -> (&mut Buf, std::ops::Range<usize>) {
         let Payload { buf, offset, len } = payload;
         let Some(found) = self.bufs.get_mut(&buf.0) else {
-            panic!(
-                "buffer {} is named by an action after it was given back",
-                buf.0
-            )
+            panic!("buffer {} is named by an action after it was given back", buf.0)
         };
         assert!(
             found.core || found.request.is_some(),
             "buffer {} is named by an action after the core gave it back",
             buf.0
         );
-        assert!(
-            offset % 512 == 0 && len % 512 == 0 && len > 0,
-            "payload is not made of sectors: {payload:?}"
-        );
+        assert!(offset % 512 == 0 && len % 512 == 0 && len > 0, "payload is not made of sectors: {payload:?}");
         let range = (offset / 512) as usize..((offset + len) / 512) as usize;
-        assert!(
-            range.end <= found.tags.len(),
-            "payload exceeds its buffer: {payload:?}"
-        );
+        assert!(range.end <= found.tags.len(), "payload exceeds its buffer: {payload:?}");
         (found, range)
     }
 
@@ -91,10 +74,7 @@ impl Pool {
 
     /// An action copies between two buffers.
     pub fn copy(&mut self, from: Payload, to: Payload) {
-        assert_eq!(
-            from.len, to.len,
-            "a copy between payloads of different length"
-        );
+        assert_eq!(from.len, to.len, "a copy between payloads of different length");
         let tags = self.read(from);
         let (buf, range) = self.named(to);
         buf.tags[range].copy_from_slice(&tags);
@@ -107,10 +87,7 @@ impl Pool {
 
     /// A disk read into the payload ends, with `tags` if it succeeded.
     pub fn unpin(&mut self, payload: Payload, tags: Option<&[Tag]>) {
-        let buf = self
-            .bufs
-            .get_mut(&payload.buf.0)
-            .expect("a pinned buffer exists");
+        let buf = self.bufs.get_mut(&payload.buf.0).expect("a pinned buffer exists");
         if let Some(tags) = tags {
             let first = (payload.offset / 512) as usize;
             buf.tags[first..first + tags.len()].copy_from_slice(tags);
@@ -121,14 +98,8 @@ impl Pool {
 
     /// The core gives a buffer back.
     pub fn free(&mut self, buf: BufId) {
-        let Some(found) = self.bufs.get_mut(&buf.0) else {
-            panic!("buffer {} is freed twice", buf.0)
-        };
-        assert!(
-            found.request.is_none(),
-            "the core frees buffer {} of a front-end request",
-            buf.0
-        );
+        let Some(found) = self.bufs.get_mut(&buf.0) else { panic!("buffer {} is freed twice", buf.0) };
+        assert!(found.request.is_none(), "the core frees buffer {} of a front-end request", buf.0);
         assert!(found.core, "buffer {} is freed twice", buf.0);
         found.core = false;
         self.drop_unused(buf);
@@ -136,15 +107,9 @@ impl Pool {
 
     /// A request is complete: its buffer goes back to the front end, with what it holds.
     pub fn finish_request(&mut self, buf: BufId, request: ReqId) -> Vec<Tag> {
-        let found = self
-            .bufs
-            .get_mut(&buf.0)
-            .expect("a request's buffer exists until the request completes");
+        let found = self.bufs.get_mut(&buf.0).expect("a request's buffer exists until the request completes");
         assert_eq!(found.request, Some(request));
-        assert_eq!(
-            found.pins, 0,
-            "a request completes while a disk read into its buffer is in flight"
-        );
+        assert_eq!(found.pins, 0, "a request completes while a disk read into its buffer is in flight");
         found.request = None;
         let tags = found.tags.clone();
         self.drop_unused(buf);
@@ -167,13 +132,7 @@ impl Pool {
         self.bufs
             .iter()
             .map(|(nr, b)| {
-                format!(
-                    "[{nr}: {} sectors, core {}, request {:?}, pins {}]",
-                    b.tags.len(),
-                    b.core,
-                    b.request,
-                    b.pins
-                )
+                format!("[{nr}: {} sectors, core {}, request {:?}, pins {}]", b.tags.len(), b.core, b.request, b.pins)
             })
             .take(8)
             .collect()
@@ -185,11 +144,7 @@ mod tests {
     use super::*;
 
     fn whole(buf: BufId, sectors: u32) -> Payload {
-        Payload {
-            buf,
-            offset: 0,
-            len: sectors * 512,
-        }
+        Payload { buf, offset: 0, len: sectors * 512 }
     }
 
     #[test]

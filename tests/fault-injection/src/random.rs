@@ -22,7 +22,10 @@ const CHECKPOINT_EVENTS: u64 = 500;
 /// Virtual time that the healed cluster has to converge.
 const CONVERGE_MS: u64 = 600_000;
 
-/// Kinds of driver events.
+/// Front-end requests of a run, about.
+const REQUESTS: u64 = 2_000;
+
+/// Kinds of driver events; 0 is the load's.
 const FAULT: u32 = 1;
 const MANAGER: u32 = 2;
 const UNDO: u32 = 16;
@@ -77,13 +80,16 @@ enum Undo {
 pub fn run(seed: u64, nodes: usize, record: Record) -> Report {
     let mut rng = Stream::new(seed, "swarm");
     let cluster = swarm_cluster(seed, nodes, record, &mut rng);
+    let phase_ms = rng.between(3_000, 40_000);
+    let depth = *rng.pick(&[1, 4, 16, 32]);
     let mix = Mix {
+        gap_ns: phase_ms * MS * (depth as u64).div_ceil(2) / REQUESTS,
         reads: rng.between(50, 600),
         flushes: *rng.pick(&[5, 30, 150]),
         zeroes: *rng.pick(&[0, 20, 60]),
         fua: *rng.pick(&[0, 30, 200]),
         hot: *rng.pick(&[300, 800, 980]),
-        depth: *rng.pick(&[1, 4, 16, 32]),
+        depth,
     };
     let swarm = Swarm {
         crashes: rng.chance(700),
@@ -93,17 +99,11 @@ pub fn run(seed: u64, nodes: usize, record: Record) -> Report {
         disks: rng.chance(250),
         roles: rng.chance(500),
     };
-    let phase_ms = rng.between(2_000, 40_000);
-    let load = Workload::new(seed, mix, rng.between(2, 40), cluster.volume_sectors[0]);
-    let mut driver = Driver {
-        world: cluster.synced(),
-        load,
-        rng: Stream::new(seed, "driver"),
-        swarm,
-        undo: Vec::new(),
-        faults: 0,
-        healing: false,
-    };
+    let load = Workload::new(seed, mix.clone(), rng.between(2, 40), cluster.volume_sectors[0]);
+    let mut world = cluster.synced();
+    world.label = format!("{}, {mix:?}, {swarm:?}", world.label);
+    let mut driver =
+        Driver { world, load, rng: Stream::new(seed, "driver"), swarm, undo: Vec::new(), faults: 0, healing: false };
     driver.disturb(phase_ms);
     driver.heal();
     let world = &driver.world;
@@ -123,13 +123,7 @@ fn swarm_cluster(seed: u64, nodes: usize, record: Record, rng: &mut Stream) -> C
     let volumes = *rng.pick(&[1, 1, 1, 2]);
     cluster.volume_sectors = (0..volumes).map(|_| rng.between(1_000, 40_000)).collect();
     cluster.placement = *rng.pick(&[Placement::Internal, Placement::FlexExternal]);
-    cluster.net.protocol = *rng.pick(&[
-        Protocol::C,
-        Protocol::C,
-        Protocol::C,
-        Protocol::B,
-        Protocol::A,
-    ]);
+    cluster.net.protocol = *rng.pick(&[Protocol::C, Protocol::C, Protocol::C, Protocol::B, Protocol::A]);
     cluster.disk_latency_ns = *rng.pick(&[20_000, 100_000, 2_000_000]);
     cluster.links.latency_ns = *rng.pick(&[20_000, 100_000, 1_000_000, 10_000_000]);
     cluster.volatile_cache = rng.chance(800);
@@ -183,8 +177,7 @@ impl Driver {
 
     fn any_pair(&mut self) -> (NodeIx, NodeIx) {
         let a = self.any_node();
-        let b = (a + 1 + self.rng.below(self.world.nodes.len() as u64 - 1) as usize)
-            % self.world.nodes.len();
+        let b = (a + 1 + self.rng.below(self.world.nodes.len() as u64 - 1) as usize) % self.world.nodes.len();
         (a, b)
     }
 
@@ -218,11 +211,7 @@ impl Driver {
     }
 
     fn crash_some(&mut self) {
-        let how = if self.rng.chance(600) {
-            Crash::Power
-        } else {
-            Crash::Process
-        };
+        let how = if self.rng.chance(600) { Crash::Power } else { Crash::Process };
         let all = self.rng.chance(100);
         let first = self.any_node();
         let count = self.world.nodes.len();
@@ -237,18 +226,9 @@ impl Driver {
         let volume = VolumeNr(0);
         let faults = match self.rng.below(4) {
             0 => DiskFaults::DEAD,
-            1 => DiskFaults {
-                writes: true,
-                ..DiskFaults::default()
-            },
-            2 => DiskFaults {
-                reads: true,
-                ..DiskFaults::default()
-            },
-            _ => DiskFaults {
-                no_space: true,
-                ..DiskFaults::default()
-            },
+            1 => DiskFaults { writes: true, ..DiskFaults::default() },
+            2 => DiskFaults { reads: true, ..DiskFaults::default() },
+            _ => DiskFaults { no_space: true, ..DiskFaults::default() },
         };
         self.world.set_disk_faults(ix, volume, faults);
         self.ends_later(Undo::Disk(ix), 3_000);
@@ -266,13 +246,7 @@ impl Driver {
                 self.world.admin(a, Command::Promote { force: false });
             }
             _ => {
-                self.world.admin(
-                    a,
-                    Command::Disconnect {
-                        peer: node_id(b),
-                        force: self.rng.chance(500),
-                    },
-                );
+                self.world.admin(a, Command::Disconnect { peer: node_id(b), force: self.rng.chance(500) });
                 self.ends_later(Undo::Connect(a, b), 3_000);
             }
         }
@@ -287,19 +261,9 @@ impl Driver {
         match self.undo[index] {
             Undo::Heal(a, b) => self.world.heal(a, b),
             Undo::Resume(ix) => self.world.resume(ix),
-            Undo::Disk(ix) => self
-                .world
-                .set_disk_faults(ix, VolumeNr(0), DiskFaults::default()),
-            Undo::Connect(a, b)
-                if self.usable(a) && self.world.conn(a, b) == ConnState::StandAlone =>
-            {
-                self.world.admin(
-                    a,
-                    Command::Connect {
-                        peer: node_id(b),
-                        discard_my_data: false,
-                    },
-                );
+            Undo::Disk(ix) => self.world.set_disk_faults(ix, VolumeNr(0), DiskFaults::default()),
+            Undo::Connect(a, b) if self.usable(a) && self.world.conn(a, b) == ConnState::StandAlone => {
+                self.world.admin(a, Command::Connect { peer: node_id(b), discard_my_data: false });
             }
             Undo::Connect(..) => {}
         }
@@ -331,10 +295,7 @@ impl Driver {
                 && node.disk_state(**nr) == DiskState::Diskless
         });
         if let Some((volume, disk)) = loose {
-            let command = Command::Attach {
-                volume: *volume,
-                backing: disk.backing(),
-            };
+            let command = Command::Attach { volume: *volume, backing: disk.backing() };
             self.world.admin(ix, command);
         }
     }
@@ -348,8 +309,7 @@ impl Driver {
         while !self.calm_for_a_while() {
             if !self.world.step(end) {
                 let text = self.world.summary();
-                self.world
-                    .fail(&format!("the healed cluster does not converge:\n{text}"));
+                self.world.fail(&format!("the healed cluster does not converge:\n{text}"));
             }
             self.drive();
             if self.world.now >= next_help {
@@ -381,11 +341,7 @@ impl Driver {
                 }
                 let (a_alone, b_alone) = (alone(a, b), alone(b, a));
                 let victim =
-                    if self.world.role(b) == Role::Primary && self.world.role(a) != Role::Primary {
-                        a
-                    } else {
-                        b
-                    };
+                    if self.world.role(b) == Role::Primary && self.world.role(a) != Role::Primary { a } else { b };
                 self.reconnect(a, b, a_alone, victim == a && a_alone && b_alone);
                 self.reconnect(b, a, b_alone, victim == b && a_alone && b_alone);
             }
@@ -402,12 +358,6 @@ impl Driver {
                 self.world.admin(ix, Command::Demote);
             }
         }
-        self.world.admin(
-            ix,
-            Command::Connect {
-                peer: node_id(peer),
-                discard_my_data,
-            },
-        );
+        self.world.admin(ix, Command::Connect { peer: node_id(peer), discard_my_data });
     }
 }

@@ -10,9 +10,9 @@ pub struct Stream(Pcg64);
 impl Stream {
     /// The stream `name` of the world with this seed.
     pub fn new(seed: u64, name: &str) -> Stream {
-        let salt = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let salt = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         Stream(Pcg64::seed_from_u64(seed ^ salt))
     }
 
@@ -23,11 +23,7 @@ impl Stream {
 
     /// Uniform in `0..bound`; 0 for a bound of 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 {
-            0
-        } else {
-            ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64
-        }
+        if bound == 0 { 0 } else { ((u128::from(self.bits()) * u128::from(bound)) >> 64) as u64 }
     }
 
     /// Uniform in `low..=high`.
@@ -47,11 +43,7 @@ impl Stream {
 
     /// A delay of `base_ns` to twice that, with a tail: one in 50 is up to 20 times as long.
     pub fn delay_ns(&mut self, base_ns: u64) -> u64 {
-        let spread = if self.chance(20) {
-            base_ns * 20
-        } else {
-            base_ns
-        };
+        let spread = if self.chance(20) { base_ns * 20 } else { base_ns };
         base_ns + self.below(spread + 1)
     }
 }

@@ -64,10 +64,7 @@ impl Cluster {
             volume_sectors: vec![32_768],
             placement: Placement::Internal,
             net: NetOptions::default(),
-            disk: DiskOptions {
-                al_extents: 67,
-                ..DiskOptions::default()
-            },
+            disk: DiskOptions { al_extents: 67, ..DiskOptions::default() },
             links: NetParams::default(),
             disk_latency_ns: 100_000,
             volatile_cache: true,
@@ -81,13 +78,21 @@ impl Cluster {
     /// The world, every node down.
     pub fn build(&self) -> World {
         let nodes = (0..self.nodes).map(|ix| self.node(ix)).collect();
-        World::new(
-            self.seed,
-            nodes,
-            Net::new(self.links),
-            self.make_core,
-            self.record,
-        )
+        let net = Net::new(self.links);
+        let mut world = World::new(self.seed, nodes, net, self.make_core, self.record);
+        world.label = format!(
+            "{} nodes, {:?}, sectors {:?}, {:?}, al-extents {}, disk {} us, net {} us, cache {}, discard {}",
+            self.nodes,
+            self.net.protocol,
+            self.volume_sectors,
+            self.placement,
+            self.disk.al_extents,
+            self.disk_latency_ns / 1000,
+            self.links.latency_ns / 1000,
+            self.volatile_cache,
+            self.discard,
+        );
+        world
     }
 
     /// The world, every node up, attached and connected, all data Inconsistent.
@@ -96,22 +101,10 @@ impl Cluster {
         for ix in 0..self.nodes {
             world.start(ix);
         }
-        let done = world.run_until(
-            |w| {
-                w.nodes
-                    .iter()
-                    .all(|n| n.boot.is_empty() && n.boot_waits.is_none())
-            },
-            BUDGET_MS,
-        );
+        let done = world.run_until(|w| w.nodes.iter().all(|n| n.boot.is_empty() && n.boot_waits.is_none()), BUDGET_MS);
         assert!(done, "the nodes do not start:\n{}", world.summary());
         for node in &world.nodes {
-            assert!(
-                node.boot_errors.is_empty(),
-                "node {} starts with errors: {:?}",
-                node.ix,
-                node.boot_errors
-            );
+            assert!(node.boot_errors.is_empty(), "node {} starts with errors: {:?}", node.ix, node.boot_errors);
         }
         let connected = world.run_until(World::all_connected, BUDGET_MS);
         assert!(connected, "the nodes do not connect:\n{}", world.summary());
@@ -146,15 +139,8 @@ impl Cluster {
             unconnected: BTreeSet::new(),
         };
         let disks = self.volume_sectors.iter().enumerate();
-        let disks: BTreeMap<VolumeNr, Disk> = disks
-            .map(|(nr, size)| (VolumeNr(nr as u16), self.disk(*size)))
-            .collect();
-        Node::new(
-            ix,
-            saved,
-            disks,
-            Stream::new(self.seed, &format!("core {ix}")),
-        )
+        let disks: BTreeMap<VolumeNr, Disk> = disks.map(|(nr, size)| (VolumeNr(nr as u16), self.disk(*size))).collect();
+        Node::new(ix, saved, disks, Stream::new(self.seed, &format!("core {ix}")))
     }
 
     /// A formatted disk whose usable size is at least this.
@@ -174,11 +160,7 @@ impl Cluster {
         };
         let created = create_md(&CreateParams::new(layout)).expect("a sound layout");
         let internal = self.placement == Placement::Internal;
-        let md_sectors = if internal {
-            layout.backing_size_sectors
-        } else {
-            layout.md_size_sectors
-        };
+        let md_sectors = if internal { layout.backing_size_sectors } else { layout.md_size_sectors };
         let mut disk = Disk::new(DiskParams {
             size_sectors: layout.backing_size_sectors,
             placement: self.placement,
@@ -189,11 +171,7 @@ impl Cluster {
             latency_ns: self.disk_latency_ns,
             discard: self.discard,
         });
-        for MdWrite {
-            offset_bytes,
-            content,
-        } in created.writes
-        {
+        for MdWrite { offset_bytes, content } in created.writes {
             match content {
                 WriteContent::Zeros(_) => {}
                 WriteContent::Bytes(bytes) => {
@@ -209,11 +187,7 @@ impl Cluster {
 
 /// `ZEA_SIM_TRACE=1` prints every event of explicit scenarios.
 fn record_from_environment() -> Record {
-    if std::env::var_os("ZEA_SIM_TRACE").is_some() {
-        Record::Print
-    } else {
-        Record::Ring
-    }
+    if std::env::var_os("ZEA_SIM_TRACE").is_some() { Record::Print } else { Record::Ring }
 }
 
 impl Drop for World {
@@ -222,12 +196,8 @@ impl Drop for World {
             for line in self.trace.lines() {
                 eprintln!("{line}");
             }
-            eprintln!(
-                "seed {}, {} events, at {:.3} ms",
-                self.seed,
-                self.events,
-                self.now as f64 / 1e6
-            );
+            eprintln!("{}", self.label);
+            eprintln!("seed {}, {} events, at {:.3} ms", self.seed, self.events, self.now as f64 / 1e6);
             eprintln!("{}", self.summary());
         }
     }
@@ -266,9 +236,7 @@ impl World {
     pub fn command(&mut self, ix: NodeIx, command: Command) -> Result<(), AdminError> {
         let text = format!("the answer of node {ix} to {command:?}");
         let tag = self.admin(ix, command);
-        self.expect(&text, |w| {
-            w.replies.contains_key(&tag) || !w.nodes[ix].is_up()
-        });
+        self.expect(&text, |w| w.replies.contains_key(&tag) || !w.nodes[ix].is_up());
         self.replies.remove(&tag).expect("the node did not die")
     }
 
@@ -276,65 +244,31 @@ impl World {
     pub fn must(&mut self, ix: NodeIx, command: Command) {
         let text = format!("{command:?}");
         if let Err(error) = self.command(ix, command) {
-            self.fail(&format!(
-                "node {ix} refuses {text}: {} ({})",
-                error.message, error.code
-            ));
+            self.fail(&format!("node {ix} refuses {text}: {} ({})", error.message, error.code));
         }
     }
 
     /// Submits a request to the front end of a node.
-    pub fn submit(
-        &mut self,
-        ix: NodeIx,
-        volume: VolumeNr,
-        op: Op,
-        sector: u64,
-        sectors: u64,
-        fua: bool,
-    ) -> ReqId {
+    pub fn submit(&mut self, ix: NodeIx, volume: VolumeNr, op: Op, sector: u64, sectors: u64, fua: bool) -> ReqId {
         let id = ReqId(self.fresh_id());
         let key = (volume.0, sector);
         let (purpose, tags) = match op {
-            Op::Read => (
-                Purpose::Read(self.model.read_begins(ix, key, sectors)),
-                Some(vec![POISON; sectors as usize]),
-            ),
+            Op::Read => (Purpose::Read(self.model.read_begins(ix, key, sectors)), Some(vec![POISON; sectors as usize])),
             Op::Write => {
                 let (write, tags) = self.model.write_begins(ix, key, sectors, false);
                 (Purpose::Write(write), Some(tags))
             }
-            Op::Discard | Op::WriteZeroes { .. } => (
-                Purpose::Write(self.model.write_begins(ix, key, sectors, true).0),
-                None,
-            ),
+            Op::Discard | Op::WriteZeroes { .. } => {
+                (Purpose::Write(self.model.write_begins(ix, key, sectors, true).0), None)
+            }
             Op::Flush => (Purpose::Flush(self.model.flush_begins()), None),
         };
         let len = (sectors * 512) as u32;
         let node = &mut self.nodes[ix];
         let buf = tags.map(|tags| node.pool.give_to_request(tags, id));
-        let payload = buf.map(|buf| Payload {
-            buf,
-            offset: 0,
-            len,
-        });
-        let request = Request {
-            id,
-            volume,
-            op,
-            sector,
-            len,
-            payload,
-            fua,
-        };
-        node.requests.insert(
-            id,
-            Pending {
-                request,
-                purpose,
-                buf,
-            },
-        );
+        let payload = buf.map(|buf| Payload { buf, offset: 0, len });
+        let request = Request { id, volume, op, sector, len, payload, fua };
+        node.requests.insert(id, Pending { request, purpose, buf });
         self.feed(ix, Input::Request(request));
         id
     }
@@ -359,9 +293,7 @@ impl World {
     /// # Errors
     /// What the front end got.
     pub fn wait(&mut self, req: ReqId) -> Result<(), IoError> {
-        self.expect(&format!("the end of request {}", req.0), |w| {
-            w.outcomes.contains_key(&req)
-        });
+        self.expect(&format!("the end of request {}", req.0), |w| w.outcomes.contains_key(&req));
         match self.outcomes[&req] {
             Outcome::Done(result) => result,
             Outcome::Lost => panic!("the node died before request {} ended", req.0),
@@ -372,22 +304,14 @@ impl World {
     pub fn write_ok(&mut self, ix: NodeIx, sector: u64, sectors: u64) {
         let req = self.write(ix, sector, sectors);
         let result = self.wait(req);
-        assert_eq!(
-            result,
-            Ok(()),
-            "write of {sectors} sectors at {sector} on node {ix}"
-        );
+        assert_eq!(result, Ok(()), "write of {sectors} sectors at {sector} on node {ix}");
     }
 
     /// Reads from volume 0 and waits; it has to succeed, the model checks what it returns.
     pub fn read_ok(&mut self, ix: NodeIx, sector: u64, sectors: u64) {
         let req = self.read(ix, sector, sectors);
         let result = self.wait(req);
-        assert_eq!(
-            result,
-            Ok(()),
-            "read of {sectors} sectors at {sector} on node {ix}"
-        );
+        assert_eq!(result, Ok(()), "read of {sectors} sectors at {sector} on node {ix}");
     }
 
     /// Flushes volume 0 and waits; it has to succeed.
@@ -404,8 +328,7 @@ impl World {
 
     /// Whether both nodes see each other as connected.
     pub fn is_connected(&self, a: NodeIx, b: NodeIx) -> bool {
-        self.nodes[a].conn_state(b) == ConnState::Connected
-            && self.nodes[b].conn_state(a) == ConnState::Connected
+        self.nodes[a].conn_state(b) == ConnState::Connected && self.nodes[b].conn_state(a) == ConnState::Connected
     }
 
     /// Connection state as one node sees it.
@@ -426,9 +349,7 @@ impl World {
     /// Sectors of volume 0 that a node marks out of sync towards a peer.
     pub fn out_of_sync(&mut self, ix: NodeIx, peer: NodeIx) -> u64 {
         self.refresh(ix);
-        self.nodes[ix]
-            .peer_device(peer, V0)
-            .map_or(0, |p| p.out_of_sync_sectors)
+        self.nodes[ix].peer_device(peer, V0).map_or(0, |p| p.out_of_sync_sectors)
     }
 
     /// Everything connects, is UpToDate, comes to rest, and is equal.
@@ -447,31 +368,16 @@ impl World {
     /// Data on the disk of one node before the world begins.
     pub fn preset(&mut self, ix: NodeIx, volume: VolumeNr, sector: u64, sectors: u64) {
         let tags = self.model.preset(ix, (volume.0, sector), sectors);
-        self.nodes[ix]
-            .disks
-            .get_mut(&volume)
-            .expect("a volume of this node")
-            .preset(sector, &tags);
+        self.nodes[ix].disks.get_mut(&volume).expect("a volume of this node").preset(sector, &tags);
     }
 
     /// Changes the saved configuration of a node and tells its core.
     pub fn set_net_options(&mut self, ix: NodeIx, peer: NodeIx, net: NetOptions) {
-        for saved in self.nodes[ix]
-            .saved
-            .peers
-            .iter_mut()
-            .filter(|p| p.node_id.index() == peer)
-        {
+        for saved in self.nodes[ix].saved.peers.iter_mut().filter(|p| p.node_id.index() == peer) {
             saved.net = net.clone();
         }
         if self.nodes[ix].is_up() {
-            self.must(
-                ix,
-                Command::SetNetOptions {
-                    peer: node_id(peer),
-                    net,
-                },
-            );
+            self.must(ix, Command::SetNetOptions { peer: node_id(peer), net });
         }
     }
 }

@@ -27,18 +27,12 @@ pub struct Trace {
 impl Trace {
     /// An empty trace.
     pub fn new(record: Record) -> Trace {
-        Trace {
-            record,
-            hash: 0xcbf2_9ce4_8422_2325,
-            ring: VecDeque::new(),
-        }
+        Trace { record, hash: 0xcbf2_9ce4_8422_2325, ring: VecDeque::new() }
     }
 
     /// Adds a number to the hash.
     pub fn add(&mut self, word: u64) {
-        self.hash = (self.hash ^ word)
-            .wrapping_mul(0x0000_0100_0000_01b3)
-            .rotate_left(23);
+        self.hash = (self.hash ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(23);
     }
 
     /// Adds bytes to the hash.

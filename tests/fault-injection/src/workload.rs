@@ -6,7 +6,10 @@ use zea_wire::state::Role;
 
 use crate::net::NodeIx;
 use crate::rng::Stream;
-use crate::world::World;
+use crate::world::{Event, World};
+
+/// Driver event that only lets the load look again.
+pub const WAKE: u32 = 0;
 
 /// What the load is like, in parts of 1000.
 #[derive(Debug, Clone)]
@@ -23,18 +26,13 @@ pub struct Mix {
     pub hot: u64,
     /// Requests in flight for each Primary.
     pub depth: usize,
+    /// Pause between two bursts; 0: whenever a request ends, the next one follows.
+    pub gap_ns: u64,
 }
 
 impl Default for Mix {
     fn default() -> Self {
-        Mix {
-            reads: 300,
-            flushes: 30,
-            zeroes: 20,
-            fua: 30,
-            hot: 700,
-            depth: 8,
-        }
+        Mix { reads: 300, flushes: 30, zeroes: 20, fua: 30, hot: 700, depth: 8, gap_ns: 0 }
     }
 }
 
@@ -44,20 +42,26 @@ pub struct Workload {
     rng: Stream,
     mix: Mix,
     hot: Vec<u64>,
+    next_at: u64,
 }
 
 impl Workload {
     /// A load with a hot set of `hot_blocks` blocks of 4 KiB, spread over the first volume.
     pub fn new(seed: u64, mix: Mix, hot_blocks: u64, sectors: u64) -> Workload {
         let mut rng = Stream::new(seed, "workload");
-        let hot = (0..hot_blocks)
-            .map(|_| rng.below(sectors / 8) * 8)
-            .collect();
-        Workload { rng, mix, hot }
+        let hot = (0..hot_blocks).map(|_| rng.below(sectors / 8) * 8).collect();
+        Workload { rng, mix, hot, next_at: 0 }
     }
 
     /// Tops up the requests of every Primary. Call it after every event.
     pub fn step(&mut self, world: &mut World) {
+        if world.now < self.next_at {
+            return;
+        }
+        if self.mix.gap_ns > 0 {
+            self.next_at = world.now + self.rng.between(self.mix.gap_ns / 4, self.mix.gap_ns * 2);
+            world.at(self.next_at, Event::Driver { what: WAKE });
+        }
         for ix in 0..world.nodes.len() {
             let node = &world.nodes[ix];
             if node.is_up() && !node.paused && node.role() == Role::Primary {
@@ -68,7 +72,9 @@ impl Workload {
 
     /// Tops up the requests of one node, but submits no more than `depth` at one instant.
     pub fn top_up(&mut self, world: &mut World, ix: NodeIx) {
-        for _ in 0..self.mix.depth {
+        let burst =
+            if self.mix.gap_ns > 0 { self.rng.between(1, self.mix.depth as u64) as usize } else { self.mix.depth };
+        for _ in 0..burst {
             if world.nodes[ix].requests.len() >= self.mix.depth || !world.nodes[ix].is_up() {
                 return;
             }
@@ -93,9 +99,7 @@ impl Workload {
         let op = match kind - flushes {
             k if k < reads => Op::Read,
             k if k < reads + zeroes / 2 => Op::Discard,
-            k if k < reads + zeroes => Op::WriteZeroes {
-                unmap: self.rng.chance(500),
-            },
+            k if k < reads + zeroes => Op::WriteZeroes { unmap: self.rng.chance(500) },
             _ => Op::Write,
         };
         let fua = op == Op::Write && self.rng.chance(self.mix.fua);
@@ -108,16 +112,9 @@ impl Workload {
             1..=3 => 8 * self.rng.between(2, 16),
             _ => 8,
         };
-        let start = if self.rng.chance(self.mix.hot) {
-            *self.rng.pick(&self.hot)
-        } else {
-            self.rng.below(size / 8) * 8
-        };
-        let start = if self.rng.chance(50) {
-            start + self.rng.below(8)
-        } else {
-            start
-        };
+        let start =
+            if self.rng.chance(self.mix.hot) { *self.rng.pick(&self.hot) } else { self.rng.below(size / 8) * 8 };
+        let start = if self.rng.chance(50) { start + self.rng.below(8) } else { start };
         let sectors = sectors.min(size);
         (start.min(size - sectors), sectors)
     }

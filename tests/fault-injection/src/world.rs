@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use zea_core::io::{
-    Action, AdminError, AdminTag, BufId, Command, DiskCmd, DiskTag, Input, IoError, LinkId,
-    LinkLost, Outbox, Payload, ReqId, Time,
+    Action, AdminError, AdminTag, BufId, Command, DiskCmd, DiskTag, Input, IoError, LinkId, LinkLost, Outbox, Payload,
+    ReqId, Time,
 };
 use zea_wire::ids::{NodeId, VolumeNr};
 
@@ -25,29 +25,15 @@ const TIMERS_AT_ONE_INSTANT: u32 = 1000;
 #[derive(Debug, Clone)]
 pub enum Event {
     /// A disk command ends.
-    Disk {
-        node: NodeIx,
-        run: u32,
-        volume: VolumeNr,
-        tag: DiskTag,
-    },
+    Disk { node: NodeIx, run: u32, volume: VolumeNr, tag: DiskTag },
     /// The deadline of a core.
     Timer { node: NodeIx, run: u32, at: u64 },
     /// Both ends of a new link.
     LinkUp { node: NodeIx, run: u32, link: u64 },
     /// A link is lost.
-    LinkDown {
-        node: NodeIx,
-        run: u32,
-        link: u64,
-        lost: LinkLost,
-    },
+    LinkDown { node: NodeIx, run: u32, link: u64, lost: LinkLost },
     /// The next frame of a stream arrives at this node.
-    Frame {
-        node: NodeIx,
-        run: u32,
-        stream: StreamId,
-    },
+    Frame { node: NodeIx, run: u32, stream: StreamId },
     /// Two nodes may connect.
     Dial { a: NodeIx, b: NodeIx },
     /// The start-up goes on.
@@ -113,6 +99,8 @@ pub enum Outcome {
 pub struct World {
     /// The seed, for reports.
     pub seed: u64,
+    /// What kind of run it is, for reports.
+    pub label: String,
     /// Virtual nanoseconds since the begin.
     pub now: u64,
     /// Nodes by index.
@@ -149,15 +137,10 @@ pub struct World {
 
 impl World {
     /// A world of these nodes, none of them started.
-    pub fn new(
-        seed: u64,
-        nodes: Vec<Node>,
-        net: Net,
-        make_core: MakeCore,
-        record: Record,
-    ) -> World {
+    pub fn new(seed: u64, nodes: Vec<Node>, net: Net, make_core: MakeCore, record: Record) -> World {
         World {
             seed,
+            label: String::new(),
             now: 0,
             model: Model::new(nodes.len()),
             checks: Checks::default(),
@@ -190,11 +173,7 @@ impl World {
     /// Adds an event.
     pub fn at(&mut self, at: u64, event: Event) {
         self.seq += 1;
-        self.heap.push(Reverse(Queued {
-            at: at.max(self.now),
-            seq: self.seq,
-            event,
-        }));
+        self.heap.push(Reverse(Queued { at: at.max(self.now), seq: self.seq, event }));
     }
 
     /// A number that was not used before.
@@ -229,14 +208,10 @@ impl World {
             }
         }
         match event {
-            Event::Disk {
-                node, volume, tag, ..
-            } => self.disk_done(node, volume, tag),
+            Event::Disk { node, volume, tag, .. } => self.disk_done(node, volume, tag),
             Event::Timer { node, at, .. } => self.timer(node, at),
             Event::LinkUp { node, link, .. } => self.link_up(node, link),
-            Event::LinkDown {
-                node, link, lost, ..
-            } => self.link_down(node, link, lost),
+            Event::LinkDown { node, link, lost, .. } => self.link_down(node, link, lost),
             Event::Frame { node, stream, .. } => self.frame(node, stream),
             Event::Dial { a, b } => self.dial(a, b),
             Event::Boot { node, .. } => self.boot_step(node),
@@ -250,8 +225,7 @@ impl World {
     /// Gives an input to a core and carries out what it wants.
     pub fn feed(&mut self, ix: NodeIx, input: Input<'_>) {
         let now = self.now;
-        self.trace
-            .line(now, || format!("n{ix} <- {}", describe_input(&input)));
+        self.trace.line(now, || format!("n{ix} <- {}", describe_input(&input)));
         let mut out = std::mem::take(&mut self.out);
         let node = &mut self.nodes[ix];
         let core = node.core.as_mut().expect("inputs go to nodes that are up");
@@ -259,8 +233,7 @@ impl World {
         core.check_invariants();
         let mut state_changed = false;
         for action in out.drain(..) {
-            self.trace
-                .line(now, || format!("n{ix} -> {}", describe_action(&action)));
+            self.trace.line(now, || format!("n{ix} -> {}", describe_action(&action)));
             state_changed |= matches!(&action, Action::Event(e) if !matches!(e, zea_core::event::Event::Notice { .. }));
             self.carry_out(ix, action);
         }
@@ -295,33 +268,22 @@ impl World {
         if due.is_none_or(|Time(d)| d > self.now) {
             return self.arm_timer(ix);
         }
-        self.timers_now = if self.timers_now.0 == self.now {
-            (self.now, self.timers_now.1 + 1)
-        } else {
-            (self.now, 1)
-        };
+        self.timers_now = if self.timers_now.0 == self.now { (self.now, self.timers_now.1 + 1) } else { (self.now, 1) };
         if self.timers_now.1 > TIMERS_AT_ONE_INSTANT {
-            self.fail(&format!("node {ix} wants a timer at {at} again and again: a timer input does not move its deadline"));
+            self.fail(&format!(
+                "node {ix} wants a timer at {at} again and again: a timer input does not move its deadline"
+            ));
         }
         self.feed(ix, Input::Timer);
     }
 
     fn disk_done(&mut self, ix: NodeIx, volume: VolumeNr, tag: DiskTag) {
         let node = &mut self.nodes[ix];
-        let disk = node
-            .disks
-            .get_mut(&volume)
-            .expect("a command was given to it");
-        let Done {
-            cmd,
-            result,
-            tags,
-            meta,
-        } = disk.complete(tag, &mut self.disk_rng);
+        let disk = node.disks.get_mut(&volume).expect("a command was given to it");
+        let Done { cmd, result, tags, meta } = disk.complete(tag, &mut self.disk_rng);
         self.trace.add(tag.0 ^ u64::from(result.is_err()));
         if let Some(payload) = disk::read_target(&cmd) {
-            node.pool
-                .unpin(payload, result.is_ok().then_some(&tags[..]));
+            node.pool.unpin(payload, result.is_ok().then_some(&tags[..]));
         }
         let buf = match &cmd {
             DiskCmd::ReadNew { .. } if result.is_ok() => Some(node.pool.give_to_core(tags)),
@@ -331,16 +293,7 @@ impl World {
             DiskCmd::MetaWrite { block, .. } => Some(block),
             _ => None,
         };
-        self.feed(
-            ix,
-            Input::DiskDone {
-                tag,
-                result,
-                buf,
-                meta: &meta,
-                block,
-            },
-        );
+        self.feed(ix, Input::DiskDone { tag, result, buf, meta: &meta, block });
     }
 
     fn dial(&mut self, a: NodeIx, b: NodeIx) {
@@ -353,14 +306,7 @@ impl World {
         let ends = link.ends.clone();
         for end in ends {
             let run = self.nodes[end.node].run;
-            self.at(
-                end.up_at,
-                Event::LinkUp {
-                    node: end.node,
-                    run,
-                    link: id,
-                },
-            );
+            self.at(end.up_at, Event::LinkUp { node: end.node, run, link: id });
         }
     }
 
@@ -374,14 +320,7 @@ impl World {
         }
         link.ends[side].state = EndState::Up;
         let peer = node_id(link.ends[1 - side].node);
-        self.feed(
-            ix,
-            Input::LinkUp {
-                peer,
-                link: LinkId(id),
-                resolve_conflicts: side == 1,
-            },
-        );
+        self.feed(ix, Input::LinkUp { peer, link: LinkId(id), resolve_conflicts: side == 1 });
     }
 
     fn link_down(&mut self, ix: NodeIx, id: u64, lost: LinkLost) {
@@ -402,14 +341,7 @@ impl World {
             EndState::Up => {}
         }
         self.close_end(id, ix);
-        self.feed(
-            ix,
-            Input::LinkDown {
-                peer: node_id(peer),
-                link: LinkId(id),
-                lost,
-            },
-        );
+        self.feed(ix, Input::LinkDown { peer: node_id(peer), link: LinkId(id), lost });
     }
 
     /// Closes an end; the way may be free now for a new link.
@@ -443,29 +375,14 @@ impl World {
         let payload_len = tags.as_ref().map_or(0, |t| t.len() * 512);
         let decoded = match codec::decode(&negotiated, nr, &bytes, payload_len) {
             Ok(decoded) => decoded,
-            Err(error) => self.fail(&format!(
-                "node {ix} cannot decode what node {from} sent: {error}"
-            )),
+            Err(error) => self.fail(&format!("node {ix} cannot decode what node {from} sent: {error}")),
         };
         let payload = tags.map(|tags| {
             let len = payload_len as u32;
-            Payload {
-                buf: self.nodes[ix].pool.give_to_core(tags),
-                offset: 0,
-                len,
-            }
+            Payload { buf: self.nodes[ix].pool.give_to_core(tags), offset: 0, len }
         });
         let codec::Decoded { volume, packet } = decoded;
-        self.feed(
-            ix,
-            Input::Packet {
-                peer: node_id(from),
-                link: LinkId(id),
-                volume,
-                packet,
-                payload,
-            },
-        );
+        self.feed(ix, Input::Packet { peer: node_id(from), link: LinkId(id), volume, packet, payload });
     }
 
     /// Gives an admin command to a node.
@@ -516,24 +433,16 @@ impl World {
                 self.dial_soon(ix, peer);
             }
             Action::Disconnect { peer } => self.disconnect(ix, peer.index()),
-            Action::SetNegotiated {
-                link: LinkId(id),
-                negotiated,
-                ..
-            } => {
+            Action::SetNegotiated { link: LinkId(id), negotiated, .. } => {
                 if let Some(link) = self.net.link_mut(id)
                     && let Some(side) = link.side_of(ix)
                 {
                     link.ends[side].negotiated = negotiated;
                 }
             }
-            Action::Send {
-                link: LinkId(id),
-                volume,
-                packet,
-                payload,
-                ..
-            } => self.send(ix, id, volume, &packet, payload),
+            Action::Send { link: LinkId(id), volume, packet, payload, .. } => {
+                self.send(ix, id, volume, &packet, payload)
+            }
             Action::Disk { tag, volume, cmd } => self.disk_submit(ix, volume, tag, cmd),
             Action::CloseDisk { volume } => {
                 let node = &mut self.nodes[ix];
@@ -542,10 +451,7 @@ impl World {
                     "CloseDisk while commands are in flight: {}",
                     node.disks[&volume].describe_in_flight()
                 );
-                assert!(
-                    node.attached.remove(&volume),
-                    "CloseDisk of a volume that is not open"
-                );
+                assert!(node.attached.remove(&volume), "CloseDisk of a volume that is not open");
             }
             Action::Complete { req, result } => self.complete(ix, req, result),
             Action::Copy { from, to } => self.nodes[ix].pool.copy(from, to),
@@ -583,33 +489,18 @@ impl World {
             return;
         }
         let bytes = codec::encode(&link.ends[side].negotiated, volume, packet, payload);
-        self.send_frame(
-            ix,
-            id,
-            codec::stream_index(packet),
-            Frame::Packet { bytes, tags },
-        );
+        self.send_frame(ix, id, codec::stream_index(packet), Frame::Packet { bytes, tags });
     }
 
     fn send_frame(&mut self, ix: NodeIx, id: u64, stream: usize, frame: Frame) {
-        let Some((stream, at)) = self
-            .net
-            .send(id, ix, stream, frame, self.now, &mut self.net_rng)
-        else {
+        let Some((stream, at)) = self.net.send(id, ix, stream, frame, self.now, &mut self.net_rng) else {
             return;
         };
         let Some(peer) = self.net.link(id).and_then(|l| l.peer_of(ix)) else {
             return;
         };
         let run = self.nodes[peer].run;
-        self.at(
-            at,
-            Event::Frame {
-                node: peer,
-                run,
-                stream,
-            },
-        );
+        self.at(at, Event::Frame { node: peer, run, stream });
     }
 
     fn disk_submit(&mut self, ix: NodeIx, volume: VolumeNr, tag: DiskTag, cmd: DiskCmd) {
@@ -627,35 +518,17 @@ impl World {
             }
             _ => Vec::new(),
         };
-        let latency = node.disks.get_mut(&volume).expect("it is attached").submit(
-            tag,
-            cmd,
-            tags,
-            &mut self.disk_rng,
-        );
+        let latency = node.disks.get_mut(&volume).expect("it is attached").submit(tag, cmd, tags, &mut self.disk_rng);
         let run = node.run;
-        self.at(
-            self.now + latency,
-            Event::Disk {
-                node: ix,
-                run,
-                volume,
-                tag,
-            },
-        );
+        self.at(self.now + latency, Event::Disk { node: ix, run, volume, tag });
     }
 
     fn complete(&mut self, ix: NodeIx, req: ReqId, result: Result<(), IoError>) {
         self.trace.add(req.0 ^ u64::from(result.is_err()) << 63);
         let Some(pending) = self.nodes[ix].requests.remove(&req) else {
-            self.fail(&format!(
-                "node {ix} completes request {} that is not in flight",
-                req.0
-            ))
+            self.fail(&format!("node {ix} completes request {} that is not in flight", req.0))
         };
-        let tags = pending
-            .buf
-            .map(|buf: BufId| self.nodes[ix].pool.finish_request(buf, req));
+        let tags = pending.buf.map(|buf: BufId| self.nodes[ix].pool.finish_request(buf, req));
         self.outcomes.insert(req, Outcome::Done(result));
         let volume = pending.request.volume;
         match (pending.purpose, result) {
@@ -667,12 +540,11 @@ impl World {
             }
             (Purpose::Write(write), Ok(())) => {
                 let holders = self.holders(ix, volume, false);
-                let stable = if pending.request.fua {
-                    self.holders(ix, volume, true)
-                } else {
-                    Vec::new()
-                };
+                let stable = if pending.request.fua { self.holders(ix, volume, true) } else { Vec::new() };
                 self.model.write_acked(write, &holders, &stable);
+                if self.in_sync_without_waiting(ix, volume) {
+                    self.model.write_is_weak(write);
+                }
             }
             (Purpose::Write(write), Err(_)) => self.model.write_unknown(write),
             (Purpose::Flush(ticket), Ok(())) => {
@@ -699,10 +571,7 @@ impl World {
     fn reply(&mut self, ix: NodeIx, tag: AdminTag, result: Result<(), AdminError>) {
         let node = &mut self.nodes[ix];
         if !node.admin.remove(&tag) {
-            self.fail(&format!(
-                "node {ix} answers admin command {} that does not wait",
-                tag.0
-            ));
+            self.fail(&format!("node {ix} answers admin command {} that does not wait", tag.0));
         }
         if node.boot_waits == Some(tag) {
             node.boot_waits = None;
@@ -723,32 +592,11 @@ pub fn node_id(ix: NodeIx) -> NodeId {
 
 fn describe_input(input: &Input<'_>) -> String {
     match input {
-        Input::DiskDone {
-            tag,
-            result,
-            buf,
-            meta,
-            ..
-        } => {
-            format!(
-                "DiskDone {} {result:?} buf {:?} meta {} bytes",
-                tag.0,
-                buf.map(|b| b.0),
-                meta.len()
-            )
+        Input::DiskDone { tag, result, buf, meta, .. } => {
+            format!("DiskDone {} {result:?} buf {:?} meta {} bytes", tag.0, buf.map(|b| b.0), meta.len())
         }
-        Input::Packet {
-            peer,
-            volume,
-            packet,
-            payload,
-            ..
-        } => {
-            format!(
-                "n{peer} vol {:?} {packet:?} payload {:?}",
-                volume.map(|v| v.0),
-                payload.map(|p| p.len)
-            )
+        Input::Packet { peer, volume, packet, payload, .. } => {
+            format!("n{peer} vol {:?} {packet:?} payload {:?}", volume.map(|v| v.0), payload.map(|p| p.len))
         }
         other => format!("{other:?}"),
     }
@@ -759,18 +607,8 @@ fn describe_action(action: &Action) -> String {
         Action::Disk { tag, volume, cmd } => {
             format!("Disk {} vol {volume} {}", tag.0, disk::summary(cmd))
         }
-        Action::Send {
-            peer,
-            volume,
-            packet,
-            payload,
-            ..
-        } => {
-            format!(
-                "n{peer} vol {:?} {packet:?} payload {:?}",
-                volume.map(|v| v.0),
-                payload.map(|p| p.len)
-            )
+        Action::Send { peer, volume, packet, payload, .. } => {
+            format!("n{peer} vol {:?} {packet:?} payload {:?}", volume.map(|v| v.0), payload.map(|p| p.len))
         }
         other => format!("{other:?}"),
     }

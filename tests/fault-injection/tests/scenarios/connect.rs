@@ -39,10 +39,7 @@ fn sim_initial_full_sync_of_three_nodes() {
     w.settle();
     for ix in 1..3 {
         w.refresh(ix);
-        let received = w.nodes[ix]
-            .peer_device(0, V0)
-            .expect("a peer device")
-            .received_sectors;
+        let received = w.nodes[ix].peer_device(0, V0).expect("a peer device").received_sectors;
         assert!(received >= 32_768, "node {ix} received {received} sectors");
     }
 }
@@ -60,11 +57,7 @@ fn sim_writes_go_on_during_the_initial_sync() {
 #[test]
 fn sim_several_volumes_and_odd_sizes() {
     for placement in [Placement::Internal, Placement::FlexExternal] {
-        let cluster = Cluster {
-            volume_sectors: vec![2_049, 64 * 8 * 33 + 5, 12_345],
-            placement,
-            ..Cluster::new(3)
-        };
+        let cluster = Cluster { volume_sectors: vec![2_049, 64 * 8 * 33 + 5, 12_345], placement, ..Cluster::new(3) };
         let mut w = cluster.synced();
         for volume in [0, 1, 2].map(zea_wire::ids::VolumeNr) {
             let size = w.nodes[0].device(volume).expect("a volume").size_sectors;
@@ -95,18 +88,10 @@ fn sim_role_changes_back_and_forth() {
 #[test]
 fn sim_both_promote_at_once_and_one_wins() {
     for seed in 0..20 {
-        let mut w = Cluster {
-            seed,
-            ..Cluster::new(3)
-        }
-        .synced();
+        let mut w = Cluster { seed, ..Cluster::new(3) }.synced();
         w.must(0, Command::Demote);
-        let tags: Vec<_> = [1, 2]
-            .map(|ix| w.admin(ix, Command::Promote { force: false }))
-            .into();
-        w.expect("both answers", |w| {
-            tags.iter().all(|t| w.replies.contains_key(t))
-        });
+        let tags: Vec<_> = [1, 2].map(|ix| w.admin(ix, Command::Promote { force: false })).into();
+        w.expect("both answers", |w| tags.iter().all(|t| w.replies.contains_key(t)));
         let won = tags.iter().filter(|t| w.replies[*t].is_ok()).count();
         assert_eq!(won, 1, "seed {seed}\n{}", w.summary());
         let primaries = (0..3).filter(|ix| w.role(*ix) == Role::Primary).count();
@@ -126,25 +111,11 @@ fn sim_second_primary_is_refused() {
 fn sim_graceful_disconnect_and_connect() {
     let mut w = Cluster::new(2).synced();
     w.write_ok(0, 0, 8);
-    w.must(
-        1,
-        Command::Disconnect {
-            peer: node_id(0),
-            force: false,
-        },
-    );
+    w.must(1, Command::Disconnect { peer: node_id(0), force: false });
     assert_eq!(w.conn(1, 0), ConnState::StandAlone);
-    w.expect("node 0 tries again", |w| {
-        w.conn(0, 1) == ConnState::Connecting
-    });
+    w.expect("node 0 tries again", |w| w.conn(0, 1) == ConnState::Connecting);
     w.write_ok(0, 8, 8);
-    w.must(
-        1,
-        Command::Connect {
-            peer: node_id(0),
-            discard_my_data: false,
-        },
-    );
+    w.must(1, Command::Connect { peer: node_id(0), discard_my_data: false });
     w.settle();
 }
 
@@ -174,41 +145,22 @@ fn refused_with(zero: NetOptions, one: NetOptions) -> World {
     w.nodes[1].saved.peers[0].net = one;
     w.start(0);
     w.start(1);
-    assert!(
-        !w.run_until(World::all_connected, 20_000),
-        "they connect\n{}",
-        w.summary()
-    );
+    assert!(!w.run_until(World::all_connected, 20_000), "they connect\n{}", w.summary());
     for ix in 0..2 {
         w.refresh(ix);
-        let reason = w.nodes[ix]
-            .connection(1 - ix)
-            .and_then(|c| c.last_error.clone());
-        assert!(
-            reason.is_some(),
-            "node {ix} gives no reason\n{}",
-            w.summary()
-        );
+        let reason = w.nodes[ix].connection(1 - ix).and_then(|c| c.last_error.clone());
+        assert!(reason.is_some(), "node {ix} gives no reason\n{}", w.summary());
     }
     w
 }
 
 #[test]
 fn sim_shared_secret_has_to_match() {
-    let secret = |text: &str| {
-        net(|n| (n.cram_hmac_alg, n.shared_secret) = (Some("sha256".into()), text.into()))
-    };
+    let secret = |text: &str| net(|n| (n.cram_hmac_alg, n.shared_secret) = (Some("sha256".into()), text.into()));
     let w = refused_with(secret("one"), secret("two"));
-    assert_eq!(
-        (w.conn(0, 1), w.conn(1, 0)),
-        (ConnState::StandAlone, ConnState::StandAlone)
-    );
+    assert_eq!((w.conn(0, 1), w.conn(1, 0)), (ConnState::StandAlone, ConnState::StandAlone));
     refused_with(secret("one"), NetOptions::default());
-    let mut w = Cluster {
-        net: secret("same"),
-        ..Cluster::new(3)
-    }
-    .synced();
+    let mut w = Cluster { net: secret("same"), ..Cluster::new(3) }.synced();
     w.settle();
 }
 
@@ -216,10 +168,7 @@ fn sim_shared_secret_has_to_match() {
 fn sim_protocols_have_to_match() {
     let b = net(|n| n.protocol = zea_core::config::Protocol::B);
     let w = refused_with(NetOptions::default(), b);
-    assert_eq!(
-        (w.conn(0, 1), w.conn(1, 0)),
-        (ConnState::StandAlone, ConnState::StandAlone)
-    );
+    assert_eq!((w.conn(0, 1), w.conn(1, 0)), (ConnState::StandAlone, ConnState::StandAlone));
 }
 
 #[test]
@@ -233,13 +182,7 @@ fn sim_a_wrong_node_id_is_refused() {
     w.start(1);
     assert!(!w.run_until(|w| w.conn(0, 1) == ConnState::Connected, 10_000));
     w.refresh(0);
-    assert!(
-        w.nodes[0]
-            .connection(1)
-            .is_some_and(|c| c.last_error.is_some()),
-        "{}",
-        w.summary()
-    );
+    assert!(w.nodes[0].connection(1).is_some_and(|c| c.last_error.is_some()), "{}", w.summary());
 }
 
 #[test]
@@ -251,20 +194,10 @@ fn sim_a_disk_that_is_too_small_is_refused() {
     let small = cluster.disk(16_000);
     w.nodes[1].disks.insert(V0, small);
     w.start(1);
-    assert!(
-        !w.run_until(World::all_connected, 20_000),
-        "{}",
-        w.summary()
-    );
+    assert!(!w.run_until(World::all_connected, 20_000), "{}", w.summary());
     for ix in 0..2 {
         w.refresh(ix);
-        assert!(
-            w.nodes[ix]
-                .connection(1 - ix)
-                .is_some_and(|c| c.last_error.is_some()),
-            "node {ix}\n{}",
-            w.summary()
-        );
+        assert!(w.nodes[ix].connection(1 - ix).is_some_and(|c| c.last_error.is_some()), "node {ix}\n{}", w.summary());
     }
     assert_eq!(w.disk(0), DiskState::UpToDate);
 }
@@ -274,36 +207,20 @@ fn sim_unrelated_data_is_refused() {
     let cluster = Cluster::new(2);
     let mut w = cluster.synced();
     w.write_ok(0, 0, 8);
-    let mut other = Cluster {
-        seed: 99,
-        ..Cluster::new(2)
-    }
-    .synced();
+    let mut other = Cluster { seed: 99, ..Cluster::new(2) }.synced();
     other.crash(1, zea_sim::faults::Crash::Process);
     w.crash(1, zea_sim::faults::Crash::Process);
     w.nodes[1].disks = std::mem::take(&mut other.nodes[1].disks);
     w.start(1);
-    w.run_until(
-        |w| w.conn(0, 1) == ConnState::StandAlone && w.conn(1, 0) == ConnState::StandAlone,
-        BUDGET_MS,
-    );
-    assert_eq!(
-        (w.conn(0, 1), w.conn(1, 0)),
-        (ConnState::StandAlone, ConnState::StandAlone),
-        "{}",
-        w.summary()
-    );
+    w.run_until(|w| w.conn(0, 1) == ConnState::StandAlone && w.conn(1, 0) == ConnState::StandAlone, BUDGET_MS);
+    assert_eq!((w.conn(0, 1), w.conn(1, 0)), (ConnState::StandAlone, ConnState::StandAlone), "{}", w.summary());
     w.read_ok(0, 0, 8);
 }
 
 #[test]
 fn sim_the_same_seed_gives_the_same_trace() {
     let hash = |seed| {
-        let mut w = Cluster {
-            seed,
-            ..Cluster::new(3)
-        }
-        .synced();
+        let mut w = Cluster { seed, ..Cluster::new(3) }.synced();
         w.settle();
         w.trace.hash()
     };

@@ -7,53 +7,17 @@ use zea_sim::workload::{Mix, Workload};
 use zea_sim::world::World;
 use zea_wire::state::{ConnState, DiskState};
 
-const WRITES: DiskFaults = DiskFaults {
-    reads: false,
-    writes: true,
-    flushes: false,
-    meta: false,
-    no_space: false,
-};
-const READS: DiskFaults = DiskFaults {
-    reads: true,
-    writes: false,
-    flushes: false,
-    meta: false,
-    no_space: false,
-};
-const META: DiskFaults = DiskFaults {
-    reads: false,
-    writes: false,
-    flushes: false,
-    meta: true,
-    no_space: false,
-};
-const FLUSHES: DiskFaults = DiskFaults {
-    reads: false,
-    writes: false,
-    flushes: true,
-    meta: false,
-    no_space: false,
-};
-const FULL: DiskFaults = DiskFaults {
-    reads: false,
-    writes: false,
-    flushes: false,
-    meta: false,
-    no_space: true,
-};
+const WRITES: DiskFaults = DiskFaults { reads: false, writes: true, flushes: false, meta: false, no_space: false };
+const READS: DiskFaults = DiskFaults { reads: true, writes: false, flushes: false, meta: false, no_space: false };
+const META: DiskFaults = DiskFaults { reads: false, writes: false, flushes: false, meta: true, no_space: false };
+const FLUSHES: DiskFaults = DiskFaults { reads: false, writes: false, flushes: true, meta: false, no_space: false };
+const FULL: DiskFaults = DiskFaults { reads: false, writes: false, flushes: false, meta: false, no_space: true };
 
 fn reattach(w: &mut World, ix: usize) {
     w.set_disk_faults(ix, V0, DiskFaults::default());
     w.expect("the disk is closed", |w| w.nodes[ix].attached.is_empty());
     let backing = w.nodes[ix].disks[&V0].backing();
-    w.must(
-        ix,
-        Command::Attach {
-            volume: V0,
-            backing,
-        },
-    );
+    w.must(ix, Command::Attach { volume: V0, backing });
 }
 
 #[test]
@@ -80,11 +44,7 @@ fn sim_a_primary_whose_disk_fails_goes_on_through_its_peers() {
 fn sim_a_failing_disk_under_load() {
     for seed in 0..10 {
         for victim in [0, 1] {
-            let mut w = Cluster {
-                seed,
-                ..Cluster::new(3)
-            }
-            .synced();
+            let mut w = Cluster { seed, ..Cluster::new(3) }.synced();
             let mut load = Workload::new(seed, Mix::default(), 12, 32_000);
             let begin = w.now;
             for (until_ms, faults) in [(100, DiskFaults::default()), (400, DiskFaults::DEAD)] {
@@ -95,9 +55,7 @@ fn sim_a_failing_disk_under_load() {
                 }
             }
             w.checkpoint();
-            w.expect("the victim detaches", move |w| {
-                w.disk(victim) == DiskState::Diskless
-            });
+            w.expect("the victim detaches", move |w| w.disk(victim) == DiskState::Diskless);
             reattach(&mut w, victim);
             w.settle();
         }
@@ -134,15 +92,8 @@ fn sim_a_full_last_disk_makes_writes_wait_and_then_fail() {
     let failed = w.write(0, 8, 8);
     assert_eq!(w.wait(failed), Err(IoError::NoSpace));
     let waited_ms = (w.now - begin) / 1_000_000;
-    assert!(
-        (4_000..=8_000).contains(&waited_ms),
-        "waited {waited_ms} ms"
-    );
-    assert_eq!(
-        w.disk(0),
-        DiskState::UpToDate,
-        "the last disk is never given up for lack of space"
-    );
+    assert!((4_000..=8_000).contains(&waited_ms), "waited {waited_ms} ms");
+    assert_eq!(w.disk(0), DiskState::UpToDate, "the last disk is never given up for lack of space");
     w.read_ok(0, 0, 8);
     let recovered = w.write(0, 16, 8);
     w.run_ms(1_000);

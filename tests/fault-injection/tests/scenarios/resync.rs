@@ -14,10 +14,7 @@ fn current_uuid(w: &mut World, ix: usize) -> u64 {
 
 fn received(w: &mut World, ix: usize, peer: usize) -> u64 {
     w.refresh(ix);
-    w.nodes[ix]
-        .peer_device(peer, V0)
-        .expect("a peer device")
-        .received_sectors
+    w.nodes[ix].peer_device(peer, V0).expect("a peer device").received_sectors
 }
 
 fn lose(w: &mut World, ix: usize, others: &[usize]) {
@@ -25,11 +22,7 @@ fn lose(w: &mut World, ix: usize, others: &[usize]) {
         w.cut(ix, *other);
     }
     let others = others.to_vec();
-    w.expect("the loss is noticed", move |w| {
-        others
-            .iter()
-            .all(|o| w.conn(*o, ix) != ConnState::Connected)
-    });
+    w.expect("the loss is noticed", move |w| others.iter().all(|o| w.conn(*o, ix) != ConnState::Connected));
     w.run_ms(500);
 }
 
@@ -77,11 +70,7 @@ fn sim_reconnect_without_writes_resyncs_nothing() {
 #[test]
 fn sim_resync_while_writes_go_on() {
     for seed in 0..5 {
-        let mut w = Cluster {
-            seed,
-            ..Cluster::new(2)
-        }
-        .synced();
+        let mut w = Cluster { seed, ..Cluster::new(2) }.synced();
         lose(&mut w, 1, &[0]);
         for block in 0..300 {
             w.write_ok(0, block * 80, 8);
@@ -99,10 +88,7 @@ fn sim_resync_while_writes_go_on() {
 #[test]
 fn sim_a_resync_survives_interruptions() {
     for seed in 0..5 {
-        let mut cluster = Cluster {
-            seed,
-            ..Cluster::new(3)
-        };
+        let mut cluster = Cluster { seed, ..Cluster::new(3) };
         cluster.disk.resync_window_sectors = 512;
         cluster.links.latency_ns = 2_000_000;
         let mut w = cluster.synced();
@@ -116,9 +102,7 @@ fn sim_a_resync_survives_interruptions() {
         w.run_ms(3_000);
         for round in 0..4 {
             w.heal(0, 1);
-            w.expect("the resync begins", |w| {
-                w.nodes[1].target_of.contains_key(&V0)
-            });
+            w.expect("the resync begins", |w| w.nodes[1].target_of.contains_key(&V0));
             w.run_ms(12 + round);
             if round % 2 == 0 {
                 w.cut(0, 1)
@@ -184,36 +168,12 @@ fn sim_generations_in_turn_resync_in_the_right_direction() {
         let writer = round % 3;
         let (x, y) = ((writer + 1) % 3, (writer + 2) % 3);
         w.must(writer, Command::Promote { force: false });
-        w.must(
-            writer,
-            Command::Disconnect {
-                peer: node_id(x),
-                force: false,
-            },
-        );
-        w.must(
-            writer,
-            Command::Disconnect {
-                peer: node_id(y),
-                force: false,
-            },
-        );
+        w.must(writer, Command::Disconnect { peer: node_id(x), force: false });
+        w.must(writer, Command::Disconnect { peer: node_id(y), force: false });
         w.write_ok(writer, 800 + round as u64 * 8, 8);
         w.must(writer, Command::Demote);
-        w.must(
-            writer,
-            Command::Connect {
-                peer: node_id(x),
-                discard_my_data: false,
-            },
-        );
-        w.must(
-            writer,
-            Command::Connect {
-                peer: node_id(y),
-                discard_my_data: false,
-            },
-        );
+        w.must(writer, Command::Connect { peer: node_id(x), discard_my_data: false });
+        w.must(writer, Command::Connect { peer: node_id(y), discard_my_data: false });
         w.settle();
     }
 }
@@ -231,27 +191,13 @@ fn sim_invalidate_resyncs_everything() {
 #[test]
 fn sim_detach_and_attach_resyncs_what_was_missed() {
     let mut w = Cluster::new(3).synced();
-    w.must(
-        1,
-        Command::Detach {
-            volume: V0,
-            force: false,
-        },
-    );
-    w.expect("the disk is closed", |w| {
-        w.disk(1) == DiskState::Diskless && w.nodes[1].attached.is_empty()
-    });
+    w.must(1, Command::Detach { volume: V0, force: false });
+    w.expect("the disk is closed", |w| w.disk(1) == DiskState::Diskless && w.nodes[1].attached.is_empty());
     for block in 0..10 {
         w.write_ok(0, block * 8, 8);
     }
     let backing = w.nodes[1].disks[&V0].backing();
-    w.must(
-        1,
-        Command::Attach {
-            volume: V0,
-            backing,
-        },
-    );
+    w.must(1, Command::Attach { volume: V0, backing });
     w.settle();
 }
 
@@ -309,9 +255,7 @@ fn sim_bits_of_an_up_to_date_side_are_resynced_at_equal_uuids() {
     let bits = w.out_of_sync(2, 1) + w.out_of_sync(1, 2);
     assert!(bits > 0, "the scenario makes bits\n{}", w.summary());
     w.heal(1, 2);
-    w.expect("the survivors are in sync", |w| {
-        w.mutually_in_sync(1, 2, V0)
-    });
+    w.expect("the survivors are in sync", |w| w.mutually_in_sync(1, 2, V0));
     w.run_ms(1_000);
     w.checkpoint();
     assert_eq!(w.out_of_sync(2, 1) + w.out_of_sync(1, 2), 0);
@@ -325,21 +269,13 @@ fn sim_bits_that_a_kernel_peer_ignores_are_kept_and_reported() {
     let mut w = keep_bits_cluster(false);
     w.cut(1, 2);
     w.run_ms(500);
-    assert!(
-        w.out_of_sync(2, 1) > 0,
-        "the scenario makes bits\n{}",
-        w.summary()
-    );
+    assert!(w.out_of_sync(2, 1) > 0, "the scenario makes bits\n{}", w.summary());
     w.heal(1, 2);
     w.expect("the survivors connect", |w| w.is_connected(1, 2));
     w.run_ms(1_000);
     w.refresh(2);
     let pd = w.nodes[2].peer_device(1, V0).expect("a peer device");
-    assert!(
-        pd.out_of_sync_sectors > 0,
-        "the bits are kept\n{}",
-        w.summary()
-    );
+    assert!(pd.out_of_sync_sectors > 0, "the bits are kept\n{}", w.summary());
     assert!(pd.unverified, "and reported");
     w.checkpoint();
 }

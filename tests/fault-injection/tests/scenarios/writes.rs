@@ -28,21 +28,10 @@ fn sim_load_with_each_protocol() {
     for protocol in [Protocol::A, Protocol::B, Protocol::C] {
         for depth in [1, 32] {
             let mut w = with_protocol(3, protocol);
-            under_load(
-                &mut w,
-                1_000,
-                Mix {
-                    depth,
-                    ..Mix::default()
-                },
-            );
+            under_load(&mut w, 1_000, Mix { depth, ..Mix::default() });
             w.checkpoint();
             w.settle();
-            assert!(
-                w.model.writes() > 100,
-                "{protocol:?} {depth}: {} writes",
-                w.model.writes()
-            );
+            assert!(w.model.writes() > 100, "{protocol:?} {depth}: {} writes", w.model.writes());
         }
     }
 }
@@ -53,10 +42,7 @@ fn sim_protocol_c_waits_for_the_peer() {
     w.stall(1, 0);
     let req = w.write(0, 0, 8);
     w.run_ms(2_000);
-    assert!(
-        !w.outcomes.contains_key(&req),
-        "completed without the ack of the peer"
-    );
+    assert!(!w.outcomes.contains_key(&req), "completed without the ack of the peer");
     w.unstall(1, 0);
     assert_eq!(w.wait(req), Ok(()));
 }
@@ -75,11 +61,7 @@ fn sim_protocol_a_does_not_wait() {
 #[test]
 fn sim_overlapping_writes_end_equal_everywhere() {
     for seed in 0..10 {
-        let mut w = Cluster {
-            seed,
-            ..Cluster::new(3)
-        }
-        .synced();
+        let mut w = Cluster { seed, ..Cluster::new(3) }.synced();
         let reqs: Vec<_> = (0..64).map(|n| w.write(0, n % 5, 8)).collect();
         for req in reqs {
             assert_eq!(w.wait(req), Ok(()));
@@ -91,17 +73,11 @@ fn sim_overlapping_writes_end_equal_everywhere() {
 #[test]
 fn sim_discards_and_zeroes() {
     for discard in [true, false] {
-        let mut w = Cluster {
-            discard,
-            ..Cluster::new(2)
-        }
-        .synced();
+        let mut w = Cluster { discard, ..Cluster::new(2) }.synced();
         w.write_ok(0, 0, 256);
-        for (op, sector) in [
-            (Op::Discard, 0),
-            (Op::WriteZeroes { unmap: false }, 64),
-            (Op::WriteZeroes { unmap: true }, 128),
-        ] {
+        for (op, sector) in
+            [(Op::Discard, 0), (Op::WriteZeroes { unmap: false }, 64), (Op::WriteZeroes { unmap: true }, 128)]
+        {
             let req = w.submit(0, V0, op, sector, 32, false);
             assert_eq!(w.wait(req), Ok(()));
         }
@@ -113,11 +89,7 @@ fn sim_discards_and_zeroes() {
 #[test]
 fn sim_a_flush_covers_every_replica() {
     for seed in 0..10 {
-        let mut w = Cluster {
-            seed,
-            ..Cluster::new(3)
-        }
-        .synced();
+        let mut w = Cluster { seed, ..Cluster::new(3) }.synced();
         for block in 0..20 {
             w.write_ok(0, block * 8, 8);
         }
@@ -152,10 +124,7 @@ fn sim_fua_covers_every_replica() {
 #[test]
 fn sim_peer_acks_release_the_secondaries() {
     // The activity log of seven extents would be full for good if nobody released it.
-    let mut cluster = Cluster {
-        volume_sectors: vec![40 * 8192],
-        ..Cluster::new(3)
-    };
+    let mut cluster = Cluster { volume_sectors: vec![40 * 8192], ..Cluster::new(3) };
     cluster.disk.al_extents = 7;
     let mut w = cluster.synced();
     for round in 0..120 {
@@ -170,20 +139,9 @@ fn sim_peer_acks_release_the_secondaries() {
 
 #[test]
 fn sim_the_activity_log_is_bounded_under_random_load() {
-    let mut cluster = Cluster {
-        volume_sectors: vec![64 * 8192],
-        ..Cluster::new(2)
-    };
+    let mut cluster = Cluster { volume_sectors: vec![64 * 8192], ..Cluster::new(2) };
     cluster.disk.al_extents = 7;
     let mut w = cluster.synced();
-    under_load(
-        &mut w,
-        3_000,
-        Mix {
-            hot: 0,
-            depth: 16,
-            ..Mix::default()
-        },
-    );
+    under_load(&mut w, 3_000, Mix { hot: 0, depth: 16, ..Mix::default() });
     w.settle();
 }

@@ -10,10 +10,7 @@ use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::World;
 
 fn world(make_core: MakeCore) -> World {
-    let cluster = Cluster {
-        make_core,
-        ..Cluster::new(2)
-    };
+    let cluster = Cluster { make_core, ..Cluster::new(2) };
     let mut world = cluster.start();
     world.must(0, Command::Promote { force: true });
     world
@@ -47,11 +44,7 @@ fn sim_world_a_sound_mirror_passes() {
 #[test]
 fn sim_world_is_deterministic() {
     let hash = |seed| {
-        let cluster = Cluster {
-            seed,
-            make_core: |config| mirror(Mutation::None, config),
-            ..Cluster::new(3)
-        };
+        let cluster = Cluster { seed, make_core: |config| mirror(Mutation::None, config), ..Cluster::new(3) };
         let mut w = cluster.start();
         w.must(0, Command::Promote { force: true });
         load(&mut w);

@@ -6,8 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use zea_core::config::{PeerConfig, ResourceConfig};
 use zea_core::event::{ConnectionStatus, DeviceStatus, Event, PeerDeviceStatus, Status};
 use zea_core::io::{
-    Action, BufId, Command, DiskCmd, DiskTag, Input, LinkId, Op, Outbox, Payload, ReqId, Request,
-    Rng, Time,
+    Action, BufId, Command, DiskCmd, DiskTag, Input, LinkId, Op, Outbox, Payload, ReqId, Request, Rng, Time,
 };
 use zea_sim::node::Core;
 use zea_wire::features::{Features, Negotiated};
@@ -84,11 +83,7 @@ impl Mirror {
         self.next_tag += 1;
         let tag = DiskTag(self.next_tag);
         self.jobs.insert(tag, job);
-        out.push(Action::Disk {
-            tag,
-            volume: VolumeNr(0),
-            cmd,
-        });
+        out.push(Action::Disk { tag, volume: VolumeNr(0), cmd });
     }
 
     fn admin(&mut self, command: Command, out: &mut Outbox) {
@@ -111,35 +106,18 @@ impl Mirror {
         let (sector, payload) = (request.sector, request.payload);
         let fua = self.mutation != Mutation::SkipFlush;
         let cmd = match request.op {
-            Op::Read => DiskCmd::Read {
-                sector,
-                payload: payload.expect("a read has a buffer"),
-            },
+            Op::Read => DiskCmd::Read { sector, payload: payload.expect("a read has a buffer") },
             Op::Flush if self.mutation == Mutation::SkipFlush => {
-                return out.push(Action::Complete {
-                    req: request.id,
-                    result: Ok(()),
-                });
+                return out.push(Action::Complete { req: request.id, result: Ok(()) });
             }
             Op::Flush => DiskCmd::Flush,
-            _ => DiskCmd::Write {
-                sector,
-                payload: payload.expect("a write has a buffer"),
-                fua,
-            },
+            _ => DiskCmd::Write { sector, payload: payload.expect("a write has a buffer"), fua },
         };
         let mut peers = BTreeSet::new();
         if request.op == Op::Write {
             self.replicate(&request, &mut peers, out);
         }
-        self.waiting.insert(
-            request.id,
-            Waiting {
-                request,
-                local: true,
-                peers,
-            },
-        );
+        self.waiting.insert(request.id, Waiting { request, local: true, peers });
         self.disk(Job::Local(request.id), cmd, out);
     }
 
@@ -150,20 +128,9 @@ impl Mirror {
                 continue;
             };
             let block_id = BlockId(request.id.0);
-            let data = Data {
-                sector: request.sector,
-                block_id,
-                seq_num: 0,
-                dp_flags: DpFlags::SEND_WRITE_ACK,
-            };
+            let data = Data { sector: request.sector, block_id, seq_num: 0, dp_flags: DpFlags::SEND_WRITE_ACK };
             let packet = Packet::Data(data);
-            out.push(Action::Send {
-                peer: *peer,
-                link,
-                volume: Some(VolumeNr(0)),
-                packet,
-                payload: request.payload,
-            });
+            out.push(Action::Send { peer: *peer, link, volume: Some(VolumeNr(0)), packet, payload: request.payload });
             peers.insert(*peer);
         }
     }
@@ -175,32 +142,18 @@ impl Mirror {
         let early = self.mutation == Mutation::AckEarly;
         if !w.local && (w.peers.is_empty() || early) {
             self.waiting.remove(&req);
-            out.push(Action::Complete {
-                req,
-                result: Ok(()),
-            });
+            out.push(Action::Complete { req, result: Ok(()) });
         }
     }
 
-    fn packet(
-        &mut self,
-        peer: NodeId,
-        link: LinkId,
-        packet: Packet,
-        payload: Option<Payload>,
-        out: &mut Outbox,
-    ) {
+    fn packet(&mut self, peer: NodeId, link: LinkId, packet: Packet, payload: Option<Payload>, out: &mut Outbox) {
         match packet {
             Packet::Data(data) => {
                 let payload = payload.expect("the wire crate checked it");
                 let sector = data.sector + u64::from(self.mutation == Mutation::WrongSector);
                 self.disk(
                     Job::Peer(peer, link, data, payload.len, payload.buf),
-                    DiskCmd::Write {
-                        sector,
-                        payload,
-                        fua: true,
-                    },
+                    DiskCmd::Write { sector, payload, fua: true },
                     out,
                 );
             }
@@ -227,20 +180,9 @@ impl Mirror {
                 if self.mutation != Mutation::Leak {
                     out.push(Action::FreeBuf(buf));
                 }
-                let ack = BlockAck {
-                    sector: data.sector,
-                    block_id: data.block_id,
-                    blksize,
-                    seq_num: 0,
-                };
+                let ack = BlockAck { sector: data.sector, block_id: data.block_id, blksize, seq_num: 0 };
                 let (volume, packet) = (Some(VolumeNr(0)), Packet::WriteAck(ack));
-                out.push(Action::Send {
-                    peer,
-                    link,
-                    volume,
-                    packet,
-                    payload: None,
-                });
+                out.push(Action::Send { peer, link, volume, packet, payload: None });
             }
         }
     }
@@ -264,32 +206,15 @@ impl Core for Mirror {
         match input {
             Input::Admin { tag, command } => {
                 self.admin(command, out);
-                out.push(Action::Reply {
-                    tag,
-                    result: Ok(()),
-                });
+                out.push(Action::Reply { tag, result: Ok(()) });
             }
             Input::Request(request) => return self.request(request, out),
             Input::DiskDone { tag, .. } => return self.disk_done(tag, out),
-            Input::Packet {
-                peer,
-                link,
-                packet,
-                payload,
-                ..
-            } => return self.packet(peer, link, packet, payload, out),
+            Input::Packet { peer, link, packet, payload, .. } => return self.packet(peer, link, packet, payload, out),
             Input::LinkUp { peer, link, .. } => {
                 self.peers.get_mut(&peer).expect("a peer").1 = Some(link);
-                let negotiated = Negotiated {
-                    version: 124,
-                    features: Features::DRBD_93,
-                    ..Negotiated::INITIAL
-                };
-                out.push(Action::SetNegotiated {
-                    peer,
-                    link,
-                    negotiated,
-                });
+                let negotiated = Negotiated { version: 124, features: Features::DRBD_93, ..Negotiated::INITIAL };
+                out.push(Action::SetNegotiated { peer, link, negotiated });
             }
             Input::LinkDown { peer, .. } => self.link_down(peer, out),
             Input::Timer => {}
@@ -302,37 +227,26 @@ impl Core for Mirror {
     }
 
     fn status(&self) -> Status {
-        let disk = if self.attached {
-            DiskState::UpToDate
-        } else {
-            DiskState::Diskless
-        };
-        let connections = self
-            .peers
-            .iter()
-            .map(|(peer, (config, link))| ConnectionStatus {
-                peer: *peer,
-                name: config.name.clone(),
-                conn: if link.is_some() {
-                    ConnState::Connected
-                } else {
-                    ConnState::Connecting
-                },
-                last_error: None,
-                role: Role::Unknown,
-                version: 124,
-                peer_devices: vec![PeerDeviceStatus {
-                    volume: VolumeNr(0),
-                    repl: ReplState::Established,
-                    peer_disk: DiskState::UpToDate,
-                    out_of_sync_sectors: self.bits.iter().filter(|(p, _)| p == peer).count() as u64,
-                    unverified: false,
-                    resync_total_sectors: 0,
-                    sent_sectors: 0,
-                    received_sectors: 0,
-                    bitmap_uuid: 0,
-                }],
-            });
+        let disk = if self.attached { DiskState::UpToDate } else { DiskState::Diskless };
+        let connections = self.peers.iter().map(|(peer, (config, link))| ConnectionStatus {
+            peer: *peer,
+            name: config.name.clone(),
+            conn: if link.is_some() { ConnState::Connected } else { ConnState::Connecting },
+            last_error: None,
+            role: Role::Unknown,
+            version: 124,
+            peer_devices: vec![PeerDeviceStatus {
+                volume: VolumeNr(0),
+                repl: ReplState::Established,
+                peer_disk: DiskState::UpToDate,
+                out_of_sync_sectors: self.bits.iter().filter(|(p, _)| p == peer).count() as u64,
+                unverified: false,
+                resync_total_sectors: 0,
+                sent_sectors: 0,
+                received_sectors: 0,
+                bitmap_uuid: 0,
+            }],
+        });
         let device = DeviceStatus {
             volume: VolumeNr(0),
             disk,
