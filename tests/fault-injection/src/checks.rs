@@ -43,10 +43,10 @@ impl World {
         own.into_iter().chain(peers).collect()
     }
 
-    /// A peer is connected and UpToDate, and writes do not wait for it (protocol A).
+    /// A peer is connected and UpToDate, and writes do not wait until it wrote them (protocols A and B).
     pub(crate) fn in_sync_without_waiting(&self, ix: NodeIx, volume: VolumeNr) -> bool {
         let node = &self.nodes[ix];
-        let mut lazy = node.saved.peers.iter().filter(|p| p.net.protocol == Protocol::A);
+        let mut lazy = node.saved.peers.iter().filter(|p| p.net.protocol != Protocol::C);
         lazy.any(|p| node.sees_in_sync(p.node_id.index(), volume))
     }
 
@@ -107,8 +107,13 @@ impl World {
     fn follow_pairs(&mut self, ix: NodeIx, volume: VolumeNr) {
         for peer in (0..self.nodes.len()).filter(|p| *p != ix) {
             let (a, b) = (ix.min(peer), ix.max(peer));
+            // Replicas that know of differences are not equal yet, whatever their state says.
+            let marked =
+                |x: NodeIx, y: NodeIx| self.nodes[x].peer_device(y, volume).is_none_or(|p| p.out_of_sync_sectors > 0);
             if !self.mutually_in_sync(a, b, volume) {
                 self.checks.in_sync.remove(&(a, b, volume));
+            } else if marked(a, b) || marked(b, a) {
+                continue;
             } else if self.checks.in_sync.insert((a, b, volume)) {
                 self.model.joined(a, b, volume.0);
             }
@@ -162,7 +167,7 @@ impl World {
     pub fn checkpoint(&mut self) {
         for ix in 0..self.nodes.len() {
             if self.nodes[ix].is_up() {
-                self.refresh(ix);
+                self.observe(ix);
                 self.check_up_to_date_disks(ix);
             }
         }

@@ -38,7 +38,8 @@ struct Write {
     submitted: u64,
     ended: Option<u64>,
     fate: Fate,
-    /// Acknowledged without waiting for a peer that is connected (protocol A): a fail-over may lose it.
+    /// Acknowledged before a connected peer wrote it (protocols A and B): a fail-over may lose it, and a Primary that
+    /// crashed and returns is the source for its peers.
     weak: bool,
 }
 
@@ -150,7 +151,7 @@ impl Model {
         }
     }
 
-    /// A write was acknowledged without waiting for a peer that is connected.
+    /// A write was acknowledged before a connected peer wrote it.
     pub fn write_is_weak(&mut self, index: WriteIx) {
         self.writes[index as usize].weak = true;
     }
@@ -276,7 +277,7 @@ impl Model {
                 let source_view = &self.views[source];
                 let weak = self.writes[held.write as usize].weak;
                 let lost = source_view.lost.get(key).is_some_and(|l| l.contains(&held.write));
-                let excused = source_view.went_on_alone && (weak || lost);
+                let excused = (source_view.went_on_alone && (weak || lost)) || (weak && lost);
                 let kept =
                     excused || source_holds.iter().any(|s| s.write == held.write || !self.before(s.write, held.write));
                 if !overridden && !kept {

@@ -332,6 +332,7 @@ impl Driver {
 
     /// Split brains are resolved in favour of a Primary, else of the lower node.
     fn help(&mut self) {
+        self.force_last_copy();
         let count = self.world.nodes.len();
         for a in 0..count {
             for b in a + 1..count {
@@ -345,6 +346,27 @@ impl Driver {
                 self.reconnect(a, b, a_alone, victim == a && a_alone && b_alone);
                 self.reconnect(b, a, b_alone, victim == b && a_alone && b_alone);
             }
+        }
+    }
+
+    /// No UpToDate data anywhere, and faults are over: somebody has to declare a copy good. The Primary's, else the first.
+    fn force_last_copy(&mut self) {
+        let count = self.world.nodes.len();
+        let volumes: Vec<VolumeNr> = self.world.nodes[0].disks.keys().copied().collect();
+        let state = |ix: NodeIx, v: VolumeNr| self.world.nodes[ix].disk_state(v);
+        let orphaned = |v: &&VolumeNr| {
+            (0..count).all(|ix| (DiskState::Inconsistent..DiskState::UpToDate).contains(&state(ix, **v)))
+        };
+        if volumes.iter().find(orphaned).is_none() {
+            return;
+        }
+        let primary = (0..count).find(|ix| self.world.role(*ix) == Role::Primary);
+        let ix = primary.unwrap_or(0);
+        if self.usable(ix) && self.world.nodes[ix].admin.is_empty() {
+            for other in 0..count {
+                self.world.model.forgive(other);
+            }
+            self.world.admin(ix, Command::Promote { force: true });
         }
     }
 
