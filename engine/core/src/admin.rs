@@ -205,7 +205,8 @@ impl Resource {
     /// Whether this node may become Primary now; `Ok(false)`: it is.
     pub(crate) fn promote_check(&self, _cx: &Ctx<'_>, force: bool) -> Result<bool, AdminError> {
         if self.role == Role::Primary {
-            return Ok(false);
+            // By force a Primary takes the data of its own disk for good when it can reach no better.
+            return Ok(force && (0..self.volumes.len()).any(|v| !self.has_data(v) && self.volumes[v].has_disk()));
         }
         if self.primary_peer().is_some() {
             return Err(two_primaries());

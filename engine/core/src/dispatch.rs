@@ -7,6 +7,7 @@ use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits, StateWor
 
 use crate::connection::LinkPhase;
 use crate::io::{LinkId, Op, Payload};
+use crate::limits;
 use crate::resource::{Ctx, Resource};
 use crate::twopc::Verdict;
 
@@ -194,6 +195,10 @@ impl Resource {
         }
         pd.disk = new;
         self.state_changed = true;
+        if new == DiskState::UpToDate {
+            self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+        }
+        let pd = &mut self.conns[cidx].pds[vidx];
         if has(old) && !has(new) {
             if pd.repl > ReplState::Established {
                 pd.repl = ReplState::Established;

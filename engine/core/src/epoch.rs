@@ -49,19 +49,18 @@ impl Resource {
                 );
             }
         }
-        for i in 0..self.transfer_log.len() {
-            let index = self.transfer_log[i];
+        let mut acked = Vec::new();
+        for &index in &self.transfer_log {
             let w = &mut self.writes[index];
             if w.epoch == ack.barrier && w.sent.contains(node) {
                 w.unstable.remove(node);
                 w.waits.remove(node);
+                acked.push(index);
             } else if w.epoch.wrapping_sub(ack.barrier) as i32 > 0 {
                 break;
             }
         }
-        let done: Vec<usize> =
-            self.transfer_log.iter().copied().filter(|&i| self.writes[i].epoch == ack.barrier).collect();
-        for index in done {
+        for index in acked {
             if self.writes.contains(index) {
                 self.request_step(cx, index);
             }

@@ -131,8 +131,10 @@ impl Resource {
         let rotate = self.rotate_context(vidx, self.dagtag);
         let forced = self.not_replicated(vidx);
         if self.volumes[vidx].disk != DiskState::UpToDate {
-            // Without a disk, or with one that is behind: the generation is that of the peers' data.
-            self.new_exposed_uuid(cx, vidx, random[0] | 1);
+            // Without a disk, or with one that is behind: the generation is that of the peers' data, if one has any.
+            if self.up_to_date_peer(vidx).is_some() {
+                self.new_exposed_uuid(cx, vidx, random[0] | 1);
+            }
             return false;
         }
         let v = &mut self.volumes[vidx];

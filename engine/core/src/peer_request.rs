@@ -310,8 +310,8 @@ impl Resource {
         if p.orphan {
             return self.orphan_done(cx, cidx, &p);
         }
-        let kept =
-            self.conns[cidx].kept.iter_mut().rev().find(|k| k.dagtag == p.dagtag).expect("kept until its peer ack");
+        let at = self.conns[cidx].kept.binary_search_by_key(&p.dagtag, |k| k.dagtag).expect("kept until its peer ack");
+        let kept = &mut self.conns[cidx].kept[at];
         kept.active = None;
         kept.al = p.al;
         if p.flags.contains(DpFlags::SEND_WRITE_ACK) || result.is_err() {
@@ -374,7 +374,7 @@ impl Resource {
     /// P_PEER_ACK: all writes up to this dagtag are on the nodes of the mask (wire-protocol.md 10.5).
     pub(crate) fn peer_ack_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: PeerAck) {
         let origin = self.conns[cidx].node();
-        if !self.conns[cidx].kept.iter().any(|k| k.dagtag == ack.dagtag) {
+        if self.conns[cidx].kept.binary_search_by_key(&ack.dagtag, |k| k.dagtag).is_err() {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "peer request with dagtag not found");
         }
         let mask = ack.mask;
@@ -542,6 +542,9 @@ impl Resource {
 
     /// A dagtag advanced, or its sender is gone: resync reads that waited for it.
     pub(crate) fn dagtag_arrived(&mut self, cx: &mut Ctx<'_>) {
+        if !self.conns.iter().any(|c| c.pds.iter().any(|pd| pd.is_sync_source())) {
+            return;
+        }
         let waiting: Vec<usize> =
             self.peer_reqs.iter().filter(|(_, p)| p.stage == Stage::Dagtag).map(|(i, _)| i).collect();
         for index in waiting {

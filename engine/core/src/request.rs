@@ -403,6 +403,7 @@ impl Resource {
             }
             return self.request_step(cx, index);
         }
+        self.no_space = true;
         self.writes[index].local = Local::NoSpace { until, retry_at: cx.now.plus_ms(100) };
     }
 
@@ -413,6 +414,10 @@ impl Resource {
 
     /// Writes that wait for space: try them again.
     pub(crate) fn retry_no_space(&mut self, cx: &mut Ctx<'_>) {
+        if !self.no_space {
+            return;
+        }
+        self.no_space = self.next_no_space_retry().is_some();
         let now = cx.now;
         let due: Vec<usize> = self
             .writes
@@ -426,6 +431,9 @@ impl Resource {
     }
 
     pub(crate) fn next_no_space_retry(&self) -> Option<Time> {
+        if !self.no_space {
+            return None;
+        }
         self.writes
             .iter()
             .filter_map(|(_, w)| if let Local::NoSpace { retry_at, .. } = w.local { Some(retry_at) } else { None })

@@ -102,6 +102,8 @@ pub struct Resource {
     /// A Primary whose connection is gone; its last writes have not been compared with the other survivors.
     pub(crate) lost_primary: Option<NodeId>,
     pub(crate) next_block_id: u64,
+    /// A write may be waiting for space on a full device.
+    pub(crate) no_space: bool,
     /// When to look for bits that a resync left over.
     pub(crate) recheck_at: Option<Time>,
     /// `Command::Down` is going on.
@@ -146,6 +148,7 @@ impl Resource {
             twopc: TwoPc::default(),
             lost_primary: None,
             next_block_id: 1,
+            no_space: false,
             recheck_at: None,
             down: None,
             announced: Vec::new(),
