@@ -85,8 +85,7 @@ impl Scratch {
         let chunk = vec![0xa5; MIB];
         for _ in 0..bytes / MIB as u64 {
             self.interrupt.check()?;
-            file.write_all(&chunk)
-                .with_context(|| format!("fill {}", path.display()))?;
+            file.write_all(&chunk).with_context(|| format!("fill {}", path.display()))?;
         }
         file.sync_all()?;
         match self.backing {
@@ -107,8 +106,7 @@ impl Scratch {
     pub fn sparse_file(&self, name: &str, bytes: u64) -> Result<PathBuf> {
         let path = self.data.path().join(name);
         let file = File::create_new(&path)?;
-        file.set_len(bytes)
-            .with_context(|| format!("{} bytes in {}", bytes, path.display()))?;
+        file.set_len(bytes).with_context(|| format!("{} bytes in {}", bytes, path.display()))?;
         Ok(path)
     }
 }
@@ -122,13 +120,9 @@ struct LoopDevice {
 impl LoopDevice {
     fn attach(file: &Path, interrupt: &Interrupt) -> Result<Self> {
         let mut losetup = Command::new("losetup");
-        losetup
-            .args(["--find", "--show", "--direct-io=on"])
-            .arg(file);
+        losetup.args(["--find", "--show", "--direct-io=on"]).arg(file);
         let printed = interrupt.run(&mut losetup)?;
-        let device = Self {
-            path: PathBuf::from(printed.trim()),
-        };
+        let device = Self { path: PathBuf::from(printed.trim()) };
         let name = device.path.file_name().context("losetup printed no name")?;
         let setting = Path::new("/sys/block").join(name).join("loop/dio");
         let direct = std::fs::read_to_string(&setting)?.trim() == "1";

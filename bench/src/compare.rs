@@ -61,10 +61,7 @@ struct Results<'a> {
 /// # Errors
 /// A system that was asked for is not there, fails, or a signal ends the run.
 pub fn run(options: &CompareOptions) -> Result<()> {
-    ensure!(
-        options.seconds != Some(0),
-        "a measurement takes at least one second"
-    );
+    ensure!(options.seconds != Some(0), "a measurement takes at least one second");
     let machine = Machine::read()?;
     println!("{}", machine.text());
     let bench = Bench::new(options)?;
@@ -147,13 +144,8 @@ impl<'a> Bench<'a> {
                     samples.push(sample);
                 }
             }
-            let systems = targets
-                .iter_mut()
-                .map(|(system, _, samples)| (*system, std::mem::take(samples)));
-            rows.push(Row {
-                load,
-                systems: systems.collect(),
-            });
+            let systems = targets.iter_mut().map(|(system, _, samples)| (*system, std::mem::take(samples)));
+            rows.push(Row { load, systems: systems.collect() });
         }
         Ok(rows)
     }
@@ -187,12 +179,7 @@ impl<'a> Bench<'a> {
             Target::Zea(pair) => pair.uri(),
             Target::Qemu(pair) => pair.uri(),
         };
-        let job = Job {
-            depth: load.depth,
-            seconds: self.seconds,
-            warm_up_seconds: WARM_UP_SECONDS,
-            flush: load.flush,
-        };
+        let job = Job { depth: load.depth, seconds: self.seconds, warm_up_seconds: WARM_UP_SECONDS, flush: load.flush };
         let sample = job.run(uri, directory, &self.interrupt)?;
         if let Target::Zea(pair) = target {
             pair.check(&self.interrupt)?;
@@ -201,22 +188,14 @@ impl<'a> Bench<'a> {
     }
 
     /// The floor's processes serve one client each time, so they are started for each measurement.
-    fn measure_floor(
-        &self,
-        backing: &[PathBuf; 2],
-        load: Load,
-        directory: &Path,
-    ) -> Result<Sample> {
+    fn measure_floor(&self, backing: &[PathBuf; 2], load: Load, directory: &Path) -> Result<Sample> {
         let program = std::env::current_exe()?;
         let mut secondary = Command::new(&program);
         secondary.arg("floor-secondary");
         secondary.arg("--device").arg(&backing[1]);
-        let (_secondary, address) =
-            Daemon::start_announced("floor-secondary", &mut secondary, directory)?;
+        let (_secondary, address) = Daemon::start_announced("floor-secondary", &mut secondary, directory)?;
 
-        let socket = tempfile::Builder::new()
-            .prefix("floor-")
-            .tempdir_in(directory)?;
+        let socket = tempfile::Builder::new().prefix("floor-").tempdir_in(directory)?;
         let socket = socket.path().join("sock");
         let mut primary = Command::new(&program);
         primary.arg("floor-primary").arg("--socket").arg(&socket);
@@ -261,10 +240,7 @@ impl Machine {
     }
 
     fn text(&self) -> String {
-        format!(
-            "{} ({} CPUs), Linux {}, load average {}",
-            self.cpu, self.cpus, self.kernel, self.load_average
-        )
+        format!("{} ({} CPUs), Linux {}, load average {}", self.cpu, self.cpus, self.kernel, self.load_average)
     }
 }
 

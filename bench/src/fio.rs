@@ -100,14 +100,8 @@ struct LatencyReport {
 
 impl LatencyReport {
     fn latency(&self) -> Result<Latency> {
-        let p99_ns = self
-            .percentile
-            .get("99.000000")
-            .context("fio reported no 99th percentile")?;
-        Ok(Latency {
-            mean_us: self.mean / 1e3,
-            p99_us: p99_ns / 1e3,
-        })
+        let p99_ns = self.percentile.get("99.000000").context("fio reported no 99th percentile")?;
+        Ok(Latency { mean_us: self.mean / 1e3, p99_us: p99_ns / 1e3 })
     }
 }
 
@@ -122,10 +116,7 @@ pub fn parse(json: &str, flush: bool) -> Result<Sample> {
     };
     ensure!(job.error == 0, "fio's job failed with error {}", job.error);
     ensure!(job.write.iops > 0.0, "fio wrote nothing");
-    ensure!(
-        !flush || job.sync.total_ios > 0,
-        "fio sent no flush though it was told to"
-    );
+    ensure!(!flush || job.sync.total_ios > 0, "fio sent no flush though it was told to");
     Ok(Sample {
         write_iops: job.write.iops,
         write: job.write.lat_ns.latency()?,
@@ -139,11 +130,7 @@ mod tests {
 
     /// Shaped as fio 3.33's report, with what is not read left out.
     fn report(error: i32, write_iops: f64, flushes: u64) -> String {
-        let percentile = if flushes > 0 {
-            r#", "percentile": {"50.000000": 90000, "99.000000": 400000}"#
-        } else {
-            ""
-        };
+        let percentile = if flushes > 0 { r#", "percentile": {"50.000000": 90000, "99.000000": 400000}"# } else { "" };
         format!(
             r#"{{"fio version": "fio-3.33", "jobs": [{{"jobname": "compare", "error": {error},
             "write": {{"iops": {write_iops}, "lat_ns": {{"mean": 250500.0,

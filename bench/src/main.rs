@@ -85,12 +85,7 @@ impl ClientOptions {
                 measured: Duration::from_secs(self.seconds),
             },
         };
-        Load {
-            depth: self.depth,
-            flush: self.flush,
-            limit,
-            seed: self.seed,
-        }
+        Load { depth: self.depth, flush: self.flush, limit, seed: self.seed }
     }
 }
 
@@ -113,11 +108,7 @@ fn run(command: Command) -> Result<()> {
             println!("{}", serde_json::to_string(&sample)?);
             Ok(())
         }
-        Command::FloorPrimary {
-            socket,
-            secondary,
-            device,
-        } => floor::primary(&socket, secondary, &device),
+        Command::FloorPrimary { socket, secondary, device } => floor::primary(&socket, secondary, &device),
         Command::FloorSecondary { listen, device } => floor::secondary(listen, &device),
     }
 }

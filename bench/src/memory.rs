@@ -26,12 +26,7 @@ pub struct MemoryOptions {
 }
 
 /// Random writes all over the volume: what the daemon keeps per block, it has then.
-const LOAD: Job = Job {
-    depth: 16,
-    seconds: 5,
-    warm_up_seconds: 0,
-    flush: false,
-};
+const LOAD: Job = Job { depth: 16, seconds: 5, warm_up_seconds: 0, flush: false };
 
 /// Prints the resident memory of a `zead` with one volume of 1 TiB and two peers configured:
 /// after it was set up, and after five seconds of random writes.
@@ -49,10 +44,7 @@ pub fn run(options: &MemoryOptions) -> Result<()> {
     println!("zead, one volume of 1 TiB, two peers configured, resident memory:");
     println!("  set up: {} MiB", mib(node.pid(), "VmRSS")?);
     LOAD.run(node.uri(), scratch.directory(), &interrupt)?;
-    println!(
-        "  after 5 s of random writes: {} MiB",
-        mib(node.pid(), "VmRSS")?
-    );
+    println!("  after 5 s of random writes: {} MiB", mib(node.pid(), "VmRSS")?);
     let peak = mib(node.pid(), "VmHWM")?;
     println!("  at most: {peak} MiB (limit {LIMIT_MIB} MiB)");
     ensure!(peak <= LIMIT_MIB, "zead uses more memory than it may");
@@ -67,9 +59,7 @@ fn mib(pid: u32, field: &str) -> Result<u64> {
 
 /// Reads one of the sizes of `/proc/PID/status`, in bytes.
 fn memory_bytes(status: &str, field: &str) -> Result<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
     let kib = kib.with_context(|| format!("no {field} in the process status"))?;
     Ok(kib.parse::<u64>()? * 1024)

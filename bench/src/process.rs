@@ -70,17 +70,12 @@ impl Interrupt {
         };
         let output = |stream: Option<&mut dyn std::io::Read>| -> Result<String> {
             let mut bytes = Vec::new();
-            stream
-                .context("an output was not piped")?
-                .read_to_end(&mut bytes)?;
+            stream.context("an output was not piped")?.read_to_end(&mut bytes)?;
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
         let printed = output(child.0.stdout.as_mut().map(|stream| stream as _))?;
         let errors = output(child.0.stderr.as_mut().map(|stream| stream as _))?;
-        ensure!(
-            status.success(),
-            "{text} failed ({status}):\n{errors}{printed}"
-        );
+        ensure!(status.success(), "{text} failed ({status}):\n{errors}{printed}");
         Ok(printed)
     }
 }
@@ -121,11 +116,7 @@ impl Daemon {
     ///
     /// # Errors
     /// The command cannot be started or ends without the line.
-    pub fn start_announced(
-        name: &str,
-        command: &mut Command,
-        directory: &Path,
-    ) -> Result<(Self, String)> {
+    pub fn start_announced(name: &str, command: &mut Command, directory: &Path) -> Result<(Self, String)> {
         let log = directory.join(format!("{name}.log"));
         let file = File::create(&log).with_context(|| format!("create {}", log.display()))?;
         command.stdout(Stdio::piped());
@@ -140,16 +131,8 @@ impl Daemon {
     }
 
     fn spawn(name: &str, command: &mut Command, log: PathBuf, file: File) -> Result<Self> {
-        let child = command
-            .stdin(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("start {command:?}"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            child: KillOnDrop(child),
-            log,
-        })
+        let child = command.stdin(Stdio::null()).stderr(file).spawn().with_context(|| format!("start {command:?}"))?;
+        Ok(Self { name: name.to_owned(), child: KillOnDrop(child), log })
     }
 
     /// The process id.
@@ -161,24 +144,14 @@ impl Daemon {
     ///
     /// # Errors
     /// The daemon ends, it takes longer than thirty seconds, or a signal comes.
-    pub fn wait_until(
-        &mut self,
-        what: &str,
-        interrupt: &Interrupt,
-        mut ready: impl FnMut() -> bool,
-    ) -> Result<()> {
+    pub fn wait_until(&mut self, what: &str, interrupt: &Interrupt, mut ready: impl FnMut() -> bool) -> Result<()> {
         let deadline = Instant::now() + READY_LIMIT;
         while !ready() {
             interrupt.check()?;
             if let Some(status) = self.child.0.try_wait()? {
                 bail!("{} ended ({status}):\n{}", self.name, self.log_text());
             }
-            ensure!(
-                Instant::now() < deadline,
-                "{}: no {what} after {READY_LIMIT:?}:\n{}",
-                self.name,
-                self.log_text()
-            );
+            ensure!(Instant::now() < deadline, "{}: no {what} after {READY_LIMIT:?}:\n{}", self.name, self.log_text());
             sleep(POLL);
         }
         Ok(())

@@ -29,15 +29,10 @@ impl QemuPair {
         let (host, port) = (address.ip(), address.port());
         let mut remote = Command::new("qemu-storage-daemon");
         remote.args(["--blockdev", &disk("f0", &backing[1])?]);
-        remote.args([
-            "--nbd-server",
-            &format!("addr.type=inet,addr.host={host},addr.port={port}"),
-        ]);
+        remote.args(["--nbd-server", &format!("addr.type=inet,addr.host={host},addr.port={port}")]);
         remote.args(["--export", "type=nbd,id=e0,node-name=f0,name=r,writable=on"]);
         let mut remote = Daemon::start("qemu-remote", &mut remote, directory)?;
-        remote.wait_until("NBD server", interrupt, || {
-            TcpStream::connect(address).is_ok()
-        })?;
+        remote.wait_until("NBD server", interrupt, || TcpStream::connect(address).is_ok())?;
 
         let socket = directory.join("qemu.sock");
         let mut front = Command::new("qemu-storage-daemon");
@@ -49,22 +44,12 @@ impl QemuPair {
                  server.port={port},export=r"
             ),
         ]);
-        front.args([
-            "--blockdev",
-            "driver=quorum,node-name=q0,children.0=f0,children.1=n0,vote-threshold=2",
-        ]);
-        front.args([
-            "--nbd-server",
-            &format!("addr.type=unix,addr.path={}", socket.display()),
-        ]);
+        front.args(["--blockdev", "driver=quorum,node-name=q0,children.0=f0,children.1=n0,vote-threshold=2"]);
+        front.args(["--nbd-server", &format!("addr.type=unix,addr.path={}", socket.display())]);
         front.args(["--export", "type=nbd,id=e0,node-name=q0,name=v,writable=on"]);
         let mut front = Daemon::start("qemu-front", &mut front, directory)?;
         front.wait_until("NBD socket", interrupt, || socket.exists())?;
-        Ok(Self {
-            uri: format!("nbd+unix:///v?socket={}", socket.display()),
-            _front: front,
-            _remote: remote,
-        })
+        Ok(Self { uri: format!("nbd+unix:///v?socket={}", socket.display()), _front: front, _remote: remote })
     }
 
     /// The export's URI.
@@ -74,15 +59,8 @@ impl QemuPair {
 }
 
 fn disk(node: &str, path: &Path) -> Result<String> {
-    let driver = if is_block_device(path)? {
-        "host_device"
-    } else {
-        "file"
-    };
-    Ok(format!(
-        "driver={driver},node-name={node},filename={},cache.direct=on,aio=io_uring",
-        path.display()
-    ))
+    let driver = if is_block_device(path)? { "host_device" } else { "file" };
+    Ok(format!("driver={driver},node-name={node},filename={},cache.direct=on,aio=io_uring", path.display()))
 }
 
 /// An address on the loopback that nothing listens at now; the daemon cannot pick one by itself

@@ -88,11 +88,7 @@ pub struct Ratio {
 
 impl std::fmt::Display for Ratio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            median,
-            lowest,
-            highest,
-        } = self;
+        let Self { median, lowest, highest } = self;
         write!(f, "{median:.2} ({lowest:.2} to {highest:.2})")
     }
 }
@@ -135,22 +131,14 @@ pub fn median_table(rows: &[Row]) -> String {
 /// The table of ratios of writes per second, in Markdown: median, lowest and highest of the rounds,
 /// and only of what was measured.
 pub fn ratio_table(rows: &[Row]) -> String {
-    let ratios = [
-        (System::Zea, System::Qemu),
-        (System::Zea, System::Floor),
-        (System::Qemu, System::Floor),
-    ];
+    let ratios = [(System::Zea, System::Qemu), (System::Zea, System::Floor), (System::Qemu, System::Floor)];
     let measured: Vec<_> = ratios
         .into_iter()
         .filter(|(system, over)| rows.iter().any(|row| row.ratio(*system, *over).is_some()))
         .collect();
     let mut table = Table::new();
     let mut header = vec!["load".to_owned()];
-    header.extend(
-        measured
-            .iter()
-            .map(|(system, over)| format!("{}/{}", system.name(), over.name())),
-    );
+    header.extend(measured.iter().map(|(system, over)| format!("{}/{}", system.name(), over.name())));
     table.load_style(ASCII_MARKDOWN).set_header(header);
     for row in rows {
         let mut cells = vec![row.load.name()];
@@ -169,42 +157,23 @@ mod tests {
     use crate::sample::Latency;
 
     fn samples(iops: [f64; 3]) -> Vec<Sample> {
-        let latency = Latency {
-            mean_us: 50.0,
-            p99_us: 99.0,
-        };
-        let sample = |write_iops| Sample {
-            write_iops,
-            write: latency,
-            flush: None,
-        };
+        let latency = Latency { mean_us: 50.0, p99_us: 99.0 };
+        let sample = |write_iops| Sample { write_iops, write: latency, flush: None };
         iops.map(sample).into()
     }
 
     fn row() -> Row {
         Row {
-            load: Load {
-                depth: 16,
-                flush: false,
-            },
-            systems: vec![
-                (System::Floor, samples([10.0, 20.0, 40.0])),
-                (System::Qemu, samples([5.0, 5.0, 30.0])),
-            ],
+            load: Load { depth: 16, flush: false },
+            systems: vec![(System::Floor, samples([10.0, 20.0, 40.0])), (System::Qemu, samples([5.0, 5.0, 30.0]))],
         }
     }
 
     #[test]
     fn bench_ratio_is_taken_round_by_round() {
         let ratio = row().ratio(System::Qemu, System::Floor).unwrap();
-        assert_eq!(
-            (ratio.median, ratio.lowest, ratio.highest),
-            (0.5, 0.25, 0.75)
-        );
-        assert_eq!(
-            row().ratio(System::Floor, System::Qemu).unwrap().median,
-            2.0
-        );
+        assert_eq!((ratio.median, ratio.lowest, ratio.highest), (0.5, 0.25, 0.75));
+        assert_eq!(row().ratio(System::Floor, System::Qemu).unwrap().median, 2.0);
         assert_eq!(row().ratio(System::Zea, System::Floor), None);
     }
 
@@ -214,9 +183,7 @@ mod tests {
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[0].contains("qemu/floor") && !lines[0].contains("Zea"));
-        assert!(
-            lines[2].contains("depth 16, no flush") && lines[2].contains("0.50 (0.25 to 0.75)")
-        );
+        assert!(lines[2].contains("depth 16, no flush") && lines[2].contains("0.50 (0.25 to 0.75)"));
     }
 
     #[test]

@@ -31,10 +31,7 @@ pub fn median_sample(samples: &[Sample]) -> Option<Sample> {
         .map(|(mean_us, p99_us)| Latency { mean_us, p99_us });
     Some(Sample {
         write_iops: of(|sample| sample.write_iops)?,
-        write: Latency {
-            mean_us: of(|sample| sample.write.mean_us)?,
-            p99_us: of(|sample| sample.write.p99_us)?,
-        },
+        write: Latency { mean_us: of(|sample| sample.write.mean_us)?, p99_us: of(|sample| sample.write.p99_us)? },
         flush,
     })
 }
@@ -67,25 +64,12 @@ mod tests {
     fn bench_median_sample_takes_each_figure_by_itself() {
         let sample = |iops, mean_us, flush: Option<f64>| Sample {
             write_iops: iops,
-            write: Latency {
-                mean_us,
-                p99_us: mean_us * 2.0,
-            },
-            flush: flush.map(|mean_us| Latency {
-                mean_us,
-                p99_us: mean_us + 1.0,
-            }),
+            write: Latency { mean_us, p99_us: mean_us * 2.0 },
+            flush: flush.map(|mean_us| Latency { mean_us, p99_us: mean_us + 1.0 }),
         };
-        let samples = [
-            sample(10.0, 5.0, Some(1.0)),
-            sample(30.0, 4.0, Some(3.0)),
-            sample(20.0, 6.0, Some(2.0)),
-        ];
+        let samples = [sample(10.0, 5.0, Some(1.0)), sample(30.0, 4.0, Some(3.0)), sample(20.0, 6.0, Some(2.0))];
         assert_eq!(median_sample(&samples), Some(sample(20.0, 5.0, Some(2.0))));
         assert_eq!(median_sample(&[]), None);
-        assert_eq!(
-            median_sample(&[sample(1.0, 1.0, None)]).unwrap().flush,
-            None
-        );
+        assert_eq!(median_sample(&[sample(1.0, 1.0, None)]).unwrap().flush, None);
     }
 }

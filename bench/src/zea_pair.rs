@@ -29,11 +29,7 @@ impl Programs {
     /// One of the two is not there.
     pub fn check(&self) -> Result<()> {
         for (option, path) in [("--zead", self.zead()?), ("--zea", self.zea()?)] {
-            ensure!(
-                path.is_file(),
-                "{} does not exist: build it, or name it with {option}",
-                path.display()
-            );
+            ensure!(path.is_file(), "{} does not exist: build it, or name it with {option}", path.display());
         }
         Ok(())
     }
@@ -72,10 +68,7 @@ impl ZeaPair {
         interrupt: &Interrupt,
     ) -> Result<Self> {
         let addresses = [loopback(1)?, loopback(2)?];
-        let nodes = [
-            Node::start(programs, 0, directory, interrupt)?,
-            Node::start(programs, 1, directory, interrupt)?,
-        ];
+        let nodes = [Node::start(programs, 0, directory, interrupt)?, Node::start(programs, 1, directory, interrupt)?];
         for (node, backing) in nodes.iter().zip(backing) {
             node.create(&addresses, backing, disk_flushes, interrupt)?;
         }
@@ -108,12 +101,7 @@ impl ZeaAlone {
     ///
     /// # Errors
     /// The daemon or a command fails.
-    pub fn start(
-        programs: &Programs,
-        backing: &Path,
-        directory: &Path,
-        interrupt: &Interrupt,
-    ) -> Result<Self> {
+    pub fn start(programs: &Programs, backing: &Path, directory: &Path, interrupt: &Interrupt) -> Result<Self> {
         let addresses = [loopback(1)?, loopback(2)?, loopback(3)?];
         let node = Node::start(programs, 0, directory, interrupt)?;
         node.create(&addresses, backing, true, interrupt)?;
@@ -142,12 +130,7 @@ struct Node {
 }
 
 impl Node {
-    fn start(
-        programs: &Programs,
-        id: usize,
-        directory: &Path,
-        interrupt: &Interrupt,
-    ) -> Result<Self> {
+    fn start(programs: &Programs, id: usize, directory: &Path, interrupt: &Interrupt) -> Result<Self> {
         let state = directory.join(format!("node-{id}"));
         std::fs::create_dir_all(&state)?;
         let mut command = Command::new(programs.zead()?);
@@ -155,9 +138,7 @@ impl Node {
         command.arg("--state-dir").arg(&state);
         let mut daemon = Daemon::start(&format!("zead-{id}"), &mut command, directory)?;
         let control = state.join("control.sock");
-        daemon.wait_until("control socket", interrupt, || {
-            UnixStream::connect(&control).is_ok()
-        })?;
+        daemon.wait_until("control socket", interrupt, || UnixStream::connect(&control).is_ok())?;
         let nbd = state.join("nbd.sock");
         Ok(Self {
             zea: programs.zea()?,
@@ -178,9 +159,7 @@ impl Node {
         let volume = format!("0={}", backing.display());
         let mut arguments = vec!["resource", "create", RESOURCE, "--volume", &volume];
         let nodes = addresses.iter().enumerate();
-        let nodes: Vec<String> = nodes
-            .map(|(id, address)| format!("{id}=node-{id}@{address}"))
-            .collect();
+        let nodes: Vec<String> = nodes.map(|(id, address)| format!("{id}=node-{id}@{address}")).collect();
         for node in &nodes {
             arguments.extend(["--node", node]);
         }

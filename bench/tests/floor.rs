@@ -23,8 +23,7 @@ fn run_floor(directory: &Path, client: &[&str]) -> Sample {
         fs::write(path(name), vec![UNTOUCHED; DEVICE_BLOCKS * BLOCK_BYTES]).unwrap();
     }
     let mut secondary = bench(&["floor-secondary", "--device", &path("b")]);
-    let (_secondary, address) =
-        Daemon::start_announced("secondary", &mut secondary, directory).unwrap();
+    let (_secondary, address) = Daemon::start_announced("secondary", &mut secondary, directory).unwrap();
     let socket = path("floor.sock");
     let mut primary = bench(&["floor-primary", "--socket", &socket]);
     primary.args(["--secondary", &address, "--device", &path("a")]);
@@ -62,10 +61,7 @@ fn bench_floor_moves_bytes() {
             let secondary = fs::read(directory.path().join("b")).unwrap();
             assert!(primary == secondary, "the replicas differ");
             let written = written_blocks(&primary);
-            assert!(
-                (180..=200).contains(&written),
-                "200 writes changed {written} blocks"
-            );
+            assert!((180..=200).contains(&written), "200 writes changed {written} blocks");
             fs::remove_file(directory.path().join("floor.sock")).unwrap();
         }
     }

@@ -46,12 +46,9 @@ pub struct Load {
 /// # Errors
 /// Failing IO, a primary that goes away, and bytes that no primary of this kind sends.
 pub fn client(socket: &Path, load: Load) -> Result<Sample> {
-    ensure!(
-        (1..=MAX_SLOTS).contains(&load.depth),
-        "the depth must be 1 to {MAX_SLOTS}"
-    );
-    let mut primary = UnixStream::connect(socket)
-        .with_context(|| format!("connect to the primary at {}", socket.display()))?;
+    ensure!((1..=MAX_SLOTS).contains(&load.depth), "the depth must be 1 to {MAX_SLOTS}");
+    let mut primary =
+        UnixStream::connect(socket).with_context(|| format!("connect to the primary at {}", socket.display()))?;
     let mut size = [0; 8];
     primary.read_exact(&mut size)?;
     let blocks = u64::from_be_bytes(size) / BLOCK_BYTES as u64;
@@ -95,9 +92,7 @@ struct Run {
 impl Run {
     fn new(ring: TurnRing, load: Load, blocks: u64) -> Result<Self> {
         let mut random = Random(load.seed);
-        let block = (0..BLOCK_BYTES / 8)
-            .flat_map(|_| random.next().to_le_bytes())
-            .collect();
+        let block = (0..BLOCK_BYTES / 8).flat_map(|_| random.next().to_le_bytes()).collect();
         let now = Instant::now();
         let (measure_from, measure_to) = match load.limit {
             Limit::Writes(_) => (now, None),
@@ -123,11 +118,7 @@ impl Run {
     /// Queues an operation of `kind` in the free `slot`, unless this one would be a write too many.
     fn next(&mut self, slot: usize, kind: Kind) {
         let now = Instant::now();
-        let mut operation = Operation {
-            kind,
-            slot,
-            offset: 0,
-        };
+        let mut operation = Operation { kind, slot, offset: 0 };
         if kind == Kind::Write {
             let over = match self.load.limit {
                 Limit::Writes(writes) => self.writes_issued >= writes,
@@ -185,10 +176,7 @@ impl Run {
 }
 
 fn latency(histogram: &Histogram<u64>) -> Latency {
-    Latency {
-        mean_us: histogram.mean() / 1e3,
-        p99_us: histogram.value_at_quantile(0.99) as f64 / 1e3,
-    }
+    Latency { mean_us: histogram.mean() / 1e3, p99_us: histogram.value_at_quantile(0.99) as f64 / 1e3 }
 }
 
 /// SplitMix64: offsets need to be spread and repeatable, no more.

@@ -11,9 +11,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::ring::{Event, TurnRing};
-use super::wire::{
-    BLOCK_BYTES, Kind, MAX_SLOTS, Operation, PEER_WRITE_BYTES, REQUEST_BYTES, to_reply,
-};
+use super::wire::{BLOCK_BYTES, Kind, MAX_SLOTS, Operation, PEER_WRITE_BYTES, REQUEST_BYTES, to_reply};
 
 const CLIENT: usize = 0;
 const PEER: usize = 1;
@@ -39,9 +37,7 @@ pub fn secondary(listen: SocketAddr, device: &Path) -> Result<()> {
         for event in events.drain(..) {
             match event {
                 Event::Received(stream) => {
-                    while let Some(operation) =
-                        Operation::from_peer(ring.received(stream), BLOCK_BYTES)?
-                    {
+                    while let Some(operation) = Operation::from_peer(ring.received(stream), BLOCK_BYTES)? {
                         start(&mut operations, operation, device_bytes)?;
                         if operation.kind == Kind::Write {
                             ring.load_block(operation.slot, PRIMARY, PEER_WRITE_BYTES);
@@ -67,11 +63,9 @@ pub fn secondary(listen: SocketAddr, device: &Path) -> Result<()> {
 /// Failing IO, a secondary that goes away, and bytes that no client of this kind sends.
 pub fn primary(socket: &Path, secondary: SocketAddr, device: &Path) -> Result<()> {
     let (disk, device_bytes) = open_device(device)?;
-    let peer = TcpStream::connect(secondary)
-        .with_context(|| format!("connect to the secondary at {secondary}"))?;
+    let peer = TcpStream::connect(secondary).with_context(|| format!("connect to the secondary at {secondary}"))?;
     peer.set_nodelay(true)?;
-    let listener =
-        UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
+    let listener = UnixListener::bind(socket).with_context(|| format!("listen at {}", socket.display()))?;
     announce(&socket.display().to_string())?;
     let (mut client, _) = listener.accept()?;
     client.write_all(&device_bytes.to_be_bytes())?;
@@ -94,10 +88,7 @@ pub fn primary(socket: &Path, secondary: SocketAddr, device: &Path) -> Result<()
                 }
                 Event::Received(_) => {
                     while let Some(ack) = Operation::from_peer(ring.received(PEER), 0)? {
-                        ensure!(
-                            operations[ack.slot] == Some(ack),
-                            "an ack for what was not sent: {ack:?}"
-                        );
+                        ensure!(operations[ack.slot] == Some(ack), "an ack for what was not sent: {ack:?}");
                         ring.consume(PEER, ack.peer_bytes());
                         leg_done(&mut ring, &mut operations, &mut open_legs, ack.slot)?;
                     }
@@ -131,9 +122,7 @@ fn leg_done(
     open_legs: &mut [u8],
     slot: usize,
 ) -> Result<()> {
-    open_legs[slot] = open_legs[slot]
-        .checked_sub(1)
-        .context("a leg ended twice")?;
+    open_legs[slot] = open_legs[slot].checked_sub(1).context("a leg ended twice")?;
     if open_legs[slot] == 0 {
         operations[slot] = None;
         ring.send(CLIENT, &to_reply(slot));
@@ -159,11 +148,7 @@ fn consumed_of_peer(operation: Operation) -> usize {
 ///
 /// # Errors
 /// A slot that already has one, and an offset beyond the device.
-fn start(
-    operations: &mut [Option<Operation>],
-    operation: Operation,
-    device_bytes: u64,
-) -> Result<()> {
+fn start(operations: &mut [Option<Operation>], operation: Operation, device_bytes: u64) -> Result<()> {
     let in_range = operation.offset <= device_bytes - BLOCK_BYTES as u64;
     ensure!(in_range, "{operation:?} is beyond the device");
     let before = operations[operation.slot].replace(operation);
@@ -180,11 +165,7 @@ fn open_device(path: &Path) -> Result<(File, u64)> {
         .open(path)
         .with_context(|| format!("open {} for direct IO", path.display()))?;
     let bytes = disk.seek(SeekFrom::End(0))?;
-    ensure!(
-        bytes >= BLOCK_BYTES as u64,
-        "{} is smaller than one block",
-        path.display()
-    );
+    ensure!(bytes >= BLOCK_BYTES as u64, "{} is smaller than one block", path.display());
     Ok((disk, bytes))
 }
 

@@ -3,10 +3,7 @@
 //! The ring owns every buffer the kernel is given, so that safe code can never free or touch one
 //! while an operation on it is in flight. Sockets and the disk are registered files; the disk's
 //! blocks are one registered buffer.
-#![allow(
-    unsafe_code,
-    reason = "io_uring operations carry raw addresses of their buffers"
-)]
+#![allow(unsafe_code, reason = "io_uring operations carry raw addresses of their buffers")]
 
 use std::fs::File;
 use std::io;
@@ -72,10 +69,7 @@ pub(super) struct TurnRing {
 impl TurnRing {
     /// Sets up the ring; `streams[0]` is stream 0. A client passes no disk.
     pub(super) fn new(streams: Vec<OwnedFd>, disk: Option<File>) -> io::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .build(RING_ENTRIES)?;
+        let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(RING_ENTRIES)?;
         let mut files: Vec<_> = streams.iter().map(AsRawFd::as_raw_fd).collect();
         files.extend(disk.iter().map(AsRawFd::as_raw_fd));
         ring.submitter().register_files(&files)?;
@@ -83,10 +77,7 @@ impl TurnRing {
         let mut blocks = Vec::new();
         if disk.is_some() {
             blocks = vec![Block([0; BLOCK_BYTES]); MAX_SLOTS];
-            let whole = libc::iovec {
-                iov_base: blocks.as_mut_ptr().cast(),
-                iov_len: size_of_val(blocks.as_slice()),
-            };
+            let whole = libc::iovec { iov_base: blocks.as_mut_ptr().cast(), iov_len: size_of_val(blocks.as_slice()) };
             // SAFETY: `blocks` is never resized and lives in `self` beside the ring; `drop` waits
             // for what is in flight before either goes.
             unsafe { ring.submitter().register_buffers(&[whole])? };
@@ -140,16 +131,14 @@ impl TurnRing {
         let block = &self.blocks[slot].0;
         let write = opcode::WriteFixed::new(self.disk(), block.as_ptr(), BLOCK_BYTES as u32, 0);
         let write = write.offset(offset).build();
-        self.disk_queue
-            .push(write.user_data(user_data(Tag::Write, slot)));
+        self.disk_queue.push(write.user_data(user_data(Tag::Write, slot)));
     }
 
     /// Queues an `fdatasync` of the disk for `slot`.
     pub(super) fn sync_disk(&mut self, slot: usize) {
         self.claim_disk(slot);
         let sync = opcode::Fsync::new(self.disk()).flags(FsyncFlags::DATASYNC);
-        self.disk_queue
-            .push(sync.build().user_data(user_data(Tag::Sync, slot)));
+        self.disk_queue.push(sync.build().user_data(user_data(Tag::Sync, slot)));
     }
 
     /// Submits all that is queued, in one system call that also waits for at least one
@@ -200,19 +189,11 @@ impl TurnRing {
                 let bytes = done?;
                 stream.closed = bytes == 0;
                 stream.end += bytes;
-                Ok(Some(if bytes == 0 {
-                    Event::Closed(index)
-                } else {
-                    Event::Received(index)
-                }))
+                Ok(Some(if bytes == 0 { Event::Closed(index) } else { Event::Received(index) }))
             }
             tag => {
                 self.disk_busy[index] = false;
-                let expected = if tag == Tag::Write as u64 {
-                    BLOCK_BYTES
-                } else {
-                    0
-                };
+                let expected = if tag == Tag::Write as u64 { BLOCK_BYTES } else { 0 };
                 whole(done?, expected)?;
                 Ok(Some(Event::DiskDone(index)))
             }
@@ -220,10 +201,7 @@ impl TurnRing {
     }
 
     fn claim_disk(&mut self, slot: usize) {
-        assert!(
-            !std::mem::replace(&mut self.disk_busy[slot], true),
-            "slot {slot} is busy on the disk"
-        );
+        assert!(!std::mem::replace(&mut self.disk_busy[slot], true), "slot {slot} is busy on the disk");
     }
 
     /// The disk is the registered file behind the streams.
@@ -295,8 +273,7 @@ impl Stream {
         self.start = 0;
         let room = &mut self.received[self.end..];
         assert!(!room.is_empty(), "a stream has room for every slot");
-        let receive =
-            opcode::Recv::new(Fixed(index as u32), room.as_mut_ptr(), room.len() as u32).build();
+        let receive = opcode::Recv::new(Fixed(index as u32), room.as_mut_ptr(), room.len() as u32).build();
         Some(receive.user_data(user_data(Tag::Receive, index)))
     }
 }

@@ -68,20 +68,14 @@ impl Operation {
         let Some(header) = bytes.first_chunk::<REQUEST_BYTES>() else {
             return Ok(None);
         };
-        ensure!(
-            be_u32(header, 0) == NBD_REQUEST_MAGIC,
-            "bad request magic from the client"
-        );
+        ensure!(be_u32(header, 0) == NBD_REQUEST_MAGIC, "bad request magic from the client");
         let kind = match u16::from_be_bytes([header[6], header[7]]) {
             NBD_CMD_WRITE => Kind::Write,
             NBD_CMD_FLUSH => Kind::Flush,
             other => anyhow::bail!("unknown command {other} from the client"),
         };
         let payload = if kind == Kind::Write { BLOCK_BYTES } else { 0 };
-        ensure!(
-            be_u32(header, 24) as usize == payload,
-            "bad length from the client"
-        );
+        ensure!(be_u32(header, 24) as usize == payload, "bad length from the client");
         let operation = Self::checked(kind, be_u64(header, 8), be_u64(header, 16))?;
         Ok((bytes.len() >= REQUEST_BYTES + payload).then_some(operation))
     }
@@ -106,10 +100,7 @@ impl Operation {
         let Some(header) = bytes.first_chunk::<PEER_FLUSH_BYTES>() else {
             return Ok(None);
         };
-        ensure!(
-            be_u32(header, 0) == PEER_MAGIC,
-            "bad magic between replicas"
-        );
+        ensure!(be_u32(header, 0) == PEER_MAGIC, "bad magic between replicas");
         let (kind, block_bytes) = match header[7] {
             0 => (Kind::Write, block_bytes),
             1 => (Kind::Flush, 0),
@@ -129,15 +120,8 @@ impl Operation {
 
     fn checked(kind: Kind, slot: u64, offset: u64) -> Result<Self> {
         ensure!(slot < MAX_SLOTS as u64, "slot {slot} is out of range");
-        ensure!(
-            offset.is_multiple_of(BLOCK_BYTES as u64),
-            "offset {offset} is not aligned"
-        );
-        Ok(Self {
-            kind,
-            slot: slot as usize,
-            offset,
-        })
+        ensure!(offset.is_multiple_of(BLOCK_BYTES as u64), "offset {offset} is not aligned");
+        Ok(Self { kind, slot: slot as usize, offset })
     }
 }
 
@@ -157,10 +141,7 @@ pub(super) fn from_reply(bytes: &[u8]) -> Result<Option<usize>> {
     let Some(reply) = bytes.first_chunk::<REPLY_BYTES>() else {
         return Ok(None);
     };
-    ensure!(
-        be_u32(reply, 0) == NBD_REPLY_MAGIC,
-        "bad reply magic from the primary"
-    );
+    ensure!(be_u32(reply, 0) == NBD_REPLY_MAGIC, "bad reply magic from the primary");
     let slot = be_u64(reply, 8);
     ensure!(slot < MAX_SLOTS as u64, "reply for unknown slot {slot}");
     Ok(Some(slot as usize))
@@ -178,16 +159,8 @@ fn be_u64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
 mod tests {
     use super::*;
 
-    const WRITE: Operation = Operation {
-        kind: Kind::Write,
-        slot: 7,
-        offset: 3 * BLOCK_BYTES as u64,
-    };
-    const FLUSH: Operation = Operation {
-        kind: Kind::Flush,
-        slot: 255,
-        offset: 0,
-    };
+    const WRITE: Operation = Operation { kind: Kind::Write, slot: 7, offset: 3 * BLOCK_BYTES as u64 };
+    const FLUSH: Operation = Operation { kind: Kind::Flush, slot: 255, offset: 0 };
 
     #[test]
     fn bench_request_is_read_only_when_whole() {
@@ -197,28 +170,16 @@ mod tests {
         assert_eq!(Operation::from_request(&bytes).unwrap(), None);
         bytes.push(1);
         assert_eq!(Operation::from_request(&bytes).unwrap(), Some(WRITE));
-        assert_eq!(
-            Operation::from_request(&FLUSH.to_request()).unwrap(),
-            Some(FLUSH)
-        );
+        assert_eq!(Operation::from_request(&FLUSH.to_request()).unwrap(), Some(FLUSH));
     }
 
     #[test]
     fn bench_peer_messages_have_drbds_sizes() {
         assert_eq!(WRITE.peer_bytes() + BLOCK_BYTES, 4136);
         assert_eq!(FLUSH.peer_bytes(), 24);
-        assert_eq!(
-            Operation::from_peer(&WRITE.to_peer(), BLOCK_BYTES).unwrap(),
-            None
-        );
-        assert_eq!(
-            Operation::from_peer(&WRITE.to_peer(), 0).unwrap(),
-            Some(WRITE)
-        );
-        assert_eq!(
-            Operation::from_peer(&FLUSH.to_peer()[..24], BLOCK_BYTES).unwrap(),
-            Some(FLUSH)
-        );
+        assert_eq!(Operation::from_peer(&WRITE.to_peer(), BLOCK_BYTES).unwrap(), None);
+        assert_eq!(Operation::from_peer(&WRITE.to_peer(), 0).unwrap(), Some(WRITE));
+        assert_eq!(Operation::from_peer(&FLUSH.to_peer()[..24], BLOCK_BYTES).unwrap(), Some(FLUSH));
     }
 
     #[test]

@@ -32,20 +32,10 @@ const EXAMPLES: &str = "Examples:
 #[derive(Debug, Parser)]
 #[command(name = "zea", version, about = ABOUT, long_about = LONG_ABOUT)]
 #[command(after_help = exit::TABLE, after_long_help = format!("{EXAMPLES}\n\n{}", exit::TABLE))]
-#[command(
-    subcommand_required = true,
-    arg_required_else_help = true,
-    max_term_width = 100
-)]
+#[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 100)]
 pub struct Args {
     /// Control socket of the daemon: control.sock in its state directory
-    #[arg(
-        long,
-        global = true,
-        env = "ZEA_SOCKET",
-        default_value = "/var/lib/zea/control.sock",
-        value_name = "PATH"
-    )]
+    #[arg(long, global = true, env = "ZEA_SOCKET", default_value = "/var/lib/zea/control.sock", value_name = "PATH")]
     pub socket: PathBuf,
     /// What to do.
     #[command(subcommand)]
@@ -72,9 +62,7 @@ pub enum Command {
         force: bool,
     },
     /// Show the state of one resource or of all
-    #[command(
-        after_help = "Examples:\n  zea status\n  zea status r0 --verbose\n  zea status --json | jq '.[].role'"
-    )]
+    #[command(after_help = "Examples:\n  zea status\n  zea status r0 --verbose\n  zea status --json | jq '.[].role'")]
     Status {
         /// Resource; all if left out
         name: Option<String>,
@@ -217,11 +205,7 @@ pub struct Create {
     #[arg(long = "node", required = true, value_name = "ID=NAME@ADDRESS:PORT")]
     pub nodes: Vec<NodeArg>,
     /// A volume and its backing device on this node; once per volume. With size, a file that does not exist is made for it
-    #[arg(
-        long = "volume",
-        required = true,
-        value_name = "NR=PATH[,size=SIZE][,meta=PATH]"
-    )]
+    #[arg(long = "volume", required = true, value_name = "NR=PATH[,size=SIZE][,meta=PATH]")]
     pub volumes: Vec<VolumeArg>,
     /// When a write is complete: A sent, B received by the peers, C written by the peers
     #[arg(long, default_value = "C", ignore_case = true, value_enum)]
@@ -310,23 +294,14 @@ mod tests {
     #[test]
     fn cli_reads_a_create_line() {
         let args = Args::try_parse_from(CREATE).unwrap();
-        let Command::Resource(Resource::Create(create)) = args.command else {
-            panic!("{args:?}")
-        };
-        assert_eq!(
-            (create.nodes.len(), create.volumes.len(), create.force),
-            (1, 1, true)
-        );
-        assert_eq!(
-            (create.protocol, create.disk_flushes),
-            (Protocol::C, YesNo::Yes)
-        );
+        let Command::Resource(Resource::Create(create)) = args.command else { panic!("{args:?}") };
+        assert_eq!((create.nodes.len(), create.volumes.len(), create.force), (1, 1, true));
+        assert_eq!((create.protocol, create.disk_flushes), (Protocol::C, YesNo::Yes));
     }
 
     #[test]
     fn cli_refuses_wrong_lines_with_usage() {
-        let with =
-            |more: &[&'static str]| -> Vec<&str> { CREATE.iter().chain(more).copied().collect() };
+        let with = |more: &[&'static str]| -> Vec<&str> { CREATE.iter().chain(more).copied().collect() };
         for line in [
             vec!["zea", "status", "--json", "--verbose"],
             vec!["zea", "promote"],
@@ -352,12 +327,7 @@ mod tests {
     #[test]
     fn cli_help_tells_exit_codes_and_examples() {
         let help = Args::command().render_long_help().to_string();
-        for text in [
-            "Examples:",
-            "zea promote r0 --force",
-            "Exit codes:",
-            "4  the daemon cannot be reached",
-        ] {
+        for text in ["Examples:", "zea promote r0 --force", "Exit codes:", "4  the daemon cannot be reached"] {
             assert!(help.contains(text), "{text} in {help}");
         }
     }
@@ -368,29 +338,16 @@ mod tests {
         let mut todo = vec![(String::from("zea"), Args::command())];
         while let Some((path, command)) = todo.pop() {
             for argument in command.get_arguments().filter_map(clap::Arg::get_long) {
-                assert!(
-                    page.contains(&format!("--{argument}")),
-                    "--{argument} of {path} is not on the page"
-                );
+                assert!(page.contains(&format!("--{argument}")), "--{argument} of {path} is not on the page");
             }
             for sub in command.get_subcommands() {
                 let path = format!("{path} {}", sub.get_name());
-                assert!(
-                    sub.has_subcommands() || page.contains(&path),
-                    "{path} is not on the page"
-                );
+                assert!(sub.has_subcommands() || page.contains(&path), "{path} is not on the page");
                 todo.push((path, sub.clone()));
             }
         }
-        for (code, text) in exit::TABLE
-            .lines()
-            .skip(1)
-            .map(|line| line.trim().split_once("  ").unwrap())
-        {
-            assert!(
-                page.contains(&format!("| {code} | {text}")),
-                "exit code {code} is not on the page"
-            );
+        for (code, text) in exit::TABLE.lines().skip(1).map(|line| line.trim().split_once("  ").unwrap()) {
+            assert!(page.contains(&format!("| {code} | {text}")), "exit code {code} is not on the page");
         }
     }
 }

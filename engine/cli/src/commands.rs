@@ -23,58 +23,22 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 pub(crate) fn run(args: Args) -> Result<(), CliError> {
     let socket = args.socket;
     let request = match args.command {
-        Command::Status {
-            name,
-            json,
-            watch,
-            verbose,
-        } => return status(&socket, name, json, watch, verbose),
+        Command::Status { name, json, watch, verbose } => return status(&socket, name, json, watch, verbose),
         Command::Events { name, json } => return events(&socket, name, json),
-        Command::Wait {
-            name,
-            goal,
-            timeout,
-        } => {
-            return wait::wait(
-                &mut Client::connect(&socket)?,
-                &name,
-                goal,
-                Duration::from_secs(timeout),
-            );
+        Command::Wait { name, goal, timeout } => {
+            return wait::wait(&mut Client::connect(&socket)?, &name, goal, Duration::from_secs(timeout));
         }
         Command::Version => return version(&socket),
         Command::Resource(Resource::List) => return list(&socket),
         Command::Resource(Resource::Create(line)) => create::request(*line)?,
-        Command::Resource(Resource::Delete {
-            name,
-            wipe_metadata,
-        }) => Request::ResourceDelete {
-            name,
-            wipe_metadata,
-        },
+        Command::Resource(Resource::Delete { name, wipe_metadata }) => Request::ResourceDelete { name, wipe_metadata },
         Command::Apply { file, force } => apply(&file, force)?,
         Command::Promote { name, force } => Request::Promote { name, force },
         Command::Demote { name } => Request::Demote { name },
-        Command::Connect {
-            name,
-            peer,
-            discard_my_data,
-        } => Request::Connect {
-            name,
-            peer,
-            discard_my_data,
-        },
+        Command::Connect { name, peer, discard_my_data } => Request::Connect { name, peer, discard_my_data },
         Command::Disconnect { name, peer, force } => Request::Disconnect { name, peer, force },
         Command::Attach { name, volume } => Request::Attach { name, volume },
-        Command::Detach {
-            name,
-            volume,
-            force,
-        } => Request::Detach {
-            name,
-            volume,
-            force,
-        },
+        Command::Detach { name, volume, force } => Request::Detach { name, volume, force },
         Command::Invalidate { name, volume } => Request::Invalidate { name, volume },
         Command::Up { name } => Request::Up { name },
         Command::Down { name } => Request::Down { name },
@@ -87,23 +51,12 @@ pub(crate) fn run(args: Args) -> Result<(), CliError> {
 /// Reads a resource file here, where its mistakes and its secret file are at hand.
 fn apply(file: &Path, force: bool) -> Result<Request, CliError> {
     let usage = |message: String| CliError::new(exit::USAGE, message);
-    let text = read_bounded(file, config::load::MAX_FILE_BYTES)
-        .map_err(|error| usage(format!("{error:#}")))?;
+    let text = read_bounded(file, config::load::MAX_FILE_BYTES).map_err(|error| usage(format!("{error:#}")))?;
     let parsed = config::parse(file, &text, None).map_err(|error| usage(error.to_string()))?;
     let beside = |secret: &Path| file.parent().unwrap_or(Path::new("")).join(secret);
-    let secret = parsed
-        .net
-        .secret_file
-        .as_deref()
-        .map(|path| read_secret(&beside(path)))
-        .transpose();
+    let secret = parsed.net.secret_file.as_deref().map(|path| read_secret(&beside(path))).transpose();
     let secret = secret.map_err(|error| usage(format!("{error:#}")))?;
-    Ok(Request::Apply {
-        file: file.display().to_string(),
-        text,
-        secret,
-        force,
-    })
+    Ok(Request::Apply { file: file.display().to_string(), text, secret, force })
 }
 
 fn print(text: &str) -> Result<(), CliError> {
@@ -112,23 +65,13 @@ fn print(text: &str) -> Result<(), CliError> {
     Ok(out.flush()?)
 }
 
-fn status(
-    socket: &Path,
-    name: Option<String>,
-    json: bool,
-    watch: bool,
-    verbose: bool,
-) -> Result<(), CliError> {
+fn status(socket: &Path, name: Option<String>, json: bool, watch: bool, verbose: bool) -> Result<(), CliError> {
     let mut client = Client::connect(socket)?;
     let clear = watch && !json && std::io::stdout().is_terminal();
     let request = Request::Status { name };
     loop {
         let reply: StatusReply = client.call(&request)?;
-        let text = if json {
-            view::json(&reply.resources)?
-        } else {
-            view::status(&reply, verbose)
-        };
+        let text = if json { view::json(&reply.resources)? } else { view::status(&reply, verbose) };
         print(&format!("{}{text}", if clear { CLEAR } else { "" }))?;
         if !watch {
             return Ok(());
@@ -142,11 +85,7 @@ fn events(socket: &Path, name: Option<String>, json: bool) -> Result<(), CliErro
     client.stream(&Request::Events { name })?;
     loop {
         let event = client.next_event()?;
-        let line = if json {
-            view::json_line(&event)?
-        } else {
-            event.to_string()
-        };
+        let line = if json { view::json_line(&event)? } else { event.to_string() };
         print(&format!("{line}\n"))?;
     }
 }
@@ -159,18 +98,7 @@ fn list(socket: &Path) -> Result<(), CliError> {
 fn version(socket: &Path) -> Result<(), CliError> {
     print(&format!("zea {}\n", env!("CARGO_PKG_VERSION")))?;
     let daemon: Version = Client::connect(socket)?.call(&Request::Version)?;
-    let Version {
-        version,
-        node_id,
-        pid,
-        ready,
-    } = daemon;
-    let starting = if ready {
-        ""
-    } else {
-        ", still starting resources"
-    };
-    print(&format!(
-        "zead {version}, node {node_id}, pid {pid}{starting}\n"
-    ))
+    let Version { version, node_id, pid, ready } = daemon;
+    let starting = if ready { "" } else { ", still starting resources" };
+    print(&format!("zead {version}, node {node_id}, pid {pid}{starting}\n"))
 }

@@ -5,8 +5,7 @@ use std::str::FromStr;
 
 use zea_node::api::{Request, Secret};
 use zea_node::config::{
-    Address, Algorithm, Check, Disk, MetaDisk, Net, Peer, Protocol, ResourceFile, Size, Volume,
-    check::check_name,
+    Address, Algorithm, Check, Disk, MetaDisk, Net, Peer, Protocol, ResourceFile, Size, Volume, check::check_name,
 };
 use zea_node::store::read_secret;
 
@@ -28,16 +27,10 @@ impl FromStr for NodeArg {
         const FORM: &str = "write ID=NAME@ADDRESS:PORT, such as 0=alpha@10.0.0.1:7789";
         let (id, rest) = text.split_once('=').ok_or(FORM)?;
         let (name, address) = rest.split_once('@').ok_or(FORM)?;
-        let id = id
-            .parse()
-            .map_err(|_| format!("`{id}` is no node id: {FORM}"))?;
+        let id = id.parse().map_err(|_| format!("`{id}` is no node id: {FORM}"))?;
         check_name(name)?;
         let address: Address = address.parse()?;
-        Ok(NodeArg(Peer {
-            id,
-            name: name.into(),
-            address,
-        }))
+        Ok(NodeArg(Peer { id, name: name.into(), address }))
     }
 }
 
@@ -45,25 +38,15 @@ impl FromStr for VolumeArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str =
-            "write NR=PATH, NR=PATH,size=SIZE or NR=PATH,meta=PATH, such as 0=/dev/vg/r0";
+        const FORM: &str = "write NR=PATH, NR=PATH,size=SIZE or NR=PATH,meta=PATH, such as 0=/dev/vg/r0";
         let (nr, rest) = text.split_once('=').ok_or(FORM)?;
-        let nr = nr
-            .parse()
-            .map_err(|_| format!("`{nr}` is no volume number: {FORM}"))?;
+        let nr = nr.parse().map_err(|_| format!("`{nr}` is no volume number: {FORM}"))?;
         let mut words = rest.split(',');
         let disk = absolute(words.next().unwrap_or_default())?;
-        let mut volume = Volume {
-            nr,
-            disk,
-            size: None,
-            meta_disk: MetaDisk::Internal,
-        };
+        let mut volume = Volume { nr, disk, size: None, meta_disk: MetaDisk::Internal };
         for word in words {
             match word.split_once('=') {
-                Some(("size", size)) if volume.size.is_none() => {
-                    volume.size = Some(size.parse::<Size>()?)
-                }
+                Some(("size", size)) if volume.size.is_none() => volume.size = Some(size.parse::<Size>()?),
                 Some(("meta", "internal")) => {}
                 Some(("meta", path)) if volume.meta_disk == MetaDisk::Internal => {
                     volume.meta_disk = MetaDisk::External(absolute(path)?);
@@ -83,8 +66,7 @@ fn absolute(path: &str) -> Result<PathBuf, String> {
 /// The request for a create line.
 pub(crate) fn request(create: Create) -> Result<Request, CliError> {
     let secret = create.secret_file.as_deref().map(read_secret).transpose();
-    let secret: Option<Secret> =
-        secret.map_err(|error| CliError::new(exit::USAGE, format!("{error:#}")))?;
+    let secret: Option<Secret> = secret.map_err(|error| CliError::new(exit::USAGE, format!("{error:#}")))?;
     let file = ResourceFile {
         name: create.name,
         net: Net {
@@ -108,14 +90,8 @@ pub(crate) fn request(create: Create) -> Result<Request, CliError> {
         volumes: create.volumes.into_iter().map(|volume| volume.0).collect(),
     };
     // The daemon checks again; here a mistake is told even if no daemon runs.
-    Check::new(&file)
-        .all()
-        .map_err(|problem| CliError::new(exit::USAGE, problem.to_string()))?;
-    Ok(Request::ResourceCreate {
-        resource: Box::new(file),
-        secret,
-        force: create.force,
-    })
+    Check::new(&file).all().map_err(|problem| CliError::new(exit::USAGE, problem.to_string()))?;
+    Ok(Request::ResourceCreate { resource: Box::new(file), secret, force: create.force })
 }
 
 #[cfg(test)]
@@ -126,22 +102,12 @@ mod tests {
     fn cli_reads_nodes() {
         let node: NodeArg = "31=bravo@[fd00::1]:7790".parse().unwrap();
         assert_eq!(
-            (
-                node.0.id,
-                node.0.name.as_str(),
-                node.0.address.to_string().as_str()
-            ),
+            (node.0.id, node.0.name.as_str(), node.0.address.to_string().as_str()),
             (31, "bravo", "[fd00::1]:7790")
         );
-        for wrong in [
-            "",
-            "0",
-            "0=alpha",
-            "0=alpha@10.0.0.1",
-            "x=alpha@10.0.0.1:1",
-            "0=al/pha@10.0.0.1:1",
-            "300=a@10.0.0.1:1",
-        ] {
+        for wrong in
+            ["", "0", "0=alpha", "0=alpha@10.0.0.1", "x=alpha@10.0.0.1:1", "0=al/pha@10.0.0.1:1", "300=a@10.0.0.1:1"]
+        {
             assert!(wrong.parse::<NodeArg>().is_err(), "{wrong}");
         }
     }
@@ -152,21 +118,10 @@ mod tests {
         assert_eq!(volume.0.size, Some(Size(256 << 20)));
         assert_eq!(volume.0.meta_disk, MetaDisk::External("/dev/vg/md".into()));
         let relative: VolumeArg = "0=r0.img".parse().unwrap();
-        assert_eq!(
-            relative.0.disk,
-            std::env::current_dir().unwrap().join("r0.img")
-        );
-        for wrong in [
-            "",
-            "0",
-            "0=",
-            "x=/a",
-            "0=/a,size",
-            "0=/a,size=1X",
-            "0=/a,size=1M,size=2M",
-            "0=/a,colour=red",
-            "0=/a,",
-        ] {
+        assert_eq!(relative.0.disk, std::env::current_dir().unwrap().join("r0.img"));
+        for wrong in
+            ["", "0", "0=", "x=/a", "0=/a,size", "0=/a,size=1X", "0=/a,size=1M,size=2M", "0=/a,colour=red", "0=/a,"]
+        {
             assert!(wrong.parse::<VolumeArg>().is_err(), "{wrong}");
         }
     }

@@ -37,10 +37,7 @@ pub struct CliError {
 impl CliError {
     /// An error with a code of this module.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
-        CliError {
-            code,
-            message: message.into(),
-        }
+        CliError { code, message: message.into() }
     }
 }
 

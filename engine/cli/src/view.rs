@@ -4,17 +4,14 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
-use zea_node::api::{
-    ConnectionStatus, DeviceStatus, Event, Listed, PeerDeviceStatus, ResourceStatus, StatusReply,
-};
+use zea_node::api::{ConnectionStatus, DeviceStatus, Event, Listed, PeerDeviceStatus, ResourceStatus, StatusReply};
 
 use crate::exit::{self, CliError};
 
 /// The list of resources as `drbdsetup status --json` prints it, with a line end.
 pub(crate) fn json(resources: &[ResourceStatus]) -> Result<String, CliError> {
     let text = serde_json::to_string_pretty(resources);
-    text.map(|text| text + "\n")
-        .map_err(|error| CliError::new(exit::FAILED, error.to_string()))
+    text.map(|text| text + "\n").map_err(|error| CliError::new(exit::FAILED, error.to_string()))
 }
 
 /// One event as one line.
@@ -39,10 +36,7 @@ pub(crate) fn status(reply: &StatusReply, verbose: bool) -> String {
             "PEER DISK",
             "OUT OF SYNC",
         ]);
-        reply
-            .resources
-            .iter()
-            .for_each(|resource| rows(&mut table, resource));
+        reply.resources.iter().for_each(|resource| rows(&mut table, resource));
         let _ = writeln!(text, "{}", table.trim_fmt());
     }
     for resource in &reply.resources {
@@ -68,22 +62,11 @@ pub(crate) fn list(listed: &[Listed]) -> String {
     if listed.is_empty() {
         return "no resources (zea resource create --help)\n".into();
     }
-    let mut table = table(&[
-        "RESOURCE",
-        "WANTED",
-        "NODES",
-        "VOLUME",
-        "DISK",
-        "NBD ADDRESS",
-    ]);
+    let mut table = table(&["RESOURCE", "WANTED", "NODES", "VOLUME", "DISK", "NBD ADDRESS"]);
     for resource in listed {
         for (index, volume) in resource.volumes.iter().enumerate() {
             let once = |text: &str| {
-                if index == 0 {
-                    text.to_owned()
-                } else {
-                    String::new()
-                }
+                if index == 0 { text.to_owned() } else { String::new() }
             };
             table.add_row([
                 once(&resource.name),
@@ -102,9 +85,7 @@ fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     table.set_content_arrangement(ContentArrangement::Disabled);
-    if !std::io::stdout().is_terminal()
-        || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
-    {
+    if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
         table.force_no_tty();
     }
     // Columns stand apart by two blanks and begin at the left edge.
@@ -130,11 +111,7 @@ fn rows(table: &mut Table, resource: &ResourceStatus) {
             if std::mem::take(&mut first_of_volume) {
                 row[2] = Cell::new(device.volume);
                 row[3] = disk(&device.disk_state);
-                row[4] = Cell::new(if device.size == 0 {
-                    "?".into()
-                } else {
-                    size(device.size)
-                });
+                row[4] = Cell::new(if device.size == 0 { "?".into() } else { size(device.size) });
             }
             row
         };
@@ -162,16 +139,9 @@ fn peer(connection: &ConnectionStatus, device: &DeviceStatus) -> Vec<Cell> {
         ),
         role(&connection.peer_role),
     ];
-    let found = connection
-        .peer_devices
-        .iter()
-        .find(|peer_device| peer_device.volume == device.volume);
+    let found = connection.peer_devices.iter().find(|peer_device| peer_device.volume == device.volume);
     row.extend(found.map_or_else(Vec::new, |peer_device| {
-        vec![
-            replication(peer_device),
-            disk(&peer_device.peer_disk_state),
-            Cell::new(out_of_sync(peer_device)),
-        ]
+        vec![replication(peer_device), disk(&peer_device.peer_disk_state), Cell::new(out_of_sync(peer_device))]
     }));
     row
 }
@@ -181,11 +151,7 @@ fn coloured(text: &str, color: Color) -> Cell {
 }
 
 fn role(role: &str) -> Cell {
-    if role == "Primary" {
-        coloured(role, Color::Cyan).add_attribute(Attribute::Bold)
-    } else {
-        Cell::new(role)
-    }
+    if role == "Primary" { coloured(role, Color::Cyan).add_attribute(Attribute::Bold) } else { Cell::new(role) }
 }
 
 fn disk(state: &str) -> Cell {
@@ -223,16 +189,10 @@ fn notes(text: &mut String, resource: &ResourceStatus) {
         {
             let _ = writeln!(text, "{name}: {peer}: {error}");
         }
-        for peer_device in connection
-            .peer_devices
-            .iter()
-            .filter(|peer_device| peer_device.unverified)
-        {
+        for peer_device in connection.peer_devices.iter().filter(|peer_device| peer_device.unverified) {
             let nr = peer_device.volume;
-            let _ = writeln!(
-                text,
-                "{name}/{nr}: {peer} may have ignored out-of-sync marks: an online verify is advised"
-            );
+            let _ =
+                writeln!(text, "{name}/{nr}: {peer} may have ignored out-of-sync marks: an online verify is advised");
         }
     }
 }
@@ -287,11 +247,7 @@ fn size(kib: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if value.fract() == 0.0 {
-        format!("{value} {}", units[unit])
-    } else {
-        format!("{value:.1} {}", units[unit])
-    }
+    if value.fract() == 0.0 { format!("{value} {}", units[unit]) } else { format!("{value:.1} {}", units[unit]) }
 }
 
 #[cfg(test)]
@@ -300,13 +256,7 @@ mod tests {
 
     #[test]
     fn cli_sizes_are_short() {
-        for (kib, text) in [
-            (0, "0 KiB"),
-            (4, "4 KiB"),
-            (1536, "1.5 MiB"),
-            (262_144, "256 MiB"),
-            (1 << 30, "1 TiB"),
-        ] {
+        for (kib, text) in [(0, "0 KiB"), (4, "4 KiB"), (1536, "1.5 MiB"), (262_144, "256 MiB"), (1 << 30, "1 TiB")] {
             assert_eq!(size(kib), text);
         }
         assert_eq!(size(u64::MAX), "16777216 PiB");

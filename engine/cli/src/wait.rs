@@ -14,24 +14,14 @@ use crate::exit::{self, CliError};
 const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Waits until `goal` is reached.
-pub(crate) fn wait(
-    client: &mut Client,
-    name: &str,
-    goal: Goal,
-    timeout: Duration,
-) -> Result<(), CliError> {
+pub(crate) fn wait(client: &mut Client, name: &str, goal: Goal, timeout: Duration) -> Result<(), CliError> {
     let begin = Instant::now();
     let mut bar = Bar::default();
-    let request = Request::Status {
-        name: Some(name.to_owned()),
-    };
+    let request = Request::Status { name: Some(name.to_owned()) };
     loop {
         let reply: StatusReply = client.call(&request)?;
         let Some(resource) = reply.resources.first() else {
-            return Err(CliError::new(
-                exit::REFUSED,
-                format!("{name} is down: bring it up with `zea up {name}`"),
-            ));
+            return Err(CliError::new(exit::REFUSED, format!("{name} is down: bring it up with `zea up {name}`")));
         };
         let Err(reason) = judge(goal, resource) else {
             bar.finish();
@@ -40,10 +30,7 @@ pub(crate) fn wait(
         if begin.elapsed() >= timeout {
             bar.finish();
             let seconds = timeout.as_secs();
-            return Err(CliError::new(
-                exit::TIMEOUT,
-                format!("{name}: after {seconds} s still not there: {reason}"),
-            ));
+            return Err(CliError::new(exit::TIMEOUT, format!("{name}: after {seconds} s still not there: {reason}")));
         }
         bar.show(resource);
         thread::sleep(INTERVAL.min(timeout.saturating_sub(begin.elapsed())));
@@ -58,53 +45,29 @@ fn judge(goal: Goal, resource: &ResourceStatus) -> Result<(), String> {
         Goal::Synced => {
             up_to_date(resource)?;
             connected(resource)?;
-            resource
-                .connections
-                .iter()
-                .try_for_each(|connection| synced(&resource.name, connection))
+            resource.connections.iter().try_for_each(|connection| synced(&resource.name, connection))
         }
     }
 }
 
 fn up_to_date(resource: &ResourceStatus) -> Result<(), String> {
-    match resource
-        .devices
-        .iter()
-        .find(|device| device.disk_state != "UpToDate")
-    {
+    match resource.devices.iter().find(|device| device.disk_state != "UpToDate") {
         None => Ok(()),
-        Some(device) => Err(format!(
-            "{}/{} is {}",
-            resource.name, device.volume, device.disk_state
-        )),
+        Some(device) => Err(format!("{}/{} is {}", resource.name, device.volume, device.disk_state)),
     }
 }
 
 fn connected(resource: &ResourceStatus) -> Result<(), String> {
-    match resource
-        .connections
-        .iter()
-        .find(|connection| connection.connection_state != "Connected")
-    {
+    match resource.connections.iter().find(|connection| connection.connection_state != "Connected") {
         None => Ok(()),
-        Some(ConnectionStatus {
-            name,
-            connection_state,
-            last_error,
-            ..
-        }) => {
-            let why = last_error
-                .as_ref()
-                .map(|error| format!(" ({error})"))
-                .unwrap_or_default();
+        Some(ConnectionStatus { name, connection_state, last_error, .. }) => {
+            let why = last_error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
             let hint = if connection_state == "StandAlone" {
                 format!("; `zea connect {} {name}` tries again", resource.name)
             } else {
                 String::new()
             };
-            Err(format!(
-                "the connection to {name} is {connection_state}{why}{hint}"
-            ))
+            Err(format!("the connection to {name} is {connection_state}{why}{hint}"))
         }
     }
 }
@@ -138,11 +101,8 @@ impl Bar {
             return self.finish();
         };
         let bar = self.0.get_or_insert_with(|| {
-            let template =
-                "resync {bar:40} {percent}% of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
-            ProgressBar::new(0).with_style(
-                ProgressStyle::with_template(template).expect("the template is well formed"),
-            )
+            let template = "resync {bar:40} {percent}% of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
+            ProgressBar::new(0).with_style(ProgressStyle::with_template(template).expect("the template is well formed"))
         });
         bar.set_length(total);
         bar.set_position(done);
@@ -157,12 +117,8 @@ impl Bar {
 
 /// Bytes that are resynced and bytes that are to be, over all resyncs that run.
 fn progress(resource: &ResourceStatus) -> Option<(u64, u64)> {
-    let peer_devices = resource
-        .connections
-        .iter()
-        .flat_map(|connection| &connection.peer_devices);
-    let one =
-        |total_sectors: u64, percent: f64| ((total_sectors * 512) as f64 * percent / 100.0) as u64;
+    let peer_devices = resource.connections.iter().flat_map(|connection| &connection.peer_devices);
+    let one = |total_sectors: u64, percent: f64| ((total_sectors * 512) as f64 * percent / 100.0) as u64;
     peer_devices
         .filter_map(|it| Some((it.rs_total?, it.percent_resync_done?)))
         .map(|(total, percent)| (one(total, percent), total * 512))

@@ -56,10 +56,7 @@ fn zea(socket: &Path, line: &str) -> Output {
 
 fn failure(output: &Output) -> (i32, String) {
     assert!(output.stdout.is_empty(), "{output:?}");
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stderr.clone()).unwrap(),
-    )
+    (output.status.code().unwrap(), String::from_utf8(output.stderr.clone()).unwrap())
 }
 
 #[test]
@@ -70,26 +67,11 @@ fn cli_exit_codes_say_what_kind_of_end_it_was() {
     assert_eq!(lab.fails("promote").0, 2);
     assert_eq!(lab.fails("apply /nowhere").0, 2);
     let (code, message) = lab.fails("promote r0");
-    assert_eq!(
-        (code, message.as_str()),
-        (
-            3,
-            "zea: r0: State change failed: (-2) Need access to UpToDate data\n"
-        )
-    );
+    assert_eq!((code, message.as_str()), (3, "zea: r0: State change failed: (-2) Need access to UpToDate data\n"));
     let (code, message) = lab.fails("wait r0 --for uptodate --timeout 0");
-    assert_eq!(
-        (code, message.as_str()),
-        (
-            5,
-            "zea: r0: after 0 s still not there: r0/0 is Inconsistent\n"
-        )
-    );
+    assert_eq!((code, message.as_str()), (5, "zea: r0: after 0 s still not there: r0/0 is Inconsistent\n"));
     let (code, message) = failure(&zea(&lab.dir.path().join("other.sock"), "status"));
-    assert!(
-        code == 4 && message.contains("is zead running"),
-        "{code} {message}"
-    );
+    assert!(code == 4 && message.contains("is zead running"), "{code} {message}");
 }
 
 #[test]
@@ -99,12 +81,7 @@ fn cli_a_daemon_that_goes_away_is_not_reachable() {
     let listener = UnixListener::bind(&socket).unwrap();
     let server = std::thread::spawn(move || {
         listener.accept().unwrap();
-        listener
-            .accept()
-            .unwrap()
-            .0
-            .write_all(b"{\"surprise\":1}\n")
-            .unwrap();
+        listener.accept().unwrap().0.write_all(b"{\"surprise\":1}\n").unwrap();
     });
     assert_eq!(failure(&zea(&socket, "status")).0, 4);
     assert_eq!(failure(&zea(&socket, "demote r0")).0, 4);
@@ -114,10 +91,7 @@ fn cli_a_daemon_that_goes_away_is_not_reachable() {
 #[test]
 fn cli_status_is_a_table_or_json() {
     let lab = Lab::new();
-    assert_eq!(
-        lab.ok("status"),
-        "no resources (zea resource create --help)\n"
-    );
+    assert_eq!(lab.ok("status"), "no resources (zea resource create --help)\n");
     assert_eq!(lab.ok("status --json"), "[]\n");
     lab.create("r0");
     lab.create("r1");
@@ -135,20 +109,11 @@ fn cli_status_is_a_table_or_json() {
     insta::assert_snapshot!(table);
     assert!(!table.contains('\x1b'), "no colours outside of a terminal");
     let json: serde_json::Value = serde_json::from_str(&lab.ok("status r0 --json")).unwrap();
-    assert_eq!(
-        json[0]["connections"][0]["peer_devices"][0]["replication-state"],
-        "SyncTarget"
-    );
-    assert_eq!(
-        json[0]["connections"][0]["peer_devices"][0]["unverified"],
-        true
-    );
+    assert_eq!(json[0]["connections"][0]["peer_devices"][0]["replication-state"], "SyncTarget");
+    assert_eq!(json[0]["connections"][0]["peer_devices"][0]["unverified"], true);
     assert_eq!(json[0]["devices"][0]["disk-state"], "Inconsistent");
     let verbose = lab.ok("status r0 -v");
-    let export = format!(
-        "nbd+unix:///r0/0?socket={}",
-        lab.dir.path().join("nbd.sock").display()
-    );
+    let export = format!("nbd+unix:///r0/0?socket={}", lab.dir.path().join("nbd.sock").display());
     assert!(verbose.contains(&export), "{verbose}");
 }
 
@@ -158,83 +123,25 @@ fn cli_json_status_has_the_keys_of_drbdsetup() {
     lab.create("r0");
     let json: serde_json::Value = serde_json::from_str(&lab.ok("status --json")).unwrap();
     let has = |value: &serde_json::Value, keys: &[&str]| {
-        keys.iter()
-            .for_each(|key| assert!(value.get(key).is_some(), "{key} in {value}"));
+        keys.iter().for_each(|key| assert!(value.get(key).is_some(), "{key} in {value}"));
     };
     let r0 = &json[0];
-    has(
-        r0,
-        &[
-            "name",
-            "node-id",
-            "role",
-            "suspended",
-            "suspended-user",
-            "suspended-no-data",
-            "suspended-fencing",
-        ],
-    );
-    has(
-        r0,
-        &[
-            "suspended-quorum",
-            "write-ordering",
-            "devices",
-            "connections",
-        ],
-    );
-    has(
-        &r0["devices"][0],
-        &[
-            "volume",
-            "disk-state",
-            "open",
-            "size",
-            "read",
-            "written",
-            "al-writes",
-            "bm-writes",
-        ],
-    );
+    has(r0, &["name", "node-id", "role", "suspended", "suspended-user", "suspended-no-data", "suspended-fencing"]);
+    has(r0, &["suspended-quorum", "write-ordering", "devices", "connections"]);
+    has(&r0["devices"][0], &["volume", "disk-state", "open", "size", "read", "written", "al-writes", "bm-writes"]);
     has(&r0["devices"][0], &["upper-pending"]);
     let connection = &r0["connections"][0];
-    has(
-        connection,
-        &[
-            "peer-node-id",
-            "name",
-            "connection-state",
-            "peer-role",
-            "paths",
-            "peer_devices",
-        ],
-    );
+    has(connection, &["peer-node-id", "name", "connection-state", "peer-role", "paths", "peer_devices"]);
     let peer_device = &connection["peer_devices"][0];
-    has(
-        peer_device,
-        &[
-            "volume",
-            "replication-state",
-            "peer-disk-state",
-            "received",
-            "sent",
-            "out-of-sync",
-        ],
-    );
-    has(
-        peer_device,
-        &["has-sync-details", "percent-in-sync", "unverified"],
-    );
+    has(peer_device, &["volume", "replication-state", "peer-disk-state", "received", "sent", "out-of-sync"]);
+    has(peer_device, &["has-sync-details", "percent-in-sync", "unverified"]);
 }
 
 #[test]
 fn cli_events_begin_with_the_state() {
     let lab = Lab::new();
     lab.create("r0");
-    for (option, begin) in [
-        ("", "exists resource name:r0 role:Secondary"),
-        ("--json", "{\"action\":\"exists\""),
-    ] {
+    for (option, begin) in [("", "exists resource name:r0 role:Secondary"), ("--json", "{\"action\":\"exists\"")] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_zea"))
             .args(["events", "r0"])
             .args(option.split_whitespace())
@@ -258,10 +165,7 @@ fn cli_apply_shows_the_mistake_in_the_file() {
     std::fs::write(&file, "name = \"r0\"\n[nett]\n").unwrap();
     let (code, message) = lab.fails(&format!("apply {}", file.display()));
     assert_eq!(code, 2);
-    assert!(
-        message.contains("r0.toml:2:2") && message.contains("^^^^"),
-        "{message}"
-    );
+    assert!(message.contains("r0.toml:2:2") && message.contains("^^^^"), "{message}");
     let disk = lab.dir.path().join("r0.img");
     let text = format!(
         "name = \"r0\"\nnet = {{ cram-hmac-alg = \"sha256\", secret-file = \"r0.secret\" }}\n\
@@ -271,16 +175,10 @@ fn cli_apply_shows_the_mistake_in_the_file() {
     );
     std::fs::write(&file, text).unwrap();
     let (code, message) = lab.fails(&format!("apply {}", file.display()));
-    assert!(
-        code == 2 && message.contains("r0.secret"),
-        "{code} {message}"
-    );
+    assert!(code == 2 && message.contains("r0.secret"), "{code} {message}");
     std::fs::write(lab.dir.path().join("r0.secret"), "hush\n").unwrap();
     lab.ok(&format!("apply {}", file.display()));
-    assert_eq!(
-        std::fs::read(lab.dir.path().join("secrets/r0")).unwrap(),
-        b"hush"
-    );
+    assert_eq!(std::fs::read(lab.dir.path().join("secrets/r0")).unwrap(), b"hush");
     assert!(lab.ok("resource list").contains("nbd+unix:///r0/0"));
 }
 
@@ -289,10 +187,7 @@ fn cli_wait_ends_when_the_goal_is_reached() {
     let lab = Lab::new();
     lab.create("r0");
     let (code, message) = lab.fails("wait r0 --for connected --timeout 0");
-    assert!(
-        code == 5 && message.contains("the connection to bravo is Connecting"),
-        "{message}"
-    );
+    assert!(code == 5 && message.contains("the connection to bravo is Connecting"), "{message}");
     lab.ok("promote r0 --force");
     lab.ok("wait r0 --for uptodate --timeout 5");
     lab.node.engine.edit("r0", |r0| {
@@ -302,14 +197,8 @@ fn cli_wait_ends_when_the_goal_is_reached() {
         bravo.peer_devices[0].peer_disk_state = "Inconsistent".into();
     });
     lab.ok("wait r0 --for connected --timeout 5");
-    assert!(
-        lab.fails("wait r0 --for synced --timeout 0")
-            .1
-            .contains("r0/0 on bravo is Inconsistent")
-    );
-    lab.node.engine.edit("r0", |r0| {
-        r0.connections[0].peer_devices[0].peer_disk_state = "UpToDate".into()
-    });
+    assert!(lab.fails("wait r0 --for synced --timeout 0").1.contains("r0/0 on bravo is Inconsistent"));
+    lab.node.engine.edit("r0", |r0| r0.connections[0].peer_devices[0].peer_disk_state = "UpToDate".into());
     lab.ok("wait r0 --for synced --timeout 5");
     lab.ok("demote r0");
     lab.ok("down r0");
@@ -329,10 +218,7 @@ fn cli_closed_output_is_no_error() {
         .unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
-    assert!(
-        output.status.success() && output.stderr.is_empty(),
-        "{output:?}"
-    );
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
 #[test]
@@ -342,15 +228,9 @@ fn cli_foreign_data_is_not_overwritten() {
     let mut image = vec![0; 4 << 20];
     image[..4].copy_from_slice(b"XFSB");
     std::fs::write(&disk, &image).unwrap();
-    let line = format!(
-        "resource create r0 --node 0=alpha@127.0.0.1:7789 --volume 0={}",
-        disk.display()
-    );
+    let line = format!("resource create r0 --node 0=alpha@127.0.0.1:7789 --volume 0={}", disk.display());
     let (code, message) = lab.fails(&line);
-    assert!(
-        code == 3 && message.contains("XFS file system") && message.contains("--force"),
-        "{code} {message}"
-    );
+    assert!(code == 3 && message.contains("XFS file system") && message.contains("--force"), "{code} {message}");
     assert_eq!(std::fs::read(&disk).unwrap(), image);
     lab.ok(&format!("{line} --force"));
 }

@@ -185,9 +185,7 @@ impl AlTransaction {
 
     fn encode_update(&self, raw: &mut OnDisk) {
         raw.transaction_type = TYPE_UPDATE.into();
-        raw.n_updates = u16::try_from(self.updates.len())
-            .expect("at most 64 updates")
-            .into();
+        raw.n_updates = u16::try_from(self.updates.len()).expect("at most 64 updates").into();
         raw.context_size = self.context_size.into();
         raw.context_start_slot_nr = self.context_start.into();
         raw.update_slot_nr.fill(SLOT_UNUSED.into());
@@ -206,29 +204,13 @@ impl AlTransaction {
     fn assert_well_formed(&self) {
         if self.kind == TransactionKind::Initialized {
             let empty = self.updates.is_empty() && self.context.is_empty();
-            assert!(
-                empty && self.context_size == 0 && self.context_start == 0,
-                "an initialised block has no content"
-            );
+            assert!(empty && self.context_size == 0 && self.context_start == 0, "an initialised block has no content");
             return;
         }
         let window = window_len(self.context_start, self.context_size);
-        assert!(
-            self.updates.len() <= AL_UPDATES_MAX,
-            "{} updates",
-            self.updates.len()
-        );
-        assert!(
-            self.context.len() == window,
-            "window of {} slots instead of {window}",
-            self.context.len()
-        );
-        assert!(
-            self.updates
-                .iter()
-                .all(|update| update.slot_nr < self.context_size),
-            "update outside of the table"
-        );
+        assert!(self.updates.len() <= AL_UPDATES_MAX, "{} updates", self.updates.len());
+        assert!(self.context.len() == window, "window of {} slots instead of {window}", self.context.len());
+        assert!(self.updates.iter().all(|update| update.slot_nr < self.context_size), "update outside of the table");
     }
 
     /// Reads a transaction.
@@ -236,8 +218,7 @@ impl AlTransaction {
     /// # Errors
     /// [`AlError`]; see [`AlError::may_be_torn`].
     pub fn decode(block: &[u8]) -> Result<Self, AlError> {
-        let bytes: &[u8; MD_BLOCK_SIZE] =
-            block.try_into().map_err(|_| AlError::Length(block.len()))?;
+        let bytes: &[u8; MD_BLOCK_SIZE] = block.try_into().map_err(|_| AlError::Length(block.len()))?;
         let raw = OnDisk::ref_from_bytes(bytes).map_err(|_| AlError::Length(block.len()))?;
         match raw.magic.get() {
             AL_MAGIC => {}
@@ -256,51 +237,30 @@ impl AlTransaction {
     }
 
     fn decode_update(raw: &OnDisk) -> Result<Self, AlError> {
-        let (context_size, context_start) =
-            (raw.context_size.get(), raw.context_start_slot_nr.get());
+        let (context_size, context_start) = (raw.context_size.get(), raw.context_start_slot_nr.get());
         let n_updates = usize::from(raw.n_updates.get());
         if n_updates > AL_UPDATES_MAX {
             return Err(AlError::UpdateCount(raw.n_updates.get()));
         }
         let mut updates = Vec::with_capacity(n_updates);
-        for (i, (slot_nr, extent_nr)) in raw
-            .update_slot_nr
-            .iter()
-            .zip(&raw.update_extent_nr)
-            .enumerate()
-        {
-            let update = AlUpdate {
-                slot_nr: slot_nr.get(),
-                extent_nr: extent_nr.get(),
-            };
+        for (i, (slot_nr, extent_nr)) in raw.update_slot_nr.iter().zip(&raw.update_extent_nr).enumerate() {
+            let update = AlUpdate { slot_nr: slot_nr.get(), extent_nr: extent_nr.get() };
             if i < n_updates {
                 if update.slot_nr >= context_size {
-                    return Err(AlError::UpdateSlot {
-                        slot_nr: update.slot_nr,
-                        context_size,
-                    });
+                    return Err(AlError::UpdateSlot { slot_nr: update.slot_nr, context_size });
                 }
                 updates.push(update);
             } else if update.slot_nr != SLOT_UNUSED {
                 return Err(AlError::UnusedEntry(i));
             }
         }
-        let (context, unused) = raw
-            .context
-            .split_at(window_len(context_start, context_size));
+        let (context, unused) = raw.context.split_at(window_len(context_start, context_size));
         if let Some(i) = unused.iter().position(|entry| entry.get() != AL_FREE) {
             return Err(AlError::UnusedEntry(context.len() + i));
         }
         let context = context.iter().map(|entry| entry.get()).collect();
         let tr_number = raw.tr_number.get();
-        Ok(Self {
-            tr_number,
-            kind: TransactionKind::Update,
-            updates,
-            context_size,
-            context_start,
-            context,
-        })
+        Ok(Self { tr_number, kind: TransactionKind::Update, updates, context_size, context_start, context })
     }
 }
 
@@ -314,10 +274,7 @@ pub fn window_len(context_start: u16, context_size: u16) -> usize {
 #[must_use]
 pub fn next_context_start(context_start: u16, context_size: u16) -> u16 {
     let next = usize::from(context_start) + AL_CONTEXT_MAX;
-    u16::try_from(next)
-        .ok()
-        .filter(|&next| next < context_size)
-        .unwrap_or(0)
+    u16::try_from(next).ok().filter(|&next| next < context_size).unwrap_or(0)
 }
 
 /// The block of the ring, from the start of the activity log, that a transaction goes to.
@@ -326,9 +283,7 @@ pub fn next_context_start(context_start: u16, context_size: u16) -> u16 {
 /// If the ring is empty or has more blocks than 32 bits can count.
 #[must_use]
 pub fn slot_block(tr_number: u32, stripes: u32, stripe_size_4k: u32) -> u32 {
-    let blocks = stripes
-        .checked_mul(stripe_size_4k)
-        .expect("a ring is at most 16 MiB");
+    let blocks = stripes.checked_mul(stripe_size_4k).expect("a ring is at most 16 MiB");
     assert!(blocks > 0, "a ring has blocks");
     let slot = tr_number % blocks;
     (slot % stripes) * stripe_size_4k + slot / stripes
@@ -338,9 +293,7 @@ pub fn slot_block(tr_number: u32, stripes: u32, stripe_size_4k: u32) -> u32 {
 #[must_use]
 pub fn max_extents(stripes: u32, stripe_size_4k: u32) -> u32 {
     let blocks = u64::from(stripes) * u64::from(stripe_size_4k);
-    let slots = blocks
-        .saturating_sub(1)
-        .saturating_mul(AL_CONTEXT_MAX as u64);
+    let slots = blocks.saturating_sub(1).saturating_mul(AL_CONTEXT_MAX as u64);
     u32::try_from(slots).map_or(AL_EXTENTS_MAX, |slots| slots.min(AL_EXTENTS_MAX))
 }
 

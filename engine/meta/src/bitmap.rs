@@ -10,10 +10,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::{
-    AL_EXTENT_SIZE, DEFAULT_BITMAP_BLOCK_SIZE, MAX_BITMAP_BLOCK_SIZE, MAX_PEERS, MD_BLOCK_SIZE,
-    SECTOR_SIZE,
-};
+use crate::{AL_EXTENT_SIZE, DEFAULT_BITMAP_BLOCK_SIZE, MAX_BITMAP_BLOCK_SIZE, MAX_PEERS, MD_BLOCK_SIZE, SECTOR_SIZE};
 
 /// Bits in a word of the bitmap.
 pub const WORD_BITS: u64 = 32;
@@ -60,29 +57,17 @@ impl BitmapGeometry {
         if bits > MAX_DEVICE_BYTES / u64::from(block_size) {
             return Err(GeometryError::Bits(bits));
         }
-        Ok(Self {
-            max_peers,
-            bits,
-            block_size,
-        })
+        Ok(Self { max_peers, bits, block_size })
     }
 
     /// The bitmap of a device of `size_sectors`; a last partial block has a bit of its own.
     ///
     /// # Errors
     /// [`GeometryError`] for a number out of range.
-    pub fn for_device(
-        max_peers: u32,
-        size_sectors: u64,
-        block_size: u32,
-    ) -> Result<Self, GeometryError> {
+    pub fn for_device(max_peers: u32, size_sectors: u64, block_size: u32) -> Result<Self, GeometryError> {
         // The block size is checked before it divides.
         Self::new(max_peers, 0, block_size)?;
-        Self::new(
-            max_peers,
-            bits_for_sectors(size_sectors, block_size),
-            block_size,
-        )
+        Self::new(max_peers, bits_for_sectors(size_sectors, block_size), block_size)
     }
 
     /// Number of slots.
@@ -151,10 +136,7 @@ impl BitmapGeometry {
     /// If the slot or the bit is out of range.
     #[must_use]
     pub fn block_of_bit(&self, bit: u64, slot: u32) -> u64 {
-        assert!(
-            slot < self.max_peers && bit < self.bits,
-            "bit {bit} of slot {slot} is outside of {self:?}"
-        );
+        assert!(slot < self.max_peers && bit < self.bits, "bit {bit} of slot {slot} is outside of {self:?}");
         (bit / WORD_BITS * u64::from(self.max_peers) + u64::from(slot)) / WORDS_PER_BLOCK
     }
 
@@ -162,13 +144,7 @@ impl BitmapGeometry {
     ///
     /// # Panics
     /// If the slot is not below `max_peers`.
-    pub fn decode_block(
-        &self,
-        block: &[u8; MD_BLOCK_SIZE],
-        index: u64,
-        slot: u32,
-        found: &mut dyn FnMut(u64, u32),
-    ) {
+    pub fn decode_block(&self, block: &[u8; MD_BLOCK_SIZE], index: u64, slot: u32, found: &mut dyn FnMut(u64, u32)) {
         let (words, _) = block.as_chunks::<4>();
         for word_index in self.words_in_block(index, slot) {
             let raw = words[self.place_in_block(index, slot, word_index)];
@@ -179,12 +155,7 @@ impl BitmapGeometry {
 
     /// Fills an on-disk block from `word_of(slot, word_index)`, which is asked once for every word that lies in it.
     /// What lies beyond the device becomes zero.
-    pub fn encode_block(
-        &self,
-        index: u64,
-        out: &mut [u8; MD_BLOCK_SIZE],
-        word_of: &dyn Fn(u32, u64) -> u32,
-    ) {
+    pub fn encode_block(&self, index: u64, out: &mut [u8; MD_BLOCK_SIZE], word_of: &dyn Fn(u32, u64) -> u32) {
         out.fill(0);
         let (words, _) = out.as_chunks_mut::<4>();
         for slot in 0..self.max_peers {
@@ -200,12 +171,7 @@ impl BitmapGeometry {
     ///
     /// # Panics
     /// If the extents are not in ascending order.
-    pub fn mark_extents(
-        &self,
-        index: u64,
-        block: &mut [u8; MD_BLOCK_SIZE],
-        extents: &[u32],
-    ) -> bool {
+    pub fn mark_extents(&self, index: u64, block: &mut [u8; MD_BLOCK_SIZE], extents: &[u32]) -> bool {
         assert!(extents.is_sorted(), "the hot set comes sorted");
         let mut changed = false;
         let (words, _) = block.as_chunks_mut::<4>();
@@ -259,25 +225,17 @@ impl BitmapGeometry {
 
     /// Those of the sorted extents that have bits in a range.
     fn extents_in<'a>(&self, bits: &Range<u64>, extents: &'a [u32]) -> &'a [u32] {
-        let before =
-            |bit: u64| move |extent: &u32| u64::from(*extent) * self.bits_per_extent() < bit;
+        let before = |bit: u64| move |extent: &u32| u64::from(*extent) * self.bits_per_extent() < bit;
         let end = extents.partition_point(before(bits.end));
         // An extent that begins up to its length before the range reaches into it.
-        let start = extents.partition_point(before(
-            (bits.start + 1).saturating_sub(self.bits_per_extent()),
-        ));
-        if bits.is_empty() {
-            &[]
-        } else {
-            &extents[start..end.max(start)]
-        }
+        let start = extents.partition_point(before((bits.start + 1).saturating_sub(self.bits_per_extent())));
+        if bits.is_empty() { &[] } else { &extents[start..end.max(start)] }
     }
 
     /// The place of a word in its block.
     fn place_in_block(&self, index: u64, slot: u32, word_index: u64) -> usize {
         let place = word_index * u64::from(self.max_peers) + u64::from(slot);
-        usize::try_from(place - index * WORDS_PER_BLOCK)
-            .expect("a word is looked for in its own block")
+        usize::try_from(place - index * WORDS_PER_BLOCK).expect("a word is looked for in its own block")
     }
 
     /// The bits of a word that stand for blocks of the device.

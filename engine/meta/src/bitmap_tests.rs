@@ -11,9 +11,8 @@ fn byte_and_bit(geometry: &BitmapGeometry, bit: u64, slot: u32) -> (u64, u8) {
 }
 
 fn any_geometry(max_bits: u64) -> impl Strategy<Value = BitmapGeometry> {
-    (1u32..=31, 0..max_bits, 12u32..=20).prop_map(|(max_peers, bits, shift)| {
-        BitmapGeometry::new(max_peers, bits, 1 << shift).unwrap()
-    })
+    (1u32..=31, 0..max_bits, 12u32..=20)
+        .prop_map(|(max_peers, bits, shift)| BitmapGeometry::new(max_peers, bits, 1 << shift).unwrap())
 }
 
 fn encode_all(geometry: &BitmapGeometry, words: &BTreeMap<(u32, u64), u32>) -> Vec<u8> {
@@ -42,14 +41,7 @@ fn meta_bitmap_one_slot_is_a_plain_bit_array() {
 fn meta_bitmap_sizes_of_the_reference() {
     // 64 MiB with 2 slots: one block.
     let geometry = BitmapGeometry::for_device(2, 131_072, 4096).unwrap();
-    assert_eq!(
-        (
-            geometry.bits(),
-            geometry.disk_blocks(),
-            geometry.al_extents()
-        ),
-        (16_384, 1, 16)
-    );
+    assert_eq!((geometry.bits(), geometry.disk_blocks(), geometry.al_extents()), (16_384, 1, 16));
     assert_eq!(geometry.bits_per_extent(), 1024);
     // A last partial block has a bit, a last partial extent counts.
     let geometry = BitmapGeometry::for_device(1, 8193, 4096).unwrap();
@@ -64,47 +56,25 @@ fn meta_bitmap_sizes_of_the_reference() {
 
 #[test]
 fn meta_bitmap_errors_have_names() {
-    assert_eq!(
-        BitmapGeometry::new(0, 1, 4096),
-        Err(GeometryError::MaxPeers(0))
-    );
-    assert_eq!(
-        BitmapGeometry::new(32, 1, 4096),
-        Err(GeometryError::MaxPeers(32))
-    );
+    assert_eq!(BitmapGeometry::new(0, 1, 4096), Err(GeometryError::MaxPeers(0)));
+    assert_eq!(BitmapGeometry::new(32, 1, 4096), Err(GeometryError::MaxPeers(32)));
     for block_size in [0, 2048, 5000, 2 << 20] {
-        assert_eq!(
-            BitmapGeometry::for_device(1, 1, block_size),
-            Err(GeometryError::BlockSize(block_size))
-        );
+        assert_eq!(BitmapGeometry::for_device(1, 1, block_size), Err(GeometryError::BlockSize(block_size)));
     }
     let bits = (1 << 38) + 1;
-    assert_eq!(
-        BitmapGeometry::new(1, bits, 4096),
-        Err(GeometryError::Bits(bits))
-    );
-    assert_eq!(
-        BitmapGeometry::for_device(1, u64::MAX, 1 << 20),
-        Err(GeometryError::Bits(1 << 53))
-    );
+    assert_eq!(BitmapGeometry::new(1, bits, 4096), Err(GeometryError::Bits(bits)));
+    assert_eq!(BitmapGeometry::for_device(1, u64::MAX, 1 << 20), Err(GeometryError::Bits(1 << 53)));
 }
 
 #[test]
 fn meta_bitmap_hides_what_lies_beyond_the_device() {
     let geometry = BitmapGeometry::new(2, 33, 4096).unwrap();
     let mut found = Vec::new();
-    geometry.decode_block(&[0xff; MD_BLOCK_SIZE], 0, 1, &mut |bit, word| {
-        found.push((bit, word))
-    });
+    geometry.decode_block(&[0xff; MD_BLOCK_SIZE], 0, 1, &mut |bit, word| found.push((bit, word)));
     assert_eq!(found, [(0, u32::MAX), (32, 1)]);
     let mut block = [0xaa; MD_BLOCK_SIZE];
     geometry.encode_block(0, &mut block, &|_, _| u32::MAX);
-    assert_eq!(
-        block[..16],
-        [
-            255, 255, 255, 255, 255, 255, 255, 255, 1, 0, 0, 0, 1, 0, 0, 0
-        ]
-    );
+    assert_eq!(block[..16], [255, 255, 255, 255, 255, 255, 255, 255, 1, 0, 0, 0, 1, 0, 0, 0]);
     assert!(block[16..].iter().all(|&byte| byte == 0));
 }
 

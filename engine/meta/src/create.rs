@@ -11,8 +11,7 @@ use crate::placement::{Layout, LayoutError, LayoutParams};
 use crate::superblock::{PeerMd, SlotError, SuperBlock};
 use crate::superblock_v08::SuperBlockV08;
 use crate::{
-    CREATE_MD_AL_EXTENTS, DEFAULT_BITMAP_BLOCK_SIZE, HISTORY_UUIDS, MD_BLOCK_SIZE, PEER_ARRAY_LEN,
-    UUID_JUST_CREATED,
+    CREATE_MD_AL_EXTENTS, DEFAULT_BITMAP_BLOCK_SIZE, HISTORY_UUIDS, MD_BLOCK_SIZE, PEER_ARRAY_LEN, UUID_JUST_CREATED,
 };
 
 /// What to create.
@@ -32,12 +31,7 @@ impl CreateParams {
     /// The same as `drbdmeta create-md` without options.
     #[must_use]
     pub fn new(layout: LayoutParams) -> Self {
-        Self {
-            layout,
-            node_id: None,
-            peers: Vec::new(),
-            la_peer_max_bio_size: 0,
-        }
+        Self { layout, node_id: None, peers: Vec::new(), la_peer_max_bio_size: 0 }
     }
 }
 
@@ -90,10 +84,7 @@ pub struct Created<S> {
 /// [`CreateError`] if the layout does not work out or a peer cannot have a slot.
 pub fn create_md(params: &CreateParams) -> Result<Created<SuperBlock>, CreateError> {
     let layout = Layout::compute(&params.layout)?;
-    if let Some(own) = params
-        .node_id
-        .filter(|&own| usize::from(own) >= PEER_ARRAY_LEN)
-    {
+    if let Some(own) = params.node_id.filter(|&own| usize::from(own) >= PEER_ARRAY_LEN) {
         return Err(SlotError::NodeId(own).into());
     }
     let mut super_block = SuperBlock {
@@ -118,17 +109,11 @@ pub fn create_md(params: &CreateParams) -> Result<Created<SuperBlock>, CreateErr
     for &peer in &params.peers {
         super_block.assign_slot(peer)?;
     }
-    super_block
-        .validate()
-        .expect("a layout that works out gives a valid super block");
+    super_block.validate().expect("a layout that works out gives a valid super block");
     let mut block = [0; MD_BLOCK_SIZE];
     super_block.encode(&mut block);
     let writes = writes(&layout, &block);
-    Ok(Created {
-        layout,
-        super_block,
-        writes,
-    })
+    Ok(Created { layout, super_block, writes })
 }
 
 /// Makes v08 meta data.
@@ -164,34 +149,18 @@ pub fn create_md_v08(params: &CreateParams) -> Result<Created<SuperBlockV08>, Cr
     let mut block = [0; MD_BLOCK_SIZE];
     super_block.encode(&mut block);
     let writes = writes(&layout, &block);
-    Ok(Created {
-        layout,
-        super_block,
-        writes,
-    })
+    Ok(Created { layout, super_block, writes })
 }
 
 /// The old super block goes first, the whole area for the bitmap and the activity log follow, the new super block is last.
 fn writes(layout: &Layout, super_block: &[u8; MD_BLOCK_SIZE]) -> Vec<MdWrite> {
-    let write = |offset_bytes, content| MdWrite {
-        offset_bytes,
-        content,
-    };
+    let write = |offset_bytes, content| MdWrite { offset_bytes, content };
     let ring = initialized_block().repeat(ring_blocks(layout));
     vec![
-        write(
-            layout.super_block_offset_bytes,
-            WriteContent::Zeros(MD_BLOCK_SIZE as u64),
-        ),
-        write(
-            layout.bitmap_offset_bytes,
-            WriteContent::Zeros(layout.bitmap_size_bytes),
-        ),
+        write(layout.super_block_offset_bytes, WriteContent::Zeros(MD_BLOCK_SIZE as u64)),
+        write(layout.bitmap_offset_bytes, WriteContent::Zeros(layout.bitmap_size_bytes)),
         write(layout.al_offset_bytes, WriteContent::Bytes(ring)),
-        write(
-            layout.super_block_offset_bytes,
-            WriteContent::Bytes(super_block.to_vec()),
-        ),
+        write(layout.super_block_offset_bytes, WriteContent::Bytes(super_block.to_vec())),
     ]
 }
 
@@ -213,79 +182,37 @@ mod tests {
     #[test]
     fn meta_create_puts_the_super_block_last() {
         let created = create_md(&params()).unwrap();
-        let places: Vec<_> = created
-            .writes
-            .iter()
-            .map(|write| write.offset_bytes)
-            .collect();
+        let places: Vec<_> = created.writes.iter().map(|write| write.offset_bytes).collect();
         assert_eq!(places, [67_104_768, 67_067_904, 67_072_000, 67_104_768]);
         assert_eq!(created.writes[0].content, WriteContent::Zeros(4096));
         assert_eq!(created.writes[1].content, WriteContent::Zeros(4096));
-        let WriteContent::Bytes(ring) = &created.writes[2].content else {
-            panic!("the ring is bytes")
-        };
+        let WriteContent::Bytes(ring) = &created.writes[2].content else { panic!("the ring is bytes") };
         assert_eq!(ring.len(), 32_768);
         let (blocks, _) = ring.as_chunks::<MD_BLOCK_SIZE>();
-        assert!(
-            blocks
-                .iter()
-                .all(|block| AlTransaction::decode(block) == Ok(AlTransaction::initialized(0)))
-        );
-        let WriteContent::Bytes(block) = &created.writes[3].content else {
-            panic!("the super block is bytes")
-        };
+        assert!(blocks.iter().all(|block| AlTransaction::decode(block) == Ok(AlTransaction::initialized(0))));
+        let WriteContent::Bytes(block) = &created.writes[3].content else { panic!("the super block is bytes") };
         assert_eq!(SuperBlock::decode(block), Ok(created.super_block));
     }
 
     #[test]
     fn meta_create_assigns_slots_in_order() {
-        let with_peers = CreateParams {
-            node_id: Some(1),
-            peers: vec![4, 0],
-            ..params()
-        };
+        let with_peers = CreateParams { node_id: Some(1), peers: vec![4, 0], ..params() };
         let super_block = create_md(&with_peers).unwrap().super_block;
-        assert_eq!(
-            [
-                super_block.slot_of(4),
-                super_block.slot_of(0),
-                super_block.slot_of(2)
-            ],
-            [Some(0), Some(1), None]
-        );
+        assert_eq!([super_block.slot_of(4), super_block.slot_of(0), super_block.slot_of(2)], [Some(0), Some(1), None]);
     }
 
     #[test]
     fn meta_create_errors_have_names() {
-        let own = CreateParams {
-            node_id: Some(1),
-            peers: vec![1],
-            ..params()
-        };
+        let own = CreateParams { node_id: Some(1), peers: vec![1], ..params() };
         assert_eq!(create_md(&own), Err(SlotError::OwnNode(1).into()));
-        let many = CreateParams {
-            peers: vec![1, 2, 3],
-            ..params()
-        };
+        let many = CreateParams { peers: vec![1, 2, 3], ..params() };
         assert_eq!(create_md(&many), Err(SlotError::NoFreeSlot(2).into()));
-        let no_node = CreateParams {
-            node_id: Some(32),
-            ..params()
-        };
+        let no_node = CreateParams { node_id: Some(32), ..params() };
         assert_eq!(create_md(&no_node), Err(SlotError::NodeId(32).into()));
         let small = CreateParams::new(LayoutParams::internal(100, 2));
-        assert!(matches!(
-            create_md(&small),
-            Err(CreateError::Layout(LayoutError::TooSmall { .. }))
-        ));
+        assert!(matches!(create_md(&small), Err(CreateError::Layout(LayoutError::TooSmall { .. }))));
         assert_eq!(create_md_v08(&params()), Err(CreateError::NotInV08));
-        let indexed = LayoutParams {
-            placement: Placement::Indexed(0),
-            ..LayoutParams::flex_external(1, 1, 1)
-        };
-        assert!(matches!(
-            create_md_v08(&CreateParams::new(indexed)),
-            Err(CreateError::Layout(_))
-        ));
+        let indexed = LayoutParams { placement: Placement::Indexed(0), ..LayoutParams::flex_external(1, 1, 1) };
+        assert!(matches!(create_md_v08(&CreateParams::new(indexed)), Err(CreateError::Layout(_))));
     }
 }

@@ -159,9 +159,6 @@ mod tests {
         assert!(flags.intersects(DeviceFlags::CONSISTENT | DeviceFlags::PRIMARY_IND));
         flags.set(DeviceFlags::PRIMARY_IND, false);
         assert_eq!(flags.bits(), 0x8000);
-        assert_eq!(
-            format!("{:?}", PeerFlags(0x10010)),
-            "PeerFlags(0x10010 DEVICE_SEEN NODE_EXISTS)"
-        );
+        assert_eq!(format!("{:?}", PeerFlags(0x10010)), "PeerFlags(0x10010 DEVICE_SEEN NODE_EXISTS)");
     }
 }

@@ -26,11 +26,7 @@ struct Magic {
 }
 
 const fn magic(name: &'static str, offset_bytes: i64, bytes: &'static [u8]) -> Magic {
-    Magic {
-        name,
-        offset_bytes,
-        bytes,
-    }
+    Magic { name, offset_bytes, bytes }
 }
 
 const MAGICS: &[Magic] = &[
@@ -55,11 +51,7 @@ const MAGICS: &[Magic] = &[
     magic("GPT partition table (backup)", -512, b"EFI PART"),
     magic("GPT partition table (backup)", -4096, b"EFI PART"),
     magic("Linux software RAID member", 0, &[0xfc, 0x4e, 0x2b, 0xa9]),
-    magic(
-        "Linux software RAID member",
-        4096,
-        &[0xfc, 0x4e, 0x2b, 0xa9],
-    ),
+    magic("Linux software RAID member", 4096, &[0xfc, 0x4e, 0x2b, 0xa9]),
 ];
 
 const LVM_LABEL: &[u8] = b"LABELONE";
@@ -83,11 +75,7 @@ pub type ReadRange<'a, E> = dyn FnMut(u64, &mut [u8]) -> Result<(), E> + 'a;
 /// # Errors
 /// The first error of `read`.
 pub fn probe_foreign<E>(size_bytes: u64, read: &mut ReadRange<'_, E>) -> Result<Vec<Signature>, E> {
-    let mut probe = Probe {
-        size_bytes,
-        read,
-        found: Vec::new(),
-    };
+    let mut probe = Probe { size_bytes, read, found: Vec::new() };
     for magic in MAGICS {
         probe.fixed(magic)?;
     }
@@ -109,9 +97,7 @@ struct Probe<'a, E> {
 impl<E> Probe<'_, E> {
     /// Reads a range; `false` if it does not lie inside of the device.
     fn get(&mut self, offset_bytes: u64, buffer: &mut [u8]) -> Result<bool, E> {
-        let inside = offset_bytes
-            .checked_add(buffer.len() as u64)
-            .is_some_and(|end| end <= self.size_bytes);
+        let inside = offset_bytes.checked_add(buffer.len() as u64).is_some_and(|end| end <= self.size_bytes);
         if inside {
             (self.read)(offset_bytes, buffer)?;
         }
@@ -162,10 +148,7 @@ impl<E> Probe<'_, E> {
     fn lvm(&mut self) -> Result<(), E> {
         for offset in [0, 512, 1024, 1536] {
             let mut label = [0; 32];
-            if self.get(offset, &mut label)?
-                && label.starts_with(LVM_LABEL)
-                && label[24..] == *LVM_TYPE
-            {
+            if self.get(offset, &mut label)? && label.starts_with(LVM_LABEL) && label[24..] == *LVM_TYPE {
                 self.add("LVM physical volume", offset);
             }
         }
@@ -180,9 +163,7 @@ impl<E> Probe<'_, E> {
         }
         let (entries, _) = sector[446..510].as_chunks::<16>();
         let plausible = entries.iter().all(|entry| entry[0] & 0x7f == 0);
-        let used = entries
-            .iter()
-            .any(|entry| entry[4] != 0 && le32(entry, 12) != 0);
+        let used = entries.iter().any(|entry| entry[4] != 0 && le32(entry, 12) != 0);
         if plausible && used {
             self.add("MBR partition table", 510);
         }
@@ -193,11 +174,7 @@ impl<E> Probe<'_, E> {
     fn raid_at_end(&mut self) -> Result<(), E> {
         let v1_0 = self.size_bytes.checked_sub(8192).map(|at| at & !4095);
         let v0_90 = (self.size_bytes & !0xffff).checked_sub(0x10000);
-        for offset in [v1_0, v0_90]
-            .into_iter()
-            .flatten()
-            .filter(|&offset| offset > 4096)
-        {
+        for offset in [v1_0, v0_90].into_iter().flatten().filter(|&offset| offset > 4096) {
             let mut word = [0; 4];
             if self.get(offset, &mut word)? && word == MD_RAID_MAGIC_LE {
                 self.add("Linux software RAID member", offset);
@@ -215,8 +192,7 @@ impl<E> Probe<'_, E> {
         let (blocks, _) = ring.as_chunks::<1024>();
         let hit = (0u64..).zip(blocks).find(|(_, block)| {
             let magic = block.first_chunk::<8>().copied().unwrap_or_default();
-            u64::from_le_bytes(magic) == ZFS_UBERBLOCK_MAGIC
-                || u64::from_be_bytes(magic) == ZFS_UBERBLOCK_MAGIC
+            u64::from_le_bytes(magic) == ZFS_UBERBLOCK_MAGIC || u64::from_be_bytes(magic) == ZFS_UBERBLOCK_MAGIC
         });
         if let Some((index, _)) = hit {
             self.add("ZFS pool member", start + index * 1024);
@@ -229,12 +205,8 @@ impl<E> Probe<'_, E> {
         let block_size = MD_BLOCK_SIZE as u64;
         let aligned_end = self.size_bytes / block_size * block_size;
         let slot_bytes = INDEXED_SLOT_SECTORS * crate::SECTOR_SIZE;
-        let places = [
-            aligned_end.checked_sub(block_size),
-            Some(0),
-            Some(slot_bytes),
-            aligned_end.checked_sub(slot_bytes),
-        ];
+        let places =
+            [aligned_end.checked_sub(block_size), Some(0), Some(slot_bytes), aligned_end.checked_sub(slot_bytes)];
         let mut seen = Vec::new();
         for offset in places.into_iter().flatten() {
             let mut block = [0; MD_BLOCK_SIZE];

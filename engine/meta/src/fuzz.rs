@@ -27,17 +27,9 @@ pub fn fuzz_superblock(data: &[u8]) {
             al_stripe_size_4k: super_block.al_stripe_size_4k,
             ..LayoutParams::internal(super_block.effective_size_sectors, 1)
         };
-        for placement in [
-            Placement::Internal,
-            Placement::FlexExternal,
-            Placement::Indexed(super_block.md_size_sect),
-        ] {
+        for placement in [Placement::Internal, Placement::FlexExternal, Placement::Indexed(super_block.md_size_sect)] {
             let md_size_sectors = super_block.members;
-            if let Ok(layout) = Layout::compute(&LayoutParams {
-                placement,
-                md_size_sectors,
-                ..params
-            }) {
+            if let Ok(layout) = Layout::compute(&LayoutParams { placement, md_size_sectors, ..params }) {
                 let _ = layout.check(&super_block, 0);
             }
         }
@@ -93,25 +85,16 @@ pub fn fuzz_bitmap(data: &[u8]) {
     let mut again = [0; MD_BLOCK_SIZE];
     geometry.encode_block(index, &mut again, &|slot, word_index| {
         let words = &words[slot as usize];
-        words
-            .iter()
-            .find(|(first_bit, _)| *first_bit == word_index * 32)
-            .map_or(0, |(_, word)| *word)
+        words.iter().find(|(first_bit, _)| *first_bit == word_index * 32).map_or(0, |(_, word)| *word)
     });
     assert_eq!(decode_words(&geometry, index, &again), words);
 }
 
-fn decode_words(
-    geometry: &BitmapGeometry,
-    index: u64,
-    block: &[u8; MD_BLOCK_SIZE],
-) -> Vec<Vec<(u64, u32)>> {
+fn decode_words(geometry: &BitmapGeometry, index: u64, block: &[u8; MD_BLOCK_SIZE]) -> Vec<Vec<(u64, u32)>> {
     (0..geometry.max_peers())
         .map(|slot| {
             let mut words = Vec::new();
-            geometry.decode_block(block, index, slot, &mut |first_bit, word| {
-                words.push((first_bit, word))
-            });
+            geometry.decode_block(block, index, slot, &mut |first_bit, word| words.push((first_bit, word)));
             words
         })
         .collect()

@@ -4,9 +4,7 @@ use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use super::*;
-use crate::activity_log::{
-    AL_FREE, AlUpdate, TransactionKind, block_crc, initialized_block, window_len,
-};
+use crate::activity_log::{AL_FREE, AlUpdate, TransactionKind, block_crc, initialized_block, window_len};
 use crate::create::{CreateParams, create_md, create_md_v08};
 
 const ROUNDS: usize = 1000;
@@ -21,19 +19,14 @@ fn below(rng: &mut Pcg64Mcg, bound: usize) -> usize {
 /// where the fields are.
 fn mutate(rng: &mut Pcg64Mcg, data: &mut Vec<u8>) {
     for _ in 0..below(rng, 6) {
-        let range = if rng.next_u32().is_multiple_of(2) {
-            data.len().min(512)
-        } else {
-            data.len()
-        };
+        let range = if rng.next_u32().is_multiple_of(2) { data.len().min(512) } else { data.len() };
         if range < 4 {
             return;
         }
         let at = below(rng, range - 3);
         match rng.next_u32() % 8 {
             0..4 => data[at] ^= 1 << (rng.next_u32() % 8),
-            4..6 => data[at / 4 * 4..][..4]
-                .copy_from_slice(&EDGES[below(rng, EDGES.len())].to_be_bytes()),
+            4..6 => data[at / 4 * 4..][..4].copy_from_slice(&EDGES[below(rng, EDGES.len())].to_be_bytes()),
             6 => data[at / 4 * 4..][..4].copy_from_slice(&rng.next_u32().to_be_bytes()),
             _ if rng.next_u32().is_multiple_of(16) => data.truncate(at),
             _ => data[at] = 0xff,
@@ -87,10 +80,7 @@ fn ring(first: u32) -> Vec<u8> {
         let transaction = AlTransaction {
             tr_number: first.wrapping_add(step),
             kind: TransactionKind::Update,
-            updates: vec![AlUpdate {
-                slot_nr: step as u16,
-                extent_nr: step * 3,
-            }],
+            updates: vec![AlUpdate { slot_nr: step as u16, extent_nr: step * 3 }],
             context_size: 1237,
             context_start: (step % 2) as u16 * 919,
             context: vec![AL_FREE; window_len((step % 2) as u16 * 919, 1237)],
@@ -133,13 +123,7 @@ fn meta_fuzz_bitmap_over_seeded_corpus() {
         data.extend([0x5a; 64]);
         data
     };
-    let seeds = [
-        vec![1],
-        seed(1, 12, 40_000, 1),
-        seed(7, 12, 9_999, 2),
-        seed(31, 20, 70_000, 60),
-        seed(3, 17, 1, 0),
-    ];
+    let seeds = [vec![1], seed(1, 12, 40_000, 1), seed(7, 12, 9_999, 2), seed(31, 20, 70_000, 60), seed(3, 17, 1, 0)];
     run(&seeds, fuzz_bitmap, |_| {});
 }
 

@@ -64,11 +64,7 @@ impl LayoutParams {
     /// Flexible external meta data with the default bitmap block size and activity log.
     #[must_use]
     pub fn flex_external(backing_size_sectors: u64, md_size_sectors: u64, max_peers: u32) -> Self {
-        Self {
-            placement: Placement::FlexExternal,
-            md_size_sectors,
-            ..Self::internal(backing_size_sectors, max_peers)
-        }
+        Self { placement: Placement::FlexExternal, md_size_sectors, ..Self::internal(backing_size_sectors, max_peers) }
     }
 }
 
@@ -82,9 +78,7 @@ pub enum LayoutError {
     #[error(transparent)]
     Unsupported(#[from] MetaError),
     /// The device that holds the meta data is too small.
-    #[error(
-        "meta data needs a device of at least {needed_sectors} sectors, there are {size_sectors}"
-    )]
+    #[error("meta data needs a device of at least {needed_sectors} sectors, there are {size_sectors}")]
     TooSmall {
         /// Size of the device.
         size_sectors: u64,
@@ -127,9 +121,7 @@ pub enum LayoutMismatch {
         effective_size_sectors: u64,
     },
     /// The data would reach into the meta data or beyond the backing device.
-    #[error(
-        "effective size of {effective_size_sectors} sectors is larger than the usable {usable_sectors}"
-    )]
+    #[error("effective size of {effective_size_sectors} sectors is larger than the usable {usable_sectors}")]
     BackingTooSmall {
         /// What the backing device has room for.
         usable_sectors: u64,
@@ -202,10 +194,7 @@ impl Layout {
         let al_sectors = al_sectors(params);
         let md_sectors = bm_sectors + MD_BLOCK_SECTORS + al_sectors;
         // Room for at least one block of data.
-        require(
-            size_sectors,
-            (md_sectors + 2 * MD_BLOCK_SECTORS).max(MIN_MD_DEVICE_SECTORS),
-        )?;
+        require(size_sectors, (md_sectors + 2 * MD_BLOCK_SECTORS).max(MIN_MD_DEVICE_SECTORS))?;
         let super_sector = size_sectors / MD_BLOCK_SECTORS * MD_BLOCK_SECTORS - MD_BLOCK_SECTORS;
         let fields = Fields {
             super_sector,
@@ -217,26 +206,15 @@ impl Layout {
         fields.into_layout(params, super_sector - al_sectors - bm_sectors)
     }
 
-    fn external(
-        params: &LayoutParams,
-        super_sector: u64,
-        md_sectors: u64,
-    ) -> Result<Self, LayoutError> {
+    fn external(params: &LayoutParams, super_sector: u64, md_sectors: u64) -> Result<Self, LayoutError> {
         let al_sectors = al_sectors(params);
         let before_bitmap = MD_BLOCK_SECTORS + al_sectors;
         if md_sectors > u64::from(u32::MAX) {
             return Err(LayoutError::MetaDataTooLarge(md_sectors));
         }
-        require(
-            md_sectors,
-            (before_bitmap + MD_BLOCK_SECTORS).max(MIN_MD_DEVICE_SECTORS),
-        )?;
+        require(md_sectors, (before_bitmap + MD_BLOCK_SECTORS).max(MIN_MD_DEVICE_SECTORS))?;
         let bm_sectors = (md_sectors - before_bitmap) / MD_BLOCK_SECTORS * MD_BLOCK_SECTORS;
-        let covered = covered_sectors(
-            bm_sectors * SECTOR_SIZE,
-            params.max_peers,
-            params.bytes_per_bit,
-        );
+        let covered = covered_sectors(bm_sectors * SECTOR_SIZE, params.max_peers, params.bytes_per_bit);
         let fields = Fields {
             super_sector,
             al_sector: super_sector + MD_BLOCK_SECTORS,
@@ -251,11 +229,7 @@ impl Layout {
         if index > MAX_INDEX {
             return Err(LayoutError::Index(index));
         }
-        let shape = (
-            params.bytes_per_bit,
-            params.al_stripes,
-            params.al_stripe_size_4k,
-        );
+        let shape = (params.bytes_per_bit, params.al_stripes, params.al_stripe_size_4k);
         if shape != (DEFAULT_BITMAP_BLOCK_SIZE, 1, 8) {
             return Err(LayoutError::IndexedShape);
         }
@@ -267,11 +241,7 @@ impl Layout {
     /// Sectors that the bitmap area can cover, rounded down to whole 64 bit words of each slot as `drbdmeta` does.
     #[must_use]
     pub fn covered_sectors(&self) -> u64 {
-        covered_sectors(
-            self.bitmap_size_bytes,
-            self.params.max_peers,
-            self.params.bytes_per_bit,
-        )
+        covered_sectors(self.bitmap_size_bytes, self.params.max_peers, self.params.bytes_per_bit)
     }
 
     /// Checks a read super block against this layout, as the driver does at attach. `own_node_id` is the
@@ -281,19 +251,12 @@ impl Layout {
     /// The first field that does not fit.
     pub fn check(&self, super_block: &SuperBlock, own_node_id: u8) -> Result<(), LayoutMismatch> {
         if let Some(found) = super_block.node_id.filter(|&found| found != own_node_id) {
-            return Err(LayoutMismatch::NodeId {
-                found,
-                own: own_node_id,
-            });
+            return Err(LayoutMismatch::NodeId { found, own: own_node_id });
         }
         if super_block.slot_of(own_node_id).is_some() {
             return Err(LayoutMismatch::OwnBitmapSlot(own_node_id));
         }
-        expect(
-            "bm_max_peers",
-            super_block.bm_max_peers.into(),
-            self.params.max_peers.into(),
-        )?;
+        expect("bm_max_peers", super_block.bm_max_peers.into(), self.params.max_peers.into())?;
         self.check_fields(&FieldsOnDisk {
             md_size_sect: super_block.md_size_sect,
             al_offset: super_block.al_offset,
@@ -323,42 +286,20 @@ impl Layout {
     }
 
     fn check_fields(&self, found: &FieldsOnDisk) -> Result<(), LayoutMismatch> {
-        expect(
-            "bm_bytes_per_bit",
-            found.bm_bytes_per_bit.into(),
-            self.params.bytes_per_bit.into(),
-        )?;
-        expect(
-            "al_stripes",
-            found.al_stripes.into(),
-            self.params.al_stripes.into(),
-        )?;
-        expect(
-            "al_stripe_size_4k",
-            found.al_stripe_size_4k.into(),
-            self.params.al_stripe_size_4k.into(),
-        )?;
+        expect("bm_bytes_per_bit", found.bm_bytes_per_bit.into(), self.params.bytes_per_bit.into())?;
+        expect("al_stripes", found.al_stripes.into(), self.params.al_stripes.into())?;
+        expect("al_stripe_size_4k", found.al_stripe_size_4k.into(), self.params.al_stripe_size_4k.into())?;
         expect("al_offset", found.al_offset.into(), self.al_offset.into())?;
         expect("bm_offset", found.bm_offset.into(), self.bm_offset.into())?;
-        expect(
-            "md_size_sect",
-            found.md_size_sect.into(),
-            self.md_size_sect.into(),
-        )?;
+        expect("md_size_sect", found.md_size_sect.into(), self.md_size_sect.into())?;
         let effective_size_sectors = found.effective_size_sectors;
         let covered_sectors = self.covered_sectors();
         if effective_size_sectors > covered_sectors {
-            return Err(LayoutMismatch::BitmapTooSmall {
-                covered_sectors,
-                effective_size_sectors,
-            });
+            return Err(LayoutMismatch::BitmapTooSmall { covered_sectors, effective_size_sectors });
         }
         if effective_size_sectors > self.usable_sectors {
             let usable_sectors = self.usable_sectors;
-            return Err(LayoutMismatch::BackingTooSmall {
-                usable_sectors,
-                effective_size_sectors,
-            });
+            return Err(LayoutMismatch::BackingTooSmall { usable_sectors, effective_size_sectors });
         }
         Ok(())
     }
@@ -385,11 +326,7 @@ struct Fields {
 }
 
 impl Fields {
-    fn into_layout(
-        self,
-        params: &LayoutParams,
-        usable_sectors: u64,
-    ) -> Result<Layout, LayoutError> {
+    fn into_layout(self, params: &LayoutParams, usable_sectors: u64) -> Result<Layout, LayoutError> {
         let too_large = || LayoutError::MetaDataTooLarge(self.md_sectors);
         let relative = |sector: u64| {
             let distance = i128::from(sector) - i128::from(self.super_sector);
@@ -412,21 +349,14 @@ impl Fields {
 
 fn require(size_sectors: u64, needed_sectors: u64) -> Result<(), LayoutError> {
     if size_sectors < needed_sectors {
-        return Err(LayoutError::TooSmall {
-            size_sectors,
-            needed_sectors,
-        });
+        return Err(LayoutError::TooSmall { size_sectors, needed_sectors });
     }
     Ok(())
 }
 
 fn expect(field: &'static str, found: i64, expected: i64) -> Result<(), LayoutMismatch> {
     if found != expected {
-        return Err(LayoutMismatch::Field {
-            field,
-            found,
-            expected,
-        });
+        return Err(LayoutMismatch::Field { field, found, expected });
     }
     Ok(())
 }

@@ -9,14 +9,8 @@ const MIB: u64 = 2048;
 fn meta_placement_internal_example_of_the_reference() {
     let layout = Layout::compute(&LayoutParams::internal(64 * MIB, 2)).unwrap();
     assert_eq!(layout.super_block_offset_bytes, 67_104_768);
-    assert_eq!(
-        (layout.al_offset_bytes, layout.al_offset),
-        (67_072_000, -64)
-    );
-    assert_eq!(
-        (layout.bitmap_offset_bytes, layout.bm_offset),
-        (67_067_904, -72)
-    );
+    assert_eq!((layout.al_offset_bytes, layout.al_offset), (67_072_000, -64));
+    assert_eq!((layout.bitmap_offset_bytes, layout.bm_offset), (67_067_904, -72));
     assert_eq!(layout.md_size_sect, 80);
     assert_eq!(layout.usable_sectors * SECTOR_SIZE, 67_067_904);
 }
@@ -34,31 +28,15 @@ fn meta_placement_internal_as_a_driver_left_it() {
 #[test]
 fn meta_placement_external() {
     let flex = Layout::compute(&LayoutParams::flex_external(1 << 40, 64 * MIB + 1, 3)).unwrap();
-    assert_eq!(
-        (
-            flex.super_block_offset_bytes,
-            flex.al_offset_bytes,
-            flex.bitmap_offset_bytes
-        ),
-        (0, 4096, 36_864)
-    );
-    assert_eq!(
-        (flex.al_offset, flex.bm_offset, flex.md_size_sect),
-        (8, 72, 131_073)
-    );
+    assert_eq!((flex.super_block_offset_bytes, flex.al_offset_bytes, flex.bitmap_offset_bytes), (0, 4096, 36_864));
+    assert_eq!((flex.al_offset, flex.bm_offset, flex.md_size_sect), (8, 72, 131_073));
     assert_eq!(flex.bitmap_size_bytes, (64 << 20) - 36_864);
     // 67072000 bytes are 2794666 words of 64 bits for each slot.
     assert_eq!(flex.usable_sectors, 2_794_666 * 64 * 8);
-    let params = LayoutParams {
-        placement: Placement::Indexed(1),
-        ..LayoutParams::flex_external(1000, 256 * MIB, 1)
-    };
+    let params = LayoutParams { placement: Placement::Indexed(1), ..LayoutParams::flex_external(1000, 256 * MIB, 1) };
     let indexed = Layout::compute(&params).unwrap();
     assert_eq!(indexed.super_block_offset_bytes, 128 << 20);
-    assert_eq!(
-        (indexed.al_offset, indexed.bm_offset, indexed.md_size_sect),
-        (8, 72, 262_144)
-    );
+    assert_eq!((indexed.al_offset, indexed.bm_offset, indexed.md_size_sect), (8, 72, 262_144));
     assert_eq!(indexed.usable_sectors, 1000);
     assert_eq!(indexed.bitmap_size_bytes, (128 << 20) - 36 * 1024);
 }
@@ -67,91 +45,26 @@ fn meta_placement_external() {
 fn meta_placement_errors_have_names() {
     let internal = LayoutParams::internal(64 * MIB, 1);
     let flex = LayoutParams::flex_external(64 * MIB, 64 * MIB, 1);
-    let indexed = LayoutParams {
-        placement: Placement::Indexed(0),
-        ..flex
-    };
-    let too_small = |size_sectors, needed_sectors| LayoutError::TooSmall {
-        size_sectors,
-        needed_sectors,
-    };
+    let indexed = LayoutParams { placement: Placement::Indexed(0), ..flex };
+    let too_small = |size_sectors, needed_sectors| LayoutError::TooSmall { size_sectors, needed_sectors };
     let cases = [
+        (LayoutParams { max_peers: 32, ..internal }, LayoutError::MaxPeers(32)),
+        (LayoutParams { bytes_per_bit: 1, ..internal }, MetaError::BytesPerBit(1).into()),
         (
-            LayoutParams {
-                max_peers: 32,
-                ..internal
-            },
-            LayoutError::MaxPeers(32),
+            LayoutParams { al_stripes: 0, ..internal },
+            MetaError::ActivityLogSize { stripes: 0, stripe_size_4k: 8 }.into(),
         ),
+        (LayoutParams { backing_size_sectors: 2047, ..internal }, too_small(2047, 2048)),
         (
-            LayoutParams {
-                bytes_per_bit: 1,
-                ..internal
-            },
-            MetaError::BytesPerBit(1).into(),
-        ),
-        (
-            LayoutParams {
-                al_stripes: 0,
-                ..internal
-            },
-            MetaError::ActivityLogSize {
-                stripes: 0,
-                stripe_size_4k: 8,
-            }
-            .into(),
-        ),
-        (
-            LayoutParams {
-                backing_size_sectors: 2047,
-                ..internal
-            },
-            too_small(2047, 2048),
-        ),
-        (
-            LayoutParams {
-                al_stripe_size_4k: 4096,
-                backing_size_sectors: 16 * MIB,
-                ..internal
-            },
+            LayoutParams { al_stripe_size_4k: 4096, backing_size_sectors: 16 * MIB, ..internal },
             too_small(16 * MIB, 16 * MIB + 32),
         ),
-        (
-            LayoutParams {
-                md_size_sectors: 2047,
-                ..flex
-            },
-            too_small(2047, 2048),
-        ),
-        (
-            LayoutParams {
-                md_size_sectors: 1 << 33,
-                ..flex
-            },
-            LayoutError::MetaDataTooLarge(1 << 33),
-        ),
-        (
-            LayoutParams {
-                backing_size_sectors: u64::MAX,
-                ..flex
-            },
-            LayoutError::BackingTooLarge(u64::MAX),
-        ),
+        (LayoutParams { md_size_sectors: 2047, ..flex }, too_small(2047, 2048)),
+        (LayoutParams { md_size_sectors: 1 << 33, ..flex }, LayoutError::MetaDataTooLarge(1 << 33)),
+        (LayoutParams { backing_size_sectors: u64::MAX, ..flex }, LayoutError::BackingTooLarge(u64::MAX)),
         (indexed, too_small(64 * MIB, 262_144)),
-        (
-            LayoutParams {
-                placement: Placement::Indexed(u32::MAX),
-                ..flex
-            },
-            LayoutError::Index(u32::MAX),
-        ),
-        (
-            LayoutParams {
-                al_stripe_size_4k: 16,
-                ..indexed
-            },
-            LayoutError::IndexedShape,
-        ),
+        (LayoutParams { placement: Placement::Indexed(u32::MAX), ..flex }, LayoutError::Index(u32::MAX)),
+        (LayoutParams { al_stripe_size_4k: 16, ..indexed }, LayoutError::IndexedShape),
     ];
     for (params, expected) in cases {
         assert_eq!(Layout::compute(&params), Err(expected));
@@ -162,10 +75,7 @@ fn meta_placement_errors_have_names() {
 fn meta_placement_largest_device_fits_the_fields() {
     let layout = Layout::compute(&LayoutParams::internal(MAX_DEVICE_SECTORS, 31)).unwrap();
     assert!(layout.bm_offset < 0);
-    assert_eq!(
-        i64::from(layout.bm_offset),
-        8 - i64::from(layout.md_size_sect)
-    );
+    assert_eq!(i64::from(layout.bm_offset), 8 - i64::from(layout.md_size_sect));
 }
 
 #[test]
@@ -179,60 +89,26 @@ fn meta_placement_check_names_the_field() {
         change(&mut super_block);
         layout.check(&super_block, 3).unwrap_err()
     };
-    let field = |field, found, expected| LayoutMismatch::Field {
-        field,
-        found,
-        expected,
-    };
-    assert_eq!(
-        check(&|sb| sb.al_offset = -72),
-        field("al_offset", -72, -64)
-    );
-    assert_eq!(
-        check(&|sb| sb.bm_offset = -80),
-        field("bm_offset", -80, -72)
-    );
-    assert_eq!(
-        check(&|sb| sb.md_size_sect = 88),
-        field("md_size_sect", 88, 80)
-    );
-    assert_eq!(
-        check(&|sb| sb.bm_max_peers = 1),
-        field("bm_max_peers", 1, 2)
-    );
+    let field = |field, found, expected| LayoutMismatch::Field { field, found, expected };
+    assert_eq!(check(&|sb| sb.al_offset = -72), field("al_offset", -72, -64));
+    assert_eq!(check(&|sb| sb.bm_offset = -80), field("bm_offset", -80, -72));
+    assert_eq!(check(&|sb| sb.md_size_sect = 88), field("md_size_sect", 88, 80));
+    assert_eq!(check(&|sb| sb.bm_max_peers = 1), field("bm_max_peers", 1, 2));
     assert_eq!(check(&|sb| sb.al_stripes = 2), field("al_stripes", 2, 1));
-    assert_eq!(
-        check(&|sb| sb.al_stripe_size_4k = 16),
-        field("al_stripe_size_4k", 16, 8)
-    );
-    assert_eq!(
-        check(&|sb| sb.bm_bytes_per_bit = 8192),
-        field("bm_bytes_per_bit", 8192, 4096)
-    );
-    assert_eq!(
-        check(&|sb| sb.node_id = Some(0)),
-        LayoutMismatch::NodeId { found: 0, own: 3 }
-    );
-    assert_eq!(
-        check(&|sb| sb.peers[3].bitmap_index = 0),
-        LayoutMismatch::OwnBitmapSlot(3)
-    );
+    assert_eq!(check(&|sb| sb.al_stripe_size_4k = 16), field("al_stripe_size_4k", 16, 8));
+    assert_eq!(check(&|sb| sb.bm_bytes_per_bit = 8192), field("bm_bytes_per_bit", 8192, 4096));
+    assert_eq!(check(&|sb| sb.node_id = Some(0)), LayoutMismatch::NodeId { found: 0, own: 3 });
+    assert_eq!(check(&|sb| sb.peers[3].bitmap_index = 0), LayoutMismatch::OwnBitmapSlot(3));
     let usable_sectors = layout.usable_sectors;
     let effective_size_sectors = usable_sectors + 1;
     assert_eq!(
         check(&|sb| sb.effective_size_sectors = effective_size_sectors),
-        LayoutMismatch::BackingTooSmall {
-            usable_sectors,
-            effective_size_sectors
-        }
+        LayoutMismatch::BackingTooSmall { usable_sectors, effective_size_sectors }
     );
     let covered_sectors = layout.covered_sectors();
     assert_eq!(
         check(&|sb| sb.effective_size_sectors = u64::MAX),
-        LayoutMismatch::BitmapTooSmall {
-            covered_sectors,
-            effective_size_sectors: u64::MAX
-        }
+        LayoutMismatch::BitmapTooSmall { covered_sectors, effective_size_sectors: u64::MAX }
     );
 }
 

@@ -7,8 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::flags::{DeviceFlags, PeerFlags};
 use crate::uuid::UuidSet;
 use crate::{
-    DEFAULT_BITMAP_BLOCK_SIZE, HISTORY_UUIDS, MAX_BITMAP_BLOCK_SIZE, MAX_PEERS, MD_BLOCK_SIZE,
-    PEER_ARRAY_LEN,
+    DEFAULT_BITMAP_BLOCK_SIZE, HISTORY_UUIDS, MAX_BITMAP_BLOCK_SIZE, MAX_PEERS, MD_BLOCK_SIZE, PEER_ARRAY_LEN,
 };
 
 /// Super block magic of DRBD 0.7.
@@ -49,12 +48,8 @@ pub enum Format {
 /// Tells the format of the block at the place of a super block, from its magic alone.
 #[must_use]
 pub fn detect(block: &[u8]) -> Format {
-    let magic_at = |offset: usize| {
-        block
-            .get(offset..)
-            .and_then(|b| U32::read_from_prefix(b).ok())
-            .map(|(m, _)| m.get())
-    };
+    let magic_at =
+        |offset: usize| block.get(offset..).and_then(|b| U32::read_from_prefix(b).ok()).map(|(m, _)| m.get());
     match magic_at(MAGIC_OFFSET) {
         Some(MAGIC_V08) => return Format::V08,
         Some(MAGIC_V08_UNCLEAN) => return Format::V08Unclean,
@@ -86,9 +81,7 @@ pub enum MetaError {
     #[error("bm_bytes_per_bit {0} is not supported")]
     BytesPerBit(u32),
     /// The activity log's stripes are half zero, or give a ring below 32 KiB or above 16 MiB.
-    #[error(
-        "activity log of {stripes} stripes of {stripe_size_4k} blocks of 4 KiB is not supported"
-    )]
+    #[error("activity log of {stripes} stripes of {stripe_size_4k} blocks of 4 KiB is not supported")]
     ActivityLogSize {
         /// `al_stripes` as read.
         stripes: u32,
@@ -152,12 +145,7 @@ pub struct PeerMd {
 
 impl PeerMd {
     /// An entry for a node id that nothing is known of.
-    pub const UNUSED: Self = Self {
-        bitmap_uuid: 0,
-        bitmap_dagtag: 0,
-        flags: PeerFlags::empty(),
-        bitmap_index: -1,
-    };
+    pub const UNUSED: Self = Self { bitmap_uuid: 0, bitmap_dagtag: 0, flags: PeerFlags::empty(), bitmap_index: -1 };
 
     /// The peer's bitmap slot.
     #[must_use]
@@ -261,8 +249,7 @@ impl SuperBlock {
         if raw.magic.get() != MAGIC_V09 {
             return Err(MetaError::Format(detect(block)));
         }
-        let (al_stripes, al_stripe_size_4k) =
-            stripes_on_disk(raw.al_stripes.get(), raw.al_stripe_size_4k.get());
+        let (al_stripes, al_stripe_size_4k) = stripes_on_disk(raw.al_stripes.get(), raw.al_stripe_size_4k.get());
         let super_block = Self {
             effective_size_sectors: raw.effective_size.get(),
             current_uuid: raw.current_uuid.get(),
@@ -336,10 +323,7 @@ impl SuperBlock {
         check_bytes_per_bit(self.bm_bytes_per_bit)?;
         check_al_size(self.al_stripes, self.al_stripe_size_4k)?;
         if let Some(own) = self.node_id {
-            let own_md = self
-                .peers
-                .get(usize::from(own))
-                .ok_or(MetaError::NodeId(i32::from(own)))?;
+            let own_md = self.peers.get(usize::from(own)).ok_or(MetaError::NodeId(i32::from(own)))?;
             if own_md.bitmap_index != -1 {
                 return Err(MetaError::OwnBitmapSlot(own));
             }
@@ -353,20 +337,14 @@ impl SuperBlock {
             if peer.bitmap_index == -1 {
                 continue;
             }
-            let slot = peer
-                .slot()
-                .filter(|&slot| u32::from(slot) < self.bm_max_peers)
-                .ok_or(MetaError::BitmapIndex {
+            let slot =
+                peer.slot().filter(|&slot| u32::from(slot) < self.bm_max_peers).ok_or(MetaError::BitmapIndex {
                     node_id,
                     bitmap_index: peer.bitmap_index,
                     max_peers: self.bm_max_peers,
                 })?;
             if let Some(first) = owners[usize::from(slot)].replace(node_id) {
-                return Err(MetaError::SharedBitmapSlot {
-                    slot,
-                    first,
-                    second: node_id,
-                });
+                return Err(MetaError::SharedBitmapSlot { slot, first, second: node_id });
             }
         }
         Ok(())
@@ -412,10 +390,7 @@ impl SuperBlock {
             return Err(SlotError::NodeId(node_id));
         }
         let day0_uuid = self.day0_peer(node_id).map_or(0, |day0| day0.bitmap_uuid);
-        self.peers[index] = PeerMd {
-            bitmap_uuid: day0_uuid,
-            ..PeerMd::UNUSED
-        };
+        self.peers[index] = PeerMd { bitmap_uuid: day0_uuid, ..PeerMd::UNUSED };
         Ok(())
     }
 
@@ -433,10 +408,7 @@ impl SuperBlock {
     pub fn uuid_set(&self, node_id: u8) -> UuidSet {
         UuidSet {
             current: self.current_uuid,
-            bitmap: self
-                .peers
-                .get(usize::from(node_id))
-                .map_or(0, |peer| peer.bitmap_uuid),
+            bitmap: self.peers.get(usize::from(node_id)).map_or(0, |peer| peer.bitmap_uuid),
             history: [self.history_uuids[0], self.history_uuids[1]],
         }
     }
@@ -444,11 +416,7 @@ impl SuperBlock {
 
 /// Both stripe fields zero stand for the layout from before there were stripes.
 pub(crate) fn stripes_on_disk(stripes: u32, stripe_size_4k: u32) -> (u32, u32) {
-    if stripes == 0 && stripe_size_4k == 0 {
-        (1, 8)
-    } else {
-        (stripes, stripe_size_4k)
-    }
+    if stripes == 0 && stripe_size_4k == 0 { (1, 8) } else { (stripes, stripe_size_4k) }
 }
 
 fn node_id_on_disk(raw: i32) -> Result<Option<u8>, MetaError> {
@@ -462,13 +430,8 @@ fn node_id_on_disk(raw: i32) -> Result<Option<u8>, MetaError> {
 }
 
 pub(crate) fn check_bytes_per_bit(bytes: u32) -> Result<(), MetaError> {
-    let known = bytes.is_power_of_two()
-        && (DEFAULT_BITMAP_BLOCK_SIZE..=MAX_BITMAP_BLOCK_SIZE).contains(&bytes);
-    if known {
-        Ok(())
-    } else {
-        Err(MetaError::BytesPerBit(bytes))
-    }
+    let known = bytes.is_power_of_two() && (DEFAULT_BITMAP_BLOCK_SIZE..=MAX_BITMAP_BLOCK_SIZE).contains(&bytes);
+    if known { Ok(()) } else { Err(MetaError::BytesPerBit(bytes)) }
 }
 
 pub(crate) fn check_al_size(stripes: u32, stripe_size_4k: u32) -> Result<(), MetaError> {
@@ -476,10 +439,7 @@ pub(crate) fn check_al_size(stripes: u32, stripe_size_4k: u32) -> Result<(), Met
     if (MIN_AL_BLOCKS..=MAX_AL_BLOCKS).contains(&blocks) {
         Ok(())
     } else {
-        Err(MetaError::ActivityLogSize {
-            stripes,
-            stripe_size_4k,
-        })
+        Err(MetaError::ActivityLogSize { stripes, stripe_size_4k })
     }
 }
 

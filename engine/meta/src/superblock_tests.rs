@@ -6,12 +6,7 @@ use crate::flags::V08Flags;
 
 fn sample() -> SuperBlock {
     let mut peers = [PeerMd::UNUSED; PEER_ARRAY_LEN];
-    peers[1] = PeerMd {
-        bitmap_uuid: 0x11,
-        bitmap_dagtag: 0x22,
-        flags: PeerFlags::CONNECTED,
-        bitmap_index: 1,
-    };
+    peers[1] = PeerMd { bitmap_uuid: 0x11, bitmap_dagtag: 0x22, flags: PeerFlags::CONNECTED, bitmap_index: 1 };
     SuperBlock {
         effective_size_sectors: 130_992,
         current_uuid: 0x7979_960b_60d0_f25a,
@@ -42,23 +37,11 @@ fn encoded(super_block: &SuperBlock) -> [u8; MD_BLOCK_SIZE] {
 /// A valid super block with any content: slots are dealt out to node ids by a permutation.
 fn any_super_block() -> impl Strategy<Value = SuperBlock> {
     let numbers = any::<([u64; 4], [u32; 4], [i32; 2])>();
-    let shape = (
-        1..=MAX_PEERS,
-        12u32..=20,
-        proptest::option::of(0u8..32),
-        1u32..=16,
-        8u32..=256,
-    );
+    let shape = (1..=MAX_PEERS, 12u32..=20, proptest::option::of(0u8..32), 1u32..=16, 8u32..=256);
     let peers = proptest::collection::vec(any::<(u64, u64, u32, bool)>(), PEER_ARRAY_LEN);
     let order = Just((0..32i32).collect::<Vec<_>>()).prop_shuffle();
     (numbers, shape, peers, order, any::<[u64; HISTORY_UUIDS]>()).prop_map(
-        |(
-            (longs, words, offsets),
-            (max_peers, shift, node_id, stripes, stripe_size),
-            peers,
-            order,
-            history,
-        )| {
+        |((longs, words, offsets), (max_peers, shift, node_id, stripes, stripe_size), peers, order, history)| {
             let mut super_block = SuperBlock {
                 effective_size_sectors: longs[0],
                 current_uuid: longs[1],
@@ -78,10 +61,7 @@ fn any_super_block() -> impl Strategy<Value = SuperBlock> {
                 peers: [PeerMd::UNUSED; PEER_ARRAY_LEN],
                 history_uuids: history,
             };
-            for ((id, entry), (peer, slot)) in (0u8..)
-                .zip(&mut super_block.peers)
-                .zip(peers.into_iter().zip(order))
-            {
+            for ((id, entry), (peer, slot)) in (0u8..).zip(&mut super_block.peers).zip(peers.into_iter().zip(order)) {
                 let (bitmap_uuid, bitmap_dagtag, flags, wants_slot) = peer;
                 let has_slot = wants_slot && slot < max_peers.cast_signed() && node_id != Some(id);
                 *entry = PeerMd {
@@ -98,35 +78,26 @@ fn any_super_block() -> impl Strategy<Value = SuperBlock> {
 
 fn any_super_block_v08() -> impl Strategy<Value = SuperBlockV08> {
     let numbers = any::<([u64; 6], [u32; 4], [i32; 2], bool)>();
-    (numbers, 1u32..=16, 8u32..=256).prop_map(
-        |((longs, words, offsets, unclean), stripes, stripe_size)| {
-            let [
-                effective_size_sectors,
-                current_uuid,
-                bitmap_uuid,
-                h0,
-                h1,
-                device_uuid,
-            ] = longs;
-            SuperBlockV08 {
-                effective_size_sectors,
-                current_uuid,
-                bitmap_uuid,
-                history_uuids: [h0, h1],
-                device_uuid,
-                flags: V08Flags(words[0]),
-                unclean,
-                md_size_sect: words[1],
-                al_offset: offsets[0],
-                al_nr_extents: words[2],
-                bm_offset: offsets[1],
-                bm_bytes_per_bit: 4096,
-                la_peer_max_bio_size: words[3],
-                al_stripes: stripes,
-                al_stripe_size_4k: stripe_size,
-            }
-        },
-    )
+    (numbers, 1u32..=16, 8u32..=256).prop_map(|((longs, words, offsets, unclean), stripes, stripe_size)| {
+        let [effective_size_sectors, current_uuid, bitmap_uuid, h0, h1, device_uuid] = longs;
+        SuperBlockV08 {
+            effective_size_sectors,
+            current_uuid,
+            bitmap_uuid,
+            history_uuids: [h0, h1],
+            device_uuid,
+            flags: V08Flags(words[0]),
+            unclean,
+            md_size_sect: words[1],
+            al_offset: offsets[0],
+            al_nr_extents: words[2],
+            bm_offset: offsets[1],
+            bm_bytes_per_bit: 4096,
+            la_peer_max_bio_size: words[3],
+            al_stripes: stripes,
+            al_stripe_size_4k: stripe_size,
+        }
+    })
 }
 
 proptest! {
@@ -171,21 +142,12 @@ fn meta_superblock_fields_lie_where_the_format_says() {
     assert_eq!(block[56..64], [0, 0, 0, 0x11, 0x83, 0x74, 0x02, 0x6d]);
     assert_eq!(block[64..72], [0, 0, 0, 80, 0xff, 0xff, 0xff, 0xc0]);
     assert_eq!(block[72..80], [0, 0, 4, 0xd5, 0xff, 0xff, 0xff, 0xb8]);
-    assert_eq!(
-        block[80..96],
-        [0, 0, 0x10, 0, 0, 0x10, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]
-    );
-    assert_eq!(
-        block[96..112],
-        [0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0]
-    );
+    assert_eq!(block[80..96], [0, 0, 0x10, 0, 0, 0x10, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0]);
+    assert_eq!(block[96..112], [0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
     let peer = &block[112 + 32..112 + 64];
     assert_eq!(peer[7], 0x11);
     assert_eq!(peer[15], 0x22);
-    assert_eq!(
-        peer[16..32],
-        [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
-    );
+    assert_eq!(peer[16..32], [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(block[1136 + 7], 7);
     assert!(block[1392..].iter().all(|&b| b == 0));
 }
@@ -206,10 +168,7 @@ fn meta_superblock_stripes_of_zero_are_the_old_layout() {
     block[96..104].fill(0);
     assert_eq!(SuperBlock::decode(&block), Ok(sample()));
     block[99] = 1;
-    let error = MetaError::ActivityLogSize {
-        stripes: 1,
-        stripe_size_4k: 0,
-    };
+    let error = MetaError::ActivityLogSize { stripes: 1, stripe_size_4k: 0 };
     assert_eq!(SuperBlock::decode(&block), Err(error));
 }
 
@@ -220,49 +179,16 @@ fn meta_superblock_errors_have_names() {
         (|sb| sb.bm_max_peers = 0, MetaError::MaxPeers(0)),
         (|sb| sb.bm_max_peers = 32, MetaError::MaxPeers(32)),
         (|sb| sb.bm_bytes_per_bit = 0, MetaError::BytesPerBit(0)),
-        (
-            |sb| sb.bm_bytes_per_bit = 4097,
-            MetaError::BytesPerBit(4097),
-        ),
-        (
-            |sb| sb.bm_bytes_per_bit = 2 << 20,
-            MetaError::BytesPerBit(2 << 20),
-        ),
+        (|sb| sb.bm_bytes_per_bit = 4097, MetaError::BytesPerBit(4097)),
+        (|sb| sb.bm_bytes_per_bit = 2 << 20, MetaError::BytesPerBit(2 << 20)),
         (
             |sb| (sb.al_stripes, sb.al_stripe_size_4k) = (u32::MAX, u32::MAX),
-            MetaError::ActivityLogSize {
-                stripes: u32::MAX,
-                stripe_size_4k: u32::MAX,
-            },
+            MetaError::ActivityLogSize { stripes: u32::MAX, stripe_size_4k: u32::MAX },
         ),
-        (
-            |sb| sb.peers[31].bitmap_index = 2,
-            MetaError::BitmapIndex {
-                node_id: 31,
-                bitmap_index: 2,
-                max_peers: 2,
-            },
-        ),
-        (
-            |sb| sb.peers[9].bitmap_index = -2,
-            MetaError::BitmapIndex {
-                node_id: 9,
-                bitmap_index: -2,
-                max_peers: 2,
-            },
-        ),
-        (
-            |sb| sb.peers[5].bitmap_index = 1,
-            MetaError::SharedBitmapSlot {
-                slot: 1,
-                first: 1,
-                second: 5,
-            },
-        ),
-        (
-            |sb| sb.peers[0].bitmap_index = 0,
-            MetaError::OwnBitmapSlot(0),
-        ),
+        (|sb| sb.peers[31].bitmap_index = 2, MetaError::BitmapIndex { node_id: 31, bitmap_index: 2, max_peers: 2 }),
+        (|sb| sb.peers[9].bitmap_index = -2, MetaError::BitmapIndex { node_id: 9, bitmap_index: -2, max_peers: 2 }),
+        (|sb| sb.peers[5].bitmap_index = 1, MetaError::SharedBitmapSlot { slot: 1, first: 1, second: 5 }),
+        (|sb| sb.peers[0].bitmap_index = 0, MetaError::OwnBitmapSlot(0)),
     ];
     for (change, error) in cases {
         let mut super_block = sample();
@@ -270,19 +196,13 @@ fn meta_superblock_errors_have_names() {
         assert_eq!(SuperBlock::decode(&encoded(&super_block)), Err(error));
     }
     let block = encoded(&sample());
-    assert_eq!(
-        SuperBlock::decode(&block[1..]),
-        Err(MetaError::Length(4095))
-    );
+    assert_eq!(SuperBlock::decode(&block[1..]), Err(MetaError::Length(4095)));
     for (raw, id) in [(32i32, 32), (-2, -2)] {
         let mut block = block;
         block[92..96].copy_from_slice(&raw.to_be_bytes());
         assert_eq!(SuperBlock::decode(&block), Err(MetaError::NodeId(id)));
     }
-    assert_eq!(
-        SuperBlockV08::decode(&block),
-        Err(MetaError::Format(Format::V09))
-    );
+    assert_eq!(SuperBlockV08::decode(&block), Err(MetaError::Format(Format::V09)));
 }
 
 #[test]
@@ -293,10 +213,7 @@ fn meta_superblock_detect_knows_the_formats() {
     let mut v07 = [0; MD_BLOCK_SIZE];
     v07[28..32].copy_from_slice(&MAGIC_V07.to_be_bytes());
     assert_eq!(detect(&v07), Format::V07);
-    assert_eq!(
-        SuperBlock::decode(&v07),
-        Err(MetaError::Format(Format::V07))
-    );
+    assert_eq!(SuperBlock::decode(&v07), Err(MetaError::Format(Format::V07)));
 }
 
 #[test]
@@ -322,10 +239,7 @@ fn meta_superblock_forgotten_peer_gets_the_day0_uuid() {
         super_block.peers[node_id].bitmap_uuid = 0xa68e_54fc_90b7_6f45;
     }
     super_block.forget_peer(1).unwrap();
-    let forgotten = PeerMd {
-        bitmap_uuid: 0xa68e_54fc_90b7_6f45,
-        ..PeerMd::UNUSED
-    };
+    let forgotten = PeerMd { bitmap_uuid: 0xa68e_54fc_90b7_6f45, ..PeerMd::UNUSED };
     assert_eq!(super_block.peers[1], forgotten);
     assert_eq!(super_block.forget_peer(32), Err(SlotError::NodeId(32)));
 }

@@ -4,9 +4,7 @@ use zerocopy::byteorder::big_endian::{I32, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::flags::V08Flags;
-use crate::superblock::{
-    MAGIC_V08, MAGIC_V08_UNCLEAN, MetaError, check_al_size, detect, stripes_on_disk,
-};
+use crate::superblock::{MAGIC_V08, MAGIC_V08_UNCLEAN, MetaError, check_al_size, detect, stripes_on_disk};
 use crate::uuid::UuidSet;
 use crate::{DEFAULT_BITMAP_BLOCK_SIZE, MD_BLOCK_SIZE};
 
@@ -84,8 +82,7 @@ impl SuperBlockV08 {
             MAGIC_V08_UNCLEAN => true,
             _ => return Err(MetaError::Format(detect(block))),
         };
-        let (al_stripes, al_stripe_size_4k) =
-            stripes_on_disk(raw.al_stripes.get(), raw.al_stripe_size_4k.get());
+        let (al_stripes, al_stripe_size_4k) = stripes_on_disk(raw.al_stripes.get(), raw.al_stripe_size_4k.get());
         let super_block = Self {
             effective_size_sectors: raw.effective_size.get(),
             current_uuid: raw.current_uuid.get(),
@@ -117,12 +114,7 @@ impl SuperBlockV08 {
             device_uuid: self.device_uuid.into(),
             reserved: U64::ZERO,
             flags: self.flags.bits().into(),
-            magic: if self.unclean {
-                MAGIC_V08_UNCLEAN
-            } else {
-                MAGIC_V08
-            }
-            .into(),
+            magic: if self.unclean { MAGIC_V08_UNCLEAN } else { MAGIC_V08 }.into(),
             md_size_sect: self.md_size_sect.into(),
             al_offset: self.al_offset.into(),
             al_nr_extents: self.al_nr_extents.into(),
@@ -150,10 +142,6 @@ impl SuperBlockV08 {
     /// The UUIDs as the tools show them.
     #[must_use]
     pub fn uuid_set(&self) -> UuidSet {
-        UuidSet {
-            current: self.current_uuid,
-            bitmap: self.bitmap_uuid,
-            history: self.history_uuids,
-        }
+        UuidSet { current: self.current_uuid, bitmap: self.bitmap_uuid, history: self.history_uuids }
     }
 }

@@ -48,11 +48,7 @@ pub struct UuidSet {
 impl fmt::Display for UuidSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [h0, h1] = self.history;
-        write!(
-            f,
-            "{:016X}:{:016X}:{h0:016X}:{h1:016X}:",
-            self.current, self.bitmap
-        )
+        write!(f, "{:016X}:{:016X}:{h0:016X}:{h1:016X}:", self.current, self.bitmap)
     }
 }
 
@@ -74,11 +70,7 @@ impl FromStr for UuidSet {
             return Err(UuidError::FieldCount(count));
         }
         let [current, bitmap, h0, h1] = uuids;
-        Ok(Self {
-            current,
-            bitmap,
-            history: [h0, h1],
-        })
+        Ok(Self { current, bitmap, history: [h0, h1] })
     }
 }
 
@@ -89,11 +81,7 @@ mod tests {
 
     #[test]
     fn meta_uuid_text_is_upper_case_and_padded() {
-        let set = UuidSet {
-            current: 4,
-            bitmap: 0xabc,
-            history: [0, u64::MAX],
-        };
+        let set = UuidSet { current: 4, bitmap: 0xabc, history: [0, u64::MAX] };
         let text = "0000000000000004:0000000000000ABC:0000000000000000:FFFFFFFFFFFFFFFF:";
         assert_eq!(set.to_string(), text);
         assert_eq!(text.parse(), Ok(set));
@@ -104,16 +92,10 @@ mod tests {
     #[test]
     fn meta_uuid_text_errors_have_names() {
         for bad in ["", "G", "+1", "0x4", "00000000000000000", "é"] {
-            assert!(
-                matches!(parse_uuid(bad), Err(UuidError::Syntax(_))),
-                "{bad:?}"
-            );
+            assert!(matches!(parse_uuid(bad), Err(UuidError::Syntax(_))), "{bad:?}");
         }
         assert_eq!("4:0:0".parse::<UuidSet>(), Err(UuidError::FieldCount(3)));
-        assert_eq!(
-            "4:0:0:0:0:".parse::<UuidSet>(),
-            Err(UuidError::FieldCount(5))
-        );
+        assert_eq!("4:0:0:0:0:".parse::<UuidSet>(), Err(UuidError::FieldCount(5)));
     }
 
     proptest! {

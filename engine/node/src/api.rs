@@ -12,8 +12,7 @@ pub mod status;
 
 pub use event::{Event, EventAction, EventBody};
 pub use status::{
-    Broken, ConnectionStatus, DeviceStatus, PathStatus, PeerDeviceStatus, ResourceStatus,
-    SocketAddress, StatusReply,
+    Broken, ConnectionStatus, DeviceStatus, PathStatus, PeerDeviceStatus, ResourceStatus, SocketAddress, StatusReply,
 };
 
 /// Longest request line in bytes, the end of line included.
@@ -23,12 +22,7 @@ pub const MAX_REPLY_BYTES: usize = 16 << 20;
 
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "command",
-    rename_all = "kebab-case",
-    rename_all_fields = "kebab-case",
-    deny_unknown_fields
-)]
+#[serde(tag = "command", rename_all = "kebab-case", rename_all_fields = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Who are you? Reply: [`Version`].
     Version,
@@ -188,29 +182,17 @@ pub struct Failure {
 impl Failure {
     /// Something did not work.
     pub fn failed(message: impl Into<String>) -> Self {
-        Failure {
-            kind: FailureKind::Failed,
-            code: 0,
-            message: message.into(),
-        }
+        Failure { kind: FailureKind::Failed, code: 0, message: message.into() }
     }
 
     /// The request makes no sense.
     pub fn usage(message: impl Into<String>) -> Self {
-        Failure {
-            kind: FailureKind::Usage,
-            code: 0,
-            message: message.into(),
-        }
+        Failure { kind: FailureKind::Usage, code: 0, message: message.into() }
     }
 
     /// The state forbids it; `code` is DRBD's or 0.
     pub fn refused(code: i32, message: impl Into<String>) -> Self {
-        Failure {
-            kind: FailureKind::Refused,
-            code,
-            message: message.into(),
-        }
+        Failure { kind: FailureKind::Refused, code, message: message.into() }
     }
 
     /// A state change was refused, with DRBD's code and text.
@@ -220,11 +202,7 @@ impl Failure {
 
     /// It took too long.
     pub fn timeout(message: impl Into<String>) -> Self {
-        Failure {
-            kind: FailureKind::Timeout,
-            code: 0,
-            message: message.into(),
-        }
+        Failure { kind: FailureKind::Timeout, code: 0, message: message.into() }
     }
 
     /// The same with text in front, for the object it is about.
@@ -288,11 +266,7 @@ mod tests {
 
     #[test]
     fn control_requests_have_this_form() {
-        let request = Request::Connect {
-            name: "r0".into(),
-            peer: Some("bravo".into()),
-            discard_my_data: true,
-        };
+        let request = Request::Connect { name: "r0".into(), peer: Some("bravo".into()), discard_my_data: true };
         let text = r#"{"command":"connect","name":"r0","peer":"bravo","discard-my-data":true}"#;
         assert_eq!(serde_json::to_string(&request).unwrap(), text);
         assert_eq!(serde_json::from_str::<Request>(text).unwrap(), request);
@@ -300,11 +274,8 @@ mod tests {
 
     #[test]
     fn control_unknown_keys_are_refused() {
-        for text in [
-            r#"{"command":"demote","name":"r0","forse":true}"#,
-            r#"{"command":"reboot"}"#,
-            r#"{"name":"r0"}"#,
-        ] {
+        for text in [r#"{"command":"demote","name":"r0","forse":true}"#, r#"{"command":"reboot"}"#, r#"{"name":"r0"}"#]
+        {
             assert!(serde_json::from_str::<Request>(text).is_err(), "{text}");
         }
     }

@@ -32,7 +32,8 @@ const NBD_SOCKET_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether the listener is gone.
 const BIND_TICK: Duration = Duration::from_millis(100);
 
-const AFTER_HELP: &str = "Runs in the foreground until SIGTERM or SIGINT, then demotes, disconnects and detaches; a second \
+const AFTER_HELP: &str =
+    "Runs in the foreground until SIGTERM or SIGINT, then demotes, disconnects and detaches; a second \
 signal ends it at once. Logs go to standard error, RUST_LOG chooses how much (RUST_LOG=debug).
 
 Example:
@@ -82,52 +83,28 @@ pub fn run(options: &Options) -> Result<()> {
     // Before anything is made, so that no signal falls between.
     let signals = Signals::new([SIGINT, SIGTERM]).context("cannot wait for signals")?;
     let state_dir = absolute(&options.state_dir)?;
-    let nbd_socket = absolute(
-        options
-            .nbd_socket
-            .as_deref()
-            .unwrap_or(&state_dir.join("nbd.sock")),
-    )?;
-    let socket = absolute(
-        options
-            .socket
-            .as_deref()
-            .unwrap_or(&state_dir.join("control.sock")),
-    )?;
+    let nbd_socket = absolute(options.nbd_socket.as_deref().unwrap_or(&state_dir.join("nbd.sock")))?;
+    let socket = absolute(options.socket.as_deref().unwrap_or(&state_dir.join("control.sock")))?;
     let store = Store::open(&state_dir, options.node_id)?;
 
     let (end_sender, end) = channel();
     watch_signals(signals, end_sender.clone())?;
     let hub = Hub::new();
     let (shard_ended, ended_shards) = channel();
-    let shard_options = ShardOptions {
-        node_id: options.node_id,
-        shards: options.shards,
-    };
+    let shard_options = ShardOptions { node_id: options.node_id, shards: options.shards };
     let engine = ShardEngine::start(shard_options, &hub, &shard_ended)?;
     forward(ended_shards, end_sender)?;
     listen_nbd(&engine, &nbd_socket, options.nbd_listen)?;
 
-    let node = Node::open(
-        options.node_id,
-        store,
-        Arc::clone(&engine) as Arc<dyn Engine>,
-        hub,
-        nbd_socket.clone(),
-    )?;
+    let node = Node::open(options.node_id, store, Arc::clone(&engine) as Arc<dyn Engine>, hub, nbd_socket.clone())?;
     let node = Arc::new(node);
     let server = Server::start(&socket, Arc::clone(&node))?;
     info!("node {} listens on {}", options.node_id, socket.display());
     let starting = Arc::clone(&node);
     // On a thread of its own: a device that hangs must not keep the daemon from stopping.
-    thread::Builder::new()
-        .name("start".into())
-        .spawn(move || starting.start_all())
-        .context("cannot start a thread")?;
+    thread::Builder::new().name("start".into()).spawn(move || starting.start_all()).context("cannot start a thread")?;
 
-    let why = end
-        .recv()
-        .expect("the senders live as long as their threads");
+    let why = end.recv().expect("the senders live as long as their threads");
     if let End::Signal(signal) = why {
         info!("stopping for signal {signal}");
     }
@@ -147,14 +124,10 @@ fn absolute(path: &Path) -> Result<PathBuf> {
 
 fn listen_nbd(engine: &ShardEngine, socket: &Path, address: Option<SocketAddr>) -> Result<()> {
     let listener: UnixListener = bind(socket, NBD_SOCKET_PATIENCE)?;
-    engine
-        .listen_nbd(listener)
-        .context("cannot serve NBD clients")?;
+    engine.listen_nbd(listener).context("cannot serve NBD clients")?;
     if let Some(address) = address {
         let listener = bind_tcp(address).with_context(|| format!("cannot listen on {address}"))?;
-        engine
-            .listen_nbd(listener)
-            .context("cannot serve NBD clients")?;
+        engine.listen_nbd(listener).context("cannot serve NBD clients")?;
         info!("NBD clients on {address}");
     }
     Ok(())
@@ -164,9 +137,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let end = Instant::now() + NBD_SOCKET_PATIENCE;
     loop {
         match TcpListener::bind(address) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
-                thread::sleep(BIND_TICK)
-            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => thread::sleep(BIND_TICK),
             done => return done,
         }
     }
@@ -182,23 +153,13 @@ fn watch_signals(mut signals: Signals, end: Sender<End>) -> Result<()> {
             end.send(End::Signal(signal)).ok();
         }
     };
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(watch)
-        .context("cannot start a thread")?;
+    thread::Builder::new().name("signals".into()).spawn(watch).context("cannot start a thread")?;
     Ok(())
 }
 
 fn forward(ended: std::sync::mpsc::Receiver<u16>, end: Sender<End>) -> Result<()> {
-    let watch = move || {
-        ended
-            .into_iter()
-            .for_each(|index| drop(end.send(End::Shard(index))))
-    };
-    thread::Builder::new()
-        .name("shard-ends".into())
-        .spawn(watch)
-        .context("cannot start a thread")?;
+    let watch = move || ended.into_iter().for_each(|index| drop(end.send(End::Shard(index))));
+    thread::Builder::new().name("shard-ends".into()).spawn(watch).context("cannot start a thread")?;
     Ok(())
 }
 
@@ -212,14 +173,8 @@ mod tests {
     fn node_command_line_is_consistent() {
         Options::command().debug_assert();
         let page = include_str!("../../../docs/reference/zea.md");
-        for argument in Options::command()
-            .get_arguments()
-            .filter_map(clap::Arg::get_long)
-        {
-            assert!(
-                page.contains(&format!("--{argument}")),
-                "--{argument} is not on the page"
-            );
+        for argument in Options::command().get_arguments().filter_map(clap::Arg::get_long) {
+            assert!(page.contains(&format!("--{argument}")), "--{argument} is not on the page");
         }
     }
 
@@ -230,16 +185,6 @@ mod tests {
         assert!(parse(&["--node-id", "32", "--state-dir", "/d"]).is_err());
         assert!(parse(&["--node-id", "0"]).is_err());
         assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--shards", "0"]).is_err());
-        assert!(
-            parse(&[
-                "--node-id",
-                "0",
-                "--state-dir",
-                "/d",
-                "--nbd-listen",
-                "localhost"
-            ])
-            .is_err()
-        );
+        assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--nbd-listen", "localhost"]).is_err());
     }
 }

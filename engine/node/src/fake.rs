@@ -6,8 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::api::{
-    ConnectionStatus, DeviceStatus, Event, EventAction, EventBody, Failure, PeerDeviceStatus,
-    ResourceStatus, Secret,
+    ConnectionStatus, DeviceStatus, Event, EventAction, EventBody, Failure, PeerDeviceStatus, ResourceStatus, Secret,
 };
 use crate::config::{Disk, MetaDisk, Net, Peer, ResourceFile, Size, Volume};
 use crate::control::Server;
@@ -35,21 +34,11 @@ impl FakeNode {
         let hub = Hub::new();
         let engine = FakeEngine::new(0, Arc::clone(&hub));
         let store = Store::open(dir, 0)?;
-        let node = Node::open(
-            0,
-            store,
-            Arc::clone(&engine) as Arc<dyn Engine>,
-            hub,
-            dir.join("nbd.sock"),
-        )?;
+        let node = Node::open(0, store, Arc::clone(&engine) as Arc<dyn Engine>, hub, dir.join("nbd.sock"))?;
         node.start_all();
         let socket = dir.join("control.sock");
         let server = Server::start(&socket, Arc::new(node))?;
-        Ok(FakeNode {
-            engine,
-            socket,
-            server: Some(server),
-        })
+        Ok(FakeNode { engine, socket, server: Some(server) })
     }
 }
 
@@ -77,11 +66,7 @@ pub struct FakeEngine {
 impl FakeEngine {
     /// An engine without resources; changes are published on the hub.
     pub fn new(own: u8, hub: Arc<Hub>) -> Arc<FakeEngine> {
-        Arc::new(FakeEngine {
-            own,
-            hub,
-            resources: Mutex::default(),
-        })
+        Arc::new(FakeEngine { own, hub, resources: Mutex::default() })
     }
 
     /// Changes a resource behind the administrator's back, as peers and front ends do.
@@ -155,10 +140,7 @@ impl Engine for FakeEngine {
             suspended_quorum: false,
             write_ordering: "flush".into(),
             devices: resource.volumes.iter().map(device).collect(),
-            connections: resource
-                .peers(self.own)
-                .map(|peer| connection(peer, &resource.volumes))
-                .collect(),
+            connections: resource.peers(self.own).map(|peer| connection(peer, &resource.volumes)).collect(),
         };
         match self.lock().insert(resource.name.clone(), status) {
             None => Ok(()),
@@ -168,14 +150,9 @@ impl Engine for FakeEngine {
 
     fn stop(&self, name: &str, grace: Option<Duration>) -> Result<(), Failure> {
         let mut resources = self.lock();
-        let resource = resources
-            .get(name)
-            .ok_or_else(|| Failure::failed("it is not up"))?;
+        let resource = resources.get(name).ok_or_else(|| Failure::failed("it is not up"))?;
         if grace.is_none() && resource.devices.iter().any(|device| device.open) {
-            return Err(Failure::state_change(
-                SS_DEVICE_IN_USE,
-                "Device is held open by someone",
-            ));
+            return Err(Failure::state_change(SS_DEVICE_IN_USE, "Device is held open by someone"));
         }
         resources.remove(name);
         Ok(())
@@ -183,87 +160,44 @@ impl Engine for FakeEngine {
 
     fn command(&self, name: &str, command: Command) -> Result<(), Failure> {
         let mut resources = self.lock();
-        let resource = resources
-            .get_mut(name)
-            .ok_or_else(|| Failure::failed("it is not up"))?;
+        let resource = resources.get_mut(name).ok_or_else(|| Failure::failed("it is not up"))?;
         match command {
-            Command::Attach { volume } => {
-                device_of(resource, volume)?.disk_state = "Inconsistent".into()
-            }
-            Command::Invalidate { volume } => {
-                device_of(resource, volume)?.disk_state = "Inconsistent".into()
-            }
-            Command::Detach { volume, .. } => {
-                device_of(resource, volume)?.disk_state = "Diskless".into()
-            }
-            Command::Connect { peer, .. } => {
-                connection_of(resource, peer)?.connection_state = "Connecting".into()
-            }
-            Command::Disconnect { peer, .. } => {
-                connection_of(resource, peer)?.connection_state = "StandAlone".into()
-            }
+            Command::Attach { volume } => device_of(resource, volume)?.disk_state = "Inconsistent".into(),
+            Command::Invalidate { volume } => device_of(resource, volume)?.disk_state = "Inconsistent".into(),
+            Command::Detach { volume, .. } => device_of(resource, volume)?.disk_state = "Diskless".into(),
+            Command::Connect { peer, .. } => connection_of(resource, peer)?.connection_state = "Connecting".into(),
+            Command::Disconnect { peer, .. } => connection_of(resource, peer)?.connection_state = "StandAlone".into(),
             Command::Promote { force } => {
-                if !force
-                    && resource
-                        .devices
-                        .iter()
-                        .any(|device| device.disk_state != "UpToDate")
-                {
-                    return Err(Failure::state_change(
-                        SS_NO_UP_TO_DATE_DISK,
-                        "Need access to UpToDate data",
-                    ));
+                if !force && resource.devices.iter().any(|device| device.disk_state != "UpToDate") {
+                    return Err(Failure::state_change(SS_NO_UP_TO_DATE_DISK, "Need access to UpToDate data"));
                 }
-                resource
-                    .devices
-                    .iter_mut()
-                    .for_each(|device| device.disk_state = "UpToDate".into());
+                resource.devices.iter_mut().for_each(|device| device.disk_state = "UpToDate".into());
                 resource.role = "Primary".into();
             }
             Command::Demote => resource.role = "Secondary".into(),
         }
         let role = Some(resource.role.clone());
         let body = EventBody::Resource { role };
-        self.hub.publish(&Event {
-            action: EventAction::Change,
-            name: name.into(),
-            body,
-        });
+        self.hub.publish(&Event { action: EventAction::Change, name: name.into(), body });
         Ok(())
     }
 
-    fn reconfigure(
-        &self,
-        resource: &ResourceFile,
-        _secret: Option<&Secret>,
-    ) -> Result<(), Failure> {
+    fn reconfigure(&self, resource: &ResourceFile, _secret: Option<&Secret>) -> Result<(), Failure> {
         self.status(&resource.name).map(|_| ())
     }
 
     fn status(&self, name: &str) -> Result<ResourceStatus, Failure> {
-        self.lock()
-            .get(name)
-            .cloned()
-            .ok_or_else(|| Failure::failed("it is not up"))
+        self.lock().get(name).cloned().ok_or_else(|| Failure::failed("it is not up"))
     }
 }
 
 fn device_of(resource: &mut ResourceStatus, nr: u16) -> Result<&mut DeviceStatus, Failure> {
-    let found = resource
-        .devices
-        .iter_mut()
-        .find(|device| device.volume == nr);
+    let found = resource.devices.iter_mut().find(|device| device.volume == nr);
     found.ok_or_else(|| Failure::failed("no such volume"))
 }
 
-fn connection_of(
-    resource: &mut ResourceStatus,
-    peer: u8,
-) -> Result<&mut ConnectionStatus, Failure> {
-    let found = resource
-        .connections
-        .iter_mut()
-        .find(|connection| connection.peer_node_id == peer);
+fn connection_of(resource: &mut ResourceStatus, peer: u8) -> Result<&mut ConnectionStatus, Failure> {
+    let found = resource.connections.iter_mut().find(|connection| connection.peer_node_id == peer);
     found.ok_or_else(|| Failure::failed("no such peer"))
 }
 
@@ -275,9 +209,7 @@ pub fn sample_resource(name: &str, dir: &Path) -> ResourceFile {
     let peer = |id: u8, node: &str| Peer {
         id,
         name: node.into(),
-        address: format!("127.0.0.{}:7789", id + 1)
-            .parse()
-            .expect("an address"),
+        address: format!("127.0.0.{}:7789", id + 1).parse().expect("an address"),
     };
     ResourceFile {
         name: name.into(),

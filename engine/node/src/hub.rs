@@ -60,15 +60,8 @@ impl Hub {
     pub fn subscribe(&self, only: Option<&str>) -> Subscription {
         let (sender, queue) = sync_channel(QUEUE_EVENTS);
         let skipped = Arc::new(AtomicU64::new(0));
-        let listener = Listener {
-            only: only.map(str::to_owned),
-            queue: sender,
-            skipped: Arc::clone(&skipped),
-        };
-        self.listeners
-            .lock()
-            .expect("no listener panics")
-            .push(listener);
+        let listener = Listener { only: only.map(str::to_owned), queue: sender, skipped: Arc::clone(&skipped) };
+        self.listeners.lock().expect("no listener panics").push(listener);
         Subscription { queue, skipped }
     }
 }
@@ -92,11 +85,7 @@ mod tests {
     use crate::api::{EventAction, EventBody};
 
     fn event(name: &str) -> Event {
-        Event {
-            action: EventAction::Destroy,
-            name: name.into(),
-            body: EventBody::Resource { role: None },
-        }
+        Event { action: EventAction::Destroy, name: name.into(), body: EventBody::Resource { role: None } }
     }
 
     #[test]

@@ -10,8 +10,8 @@ use std::path::Path;
 
 use zea_meta::foreign::{Signature, probe_foreign};
 use zea_meta::{
-    CreateParams, Format, Layout, LayoutParams, MAX_PEERS, MD_BLOCK_SIZE, PeerFlags, Placement,
-    SECTOR_SIZE, SuperBlock, UUID_JUST_CREATED, WriteContent, create::create_md, detect,
+    CreateParams, Format, Layout, LayoutParams, MAX_PEERS, MD_BLOCK_SIZE, PeerFlags, Placement, SECTOR_SIZE,
+    SuperBlock, UUID_JUST_CREATED, WriteContent, create::create_md, detect,
 };
 
 use crate::api::Failure;
@@ -38,12 +38,7 @@ pub fn prepare(
     let mut notes = Vec::new();
     for volume in resource.volumes.iter().filter(|volume| which(volume.nr)) {
         let about = format!("volume {}", volume.nr);
-        let preparation = Preparation {
-            volume,
-            own,
-            peers: &peers,
-            force,
-        };
+        let preparation = Preparation { volume, own, peers: &peers, force };
         let note = preparation.run().map_err(|failure| failure.about(&about))?;
         notes.extend(note.map(|note| format!("{about}: {note}")));
     }
@@ -59,11 +54,7 @@ pub fn wipe(resource: &ResourceFile) -> Result<Vec<String>, Failure> {
     for volume in &resource.volumes {
         let path = volume.meta_disk.path().unwrap_or(&volume.disk);
         if !path.exists() {
-            notes.push(format!(
-                "volume {}: {} is not there any more",
-                volume.nr,
-                path.display()
-            ));
+            notes.push(format!("volume {}: {} is not there any more", volume.nr, path.display()));
             continue;
         }
         let device = Device::open(path)?;
@@ -75,11 +66,7 @@ pub fn wipe(resource: &ResourceFile) -> Result<Vec<String>, Failure> {
         if matches!(detect(&device.block(offset)?), Format::V09) {
             device.write(offset, &[0; MD_BLOCK_SIZE])?;
             device.sync()?;
-            notes.push(format!(
-                "volume {}: meta data on {} is gone",
-                volume.nr,
-                path.display()
-            ));
+            notes.push(format!("volume {}: meta data on {} is gone", volume.nr, path.display()));
         }
     }
     Ok(notes)
@@ -112,16 +99,11 @@ impl Preparation<'_> {
         let result = self.make_files(&mut made).and_then(|()| {
             let data = Device::open(&self.volume.disk)?;
             let external = self.volume.meta_disk.path().map(Device::open).transpose()?;
-            self.with_devices(
-                &data,
-                external.as_ref(),
-                made.contains(&self.volume.disk.as_path()),
-            )
+            self.with_devices(&data, external.as_ref(), made.contains(&self.volume.disk.as_path()))
         });
         if result.is_err() {
             // A file that was made for nothing is in the way of the next try.
-            made.iter()
-                .for_each(|path| drop(std::fs::remove_file(path)));
+            made.iter().for_each(|path| drop(std::fs::remove_file(path)));
         }
         result
     }
@@ -149,10 +131,7 @@ impl<'a> Preparation<'a> {
             let sectors = Device::open(disk)?.size_bytes() / SECTOR_SIZE;
             // The sectors that internal meta data would take are what the external device needs.
             let internal = compute(&LayoutParams::internal(sectors, self.slots()))?;
-            Device::create_file(
-                meta,
-                (u64::from(internal.md_size_sect) * SECTOR_SIZE).max(MIN_EXTERNAL_BYTES),
-            )?;
+            Device::create_file(meta, (u64::from(internal.md_size_sect) * SECTOR_SIZE).max(MIN_EXTERNAL_BYTES))?;
             made.push(meta);
         }
         Ok(())
@@ -176,9 +155,7 @@ impl<'a> Preparation<'a> {
     }
 
     fn slots(&self) -> u32 {
-        SLOTS
-            .max(u32::try_from(self.peers.len()).expect("at most 31 peers"))
-            .min(MAX_PEERS)
+        SLOTS.max(u32::try_from(self.peers.len()).expect("at most 31 peers")).min(MAX_PEERS)
     }
 
     /// `new_data`: the data file was just made, so that no meta data can be about it.
@@ -190,9 +167,8 @@ impl<'a> Preparation<'a> {
     ) -> Result<Option<String>, Failure> {
         let meta = external.unwrap_or(data);
         let offset = match external {
-            None => internal_super_block_offset(data.size_bytes()).ok_or_else(|| {
-                Failure::failed(format!("{} is too small", data.path().display()))
-            })?,
+            None => internal_super_block_offset(data.size_bytes())
+                .ok_or_else(|| Failure::failed(format!("{} is too small", data.path().display())))?,
             Some(_) => 0,
         };
         let block = meta.block(offset)?;
@@ -242,20 +218,15 @@ impl<'a> Preparation<'a> {
             ..self.params(data, external)
         };
         let layout = Layout::compute(&params).map_err(|error| error.to_string())?;
-        layout
-            .check(&found, self.own)
-            .map_err(|error| error.to_string())?;
-        self.check_size(&layout)
-            .map_err(|failure| failure.message)?;
+        layout.check(&found, self.own).map_err(|error| error.to_string())?;
+        self.check_size(&layout).map_err(|failure| failure.message)?;
         let before = found.clone();
         for &peer in self.peers {
             if found.slot_of(peer).is_none() {
                 found.assign_slot(peer).map_err(|error| error.to_string())?;
                 if found.current_uuid != UUID_JUST_CREATED {
                     // Nobody knows what a new node has: every block counts as different.
-                    found.peers[usize::from(peer)]
-                        .flags
-                        .insert(PeerFlags::FULL_SYNC);
+                    found.peers[usize::from(peer)].flags.insert(PeerFlags::FULL_SYNC);
                 }
             }
         }
@@ -271,9 +242,7 @@ impl<'a> Preparation<'a> {
         let sectors = data.size_bytes() / SECTOR_SIZE;
         match external {
             None => LayoutParams::internal(sectors, self.slots()),
-            Some(meta) => {
-                LayoutParams::flex_external(sectors, meta.size_bytes() / SECTOR_SIZE, self.slots())
-            }
+            Some(meta) => LayoutParams::flex_external(sectors, meta.size_bytes() / SECTOR_SIZE, self.slots()),
         }
     }
 
@@ -296,18 +265,13 @@ impl<'a> Preparation<'a> {
             peers: self.peers.to_vec(),
             ..CreateParams::new(self.params(data, external))
         };
-        let fail = |error: &dyn std::fmt::Display| {
-            Failure::failed(format!("{}: {error}", meta.path().display()))
-        };
+        let fail = |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", meta.path().display()));
         let mut created = create_md(&params).map_err(|error| fail(&error))?;
         self.check_size(&created.layout)?;
         created.super_block.device_uuid = getrandom::u64().map_err(|error| fail(&error))?;
         let mut block = [0; MD_BLOCK_SIZE];
         created.super_block.encode(&mut block);
-        let (_, before) = created
-            .writes
-            .split_last()
-            .expect("the super block is written last");
+        let (_, before) = created.writes.split_last().expect("the super block is written last");
         for write in before {
             match &write.content {
                 WriteContent::Bytes(bytes) => meta.write(write.offset_bytes, bytes)?,
@@ -327,16 +291,12 @@ fn compute(params: &LayoutParams) -> Result<Layout, Failure> {
 
 /// Refuses a device on which something is recognised.
 fn refuse_foreign(device: &Device) -> Result<(), Failure> {
-    let found = probe_foreign(device.size_bytes(), &mut |offset, buffer: &mut [u8]| {
-        device.read(offset, buffer)
-    })?;
+    let found = probe_foreign(device.size_bytes(), &mut |offset, buffer: &mut [u8]| device.read(offset, buffer))?;
     if found.is_empty() {
         return Ok(());
     }
-    let list: Vec<String> = found
-        .iter()
-        .map(|Signature { name, offset_bytes }| format!("{name} (at byte {offset_bytes})"))
-        .collect();
+    let list: Vec<String> =
+        found.iter().map(|Signature { name, offset_bytes }| format!("{name} (at byte {offset_bytes})")).collect();
     Err(Failure::refused(
         0,
         format!(

@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use crate::api::{
-    Broken, Done, Event, EventAction, EventBody, Failure, Listed, ListedVolume, Request,
-    StatusReply, Version,
+    Broken, Done, Event, EventAction, EventBody, Failure, Listed, ListedVolume, Request, StatusReply, Version,
 };
 use crate::engine_handle::{Command, Engine};
 use crate::hub::{Hub, Subscription};
@@ -50,10 +49,7 @@ struct Resource {
 
 impl Resource {
     fn new(saved: Saved) -> Arc<Resource> {
-        Arc::new(Resource {
-            admin: Mutex::new(()),
-            saved: Mutex::new(saved),
-        })
+        Arc::new(Resource { admin: Mutex::new(()), saved: Mutex::new(saved) })
     }
 
     fn saved(&self) -> Saved {
@@ -63,17 +59,12 @@ impl Resource {
 
 /// A mutex whose data is replaced as a whole and so is never found half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node")
-            .field("id", &self.id)
-            .field("store", &self.store)
-            .finish_non_exhaustive()
+        f.debug_struct("Node").field("id", &self.id).field("store", &self.store).finish_non_exhaustive()
     }
 }
 
@@ -97,10 +88,7 @@ impl Node {
                 }
                 Err(error) => {
                     error!("{name} is left out: {error:#}");
-                    broken.push(Broken {
-                        name,
-                        error: format!("{error:#}"),
-                    });
+                    broken.push(Broken { name, error: format!("{error:#}") });
                 }
             }
         }
@@ -176,44 +164,19 @@ impl Node {
             return Err(Failure::failed("the daemon is stopping"));
         }
         match request {
-            Request::ResourceCreate {
-                resource,
-                secret,
-                force,
-            } => self.create(*resource, secret, force),
-            Request::ResourceDelete {
-                name,
-                wipe_metadata,
-            } => self.delete(&name, wipe_metadata),
-            Request::Apply {
-                file,
-                text,
-                secret,
-                force,
-            } => self.apply(&file, &text, secret, force),
+            Request::ResourceCreate { resource, secret, force } => self.create(*resource, secret, force),
+            Request::ResourceDelete { name, wipe_metadata } => self.delete(&name, wipe_metadata),
+            Request::Apply { file, text, secret, force } => self.apply(&file, &text, secret, force),
             Request::Promote { name, force } => self.promote(&name, force),
             Request::Demote { name } => self.demote(&name),
-            Request::Connect {
-                name,
-                peer,
-                discard_my_data,
-            } => self.connect(&name, peer.as_deref(), discard_my_data),
-            Request::Disconnect { name, peer, force } => {
-                self.disconnect(&name, peer.as_deref(), force)
-            }
+            Request::Connect { name, peer, discard_my_data } => self.connect(&name, peer.as_deref(), discard_my_data),
+            Request::Disconnect { name, peer, force } => self.disconnect(&name, peer.as_deref(), force),
             Request::Attach { name, volume } => self.attach(&name, volume),
-            Request::Detach {
-                name,
-                volume,
-                force,
-            } => self.detach(&name, volume, force),
+            Request::Detach { name, volume, force } => self.detach(&name, volume, force),
             Request::Invalidate { name, volume } => self.invalidate(&name, volume),
             Request::Up { name } => self.up(&name),
             Request::Down { name } => self.down(&name),
-            Request::Version
-            | Request::ResourceList
-            | Request::Status { .. }
-            | Request::Events { .. } => {
+            Request::Version | Request::ResourceList | Request::Status { .. } | Request::Events { .. } => {
                 unreachable!("answered by the caller")
             }
         }
@@ -225,12 +188,7 @@ impl Node {
     /// There is no such resource.
     pub fn subscribe(&self, name: Option<&str>) -> Result<(Vec<Event>, Subscription), Failure> {
         let subscription = self.hub.subscribe(name);
-        let mut dump: Vec<Event> = self
-            .status(name)?
-            .resources
-            .iter()
-            .flat_map(Event::dump)
-            .collect();
+        let mut dump: Vec<Event> = self.status(name)?.resources.iter().flat_map(Event::dump).collect();
         dump.push(Event::end_of_dump());
         Ok((dump, subscription))
     }
@@ -254,12 +212,7 @@ impl Node {
             };
             let volumes = file.volumes.iter().map(volume).collect();
             let nodes = file.nodes.iter().map(|node| node.name.clone()).collect();
-            Listed {
-                name: file.name,
-                up: intent.up,
-                volumes,
-                nodes,
-            }
+            Listed { name: file.name, up: intent.up, volumes, nodes }
         };
         self.all().into_iter().map(entry).collect()
     }
@@ -290,17 +243,11 @@ impl Node {
     }
 
     fn export(&self, name: &str, volume: u16) -> String {
-        format!(
-            "nbd+unix:///{name}/{volume}?socket={}",
-            self.nbd_socket.display()
-        )
+        format!("nbd+unix:///{name}/{volume}?socket={}", self.nbd_socket.display())
     }
 
     fn all(&self) -> Vec<(String, Arc<Resource>)> {
-        lock(&self.resources)
-            .iter()
-            .map(|(name, resource)| (name.clone(), Arc::clone(resource)))
-            .collect()
+        lock(&self.resources).iter().map(|(name, resource)| (name.clone(), Arc::clone(resource))).collect()
     }
 
     fn find(&self, name: &str) -> Result<Arc<Resource>, Failure> {
@@ -313,68 +260,36 @@ impl Node {
                 broken.error
             )));
         }
-        Err(Failure::failed(format!(
-            "{name}: No such resource; `zea resource list` shows those that there are"
-        )))
+        Err(Failure::failed(format!("{name}: No such resource; `zea resource list` shows those that there are")))
     }
 
     /// Starts a resource as its intent says. Goes on after a failure, so that one broken disk or peer does not take
     /// the others along, and reports the first.
     fn bring_up(&self, saved: &Saved) -> Result<(), Failure> {
-        let Saved {
-            file,
-            secret,
-            intent,
-        } = saved;
+        let Saved { file, secret, intent } = saved;
         self.engine.start(file, secret.as_ref())?;
         let mut first = Ok(());
-        let volumes = file
-            .volumes
-            .iter()
-            .map(|volume| volume.nr)
-            .filter(|nr| !intent.detached.contains(nr));
+        let volumes = file.volumes.iter().map(|volume| volume.nr).filter(|nr| !intent.detached.contains(nr));
         for volume in volumes {
-            let result = self
-                .engine
-                .command(&file.name, Command::Attach { volume })
-                .map_err(|failure| {
-                    failure.about(&format!(
-                        "volume {volume} is not attached (try again: zea attach {} {volume})",
-                        file.name
-                    ))
-                });
+            let result = self.engine.command(&file.name, Command::Attach { volume }).map_err(|failure| {
+                failure
+                    .about(&format!("volume {volume} is not attached (try again: zea attach {} {volume})", file.name))
+            });
             first = first.and(result);
         }
-        for peer in file
-            .peers(self.id)
-            .filter(|peer| !intent.disconnected.contains(&peer.id))
-        {
-            let connect = Command::Connect {
-                peer: peer.id,
-                discard_my_data: false,
-            };
+        for peer in file.peers(self.id).filter(|peer| !intent.disconnected.contains(&peer.id)) {
+            let connect = Command::Connect { peer: peer.id, discard_my_data: false };
             let result = self.engine.command(&file.name, connect).map_err(|failure| {
-                failure.about(&format!(
-                    "not connecting to {} (try again: zea connect {0} {0})",
-                    peer.name
-                ))
+                failure.about(&format!("not connecting to {} (try again: zea connect {0} {0})", peer.name))
             });
             first = first.and(result);
         }
         let role = Some("Secondary".into());
-        self.publish(
-            EventAction::Create,
-            &file.name,
-            EventBody::Resource { role },
-        );
+        self.publish(EventAction::Create, &file.name, EventBody::Resource { role });
         first
     }
 
     fn publish(&self, action: EventAction, name: &str, body: EventBody) {
-        self.hub.publish(&Event {
-            action,
-            name: name.into(),
-            body,
-        });
+        self.hub.publish(&Event { action, name: name.into(), body });
     }
 }

@@ -36,11 +36,7 @@ pub struct Intent {
 
 impl Default for Intent {
     fn default() -> Self {
-        Intent {
-            up: true,
-            detached: BTreeSet::new(),
-            disconnected: BTreeSet::new(),
-        }
+        Intent { up: true, detached: BTreeSet::new(), disconnected: BTreeSet::new() }
     }
 }
 
@@ -69,30 +65,16 @@ impl Store {
     /// # Errors
     /// Another daemon runs on it, it belongs to another node, or it cannot be read and written.
     pub fn open(dir: &Path, node_id: u8) -> Result<Store> {
-        for (sub, mode) in [
-            ("", 0o755),
-            ("resources", 0o755),
-            ("intent", 0o755),
-            ("secrets", 0o700),
-        ] {
+        for (sub, mode) in [("", 0o755), ("resources", 0o755), ("intent", 0o755), ("secrets", 0o700)] {
             let path = dir.join(sub);
             DirBuilder::new()
                 .recursive(true)
                 .mode(mode)
                 .create(&path)
-                .with_context(|| {
-                    format!(
-                        "cannot make the directory {}: choose another --state-dir",
-                        path.display()
-                    )
-                })?;
+                .with_context(|| format!("cannot make the directory {}: choose another --state-dir", path.display()))?;
         }
         let lock = lock(&dir.join("lock"))?;
-        let store = Store {
-            dir: dir.to_owned(),
-            node_id,
-            _lock: lock,
-        };
+        let store = Store { dir: dir.to_owned(), node_id, _lock: lock };
         store.check_node_id()?;
         store.remove_orphans()?;
         Ok(store)
@@ -158,35 +140,18 @@ impl Store {
         let text = read_bounded(&path, config::load::MAX_FILE_BYTES)?;
         let file = config::parse(&path, &text, Some(self.node_id))?;
         if file.name != name {
-            bail!(
-                "{} is for resource {:?}: a resource file is called NAME.toml",
-                path.display(),
-                file.name
-            );
+            bail!("{} is for resource {:?}: a resource file is called NAME.toml", path.display(), file.name);
         }
-        let secret = file
-            .net
-            .secret_file
-            .is_some()
-            .then(|| read_secret(&self.secret_path(name)))
-            .transpose()?;
+        let secret = file.net.secret_file.is_some().then(|| read_secret(&self.secret_path(name))).transpose()?;
         let path = self.intent_path(name);
         let intent = if path.exists() {
             let text = read_bounded(&path, config::load::MAX_FILE_BYTES)?;
-            toml::from_str(&text).map_err(|error| {
-                anyhow!(
-                    "{}: {error}remove the file to bring {name} up whole",
-                    path.display()
-                )
-            })?
+            toml::from_str(&text)
+                .map_err(|error| anyhow!("{}: {error}remove the file to bring {name} up whole", path.display()))?
         } else {
             Intent::default()
         };
-        Ok(Saved {
-            file,
-            secret,
-            intent,
-        })
+        Ok(Saved { file, secret, intent })
     }
 
     /// Saves a resource. Its secret file becomes the daemon's own copy.
@@ -200,11 +165,7 @@ impl Store {
             saved.file.net.secret_file = Some(Path::new("../secrets").join(&name));
         }
         self.save_intent(&name, &saved.intent)?;
-        write_atomic(
-            &self.resource_path(&name),
-            saved.file.to_toml().as_bytes(),
-            0o644,
-        )?;
+        write_atomic(&self.resource_path(&name), saved.file.to_toml().as_bytes(), 0o644)?;
         if saved.secret.is_none() {
             remove_if_there(&self.secret_path(&name))?;
         }
@@ -225,11 +186,7 @@ impl Store {
     /// # Errors
     /// A file cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        for path in [
-            self.resource_path(name),
-            self.intent_path(name),
-            self.secret_path(name),
-        ] {
+        for path in [self.resource_path(name), self.intent_path(name), self.secret_path(name)] {
             remove_if_there(&path)?;
         }
         Ok(())
@@ -256,12 +213,7 @@ pub fn read_secret(path: &Path) -> Result<Secret> {
     let text = read_bounded(path, 4096)?;
     let secret = text.trim_end_matches(['\r', '\n']);
     if secret.is_empty() || secret.len() > check::MAX_SECRET_BYTES {
-        bail!(
-            "{} holds a secret of {} bytes: write 1 to {}",
-            path.display(),
-            secret.len(),
-            check::MAX_SECRET_BYTES
-        );
+        bail!("{} holds a secret of {} bytes: write 1 to {}", path.display(), secret.len(), check::MAX_SECRET_BYTES);
     }
     Ok(Secret(secret.to_owned()))
 }
@@ -273,9 +225,7 @@ pub fn read_secret(path: &Path) -> Result<Secret> {
 pub fn read_bounded(path: &Path, limit: usize) -> Result<String> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut text = String::new();
-    file.take(limit as u64 + 1)
-        .read_to_string(&mut text)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    file.take(limit as u64 + 1).read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
     if text.len() > limit {
         bail!("{} is longer than {limit} bytes", path.display());
     }
@@ -297,10 +247,7 @@ fn lock(path: &Path) -> Result<File> {
         let mut owner = String::new();
         (&file).take(32).read_to_string(&mut owner).ok();
         let dir = path.parent().unwrap_or(path).display();
-        bail!(
-            "{dir} is in use by the daemon with pid {}: stop it, or choose another --state-dir",
-            owner.trim()
-        );
+        bail!("{dir} is in use by the daemon with pid {}: stop it, or choose another --state-dir", owner.trim());
     }
     file.set_len(0)?;
     writeln!(file, "{}", std::process::id())?;
@@ -310,18 +257,11 @@ fn lock(path: &Path) -> Result<File> {
 /// Writes a file so that after a crash it is either the old or the new one.
 fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     let dir = path.parent().context("a file lies in a directory")?;
-    let name = path
-        .file_name()
-        .context("a file has a name")?
-        .to_string_lossy();
+    let name = path.file_name().context("a file has a name")?.to_string_lossy();
     let temporary = dir.join(format!(".{name}.new"));
     let write = || -> io::Result<()> {
         remove_if_there(&temporary).map_err(io::Error::other)?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -340,8 +280,7 @@ fn remove_if_there(path: &Path) -> Result<()> {
 }
 
 fn file_names(dir: &Path) -> Result<Vec<String>> {
-    let entries = fs::read_dir(dir)
-        .with_context(|| format!("cannot read the directory {}", dir.display()))?;
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read the directory {}", dir.display()))?;
     let mut names = Vec::new();
     for entry in entries {
         names.push(entry?.file_name().to_string_lossy().into_owned());
@@ -362,11 +301,7 @@ mod tests {
             file.net.cram_hmac_alg = Some(config::Algorithm::Sha256);
             file.net.secret_file = Some("s".into());
         }
-        Saved {
-            file,
-            secret: secret.map(|s| Secret(s.into())),
-            intent: Intent::default(),
-        }
+        Saved { file, secret: secret.map(|s| Secret(s.into())), intent: Intent::default() }
     }
 
     #[test]
@@ -383,20 +318,10 @@ mod tests {
         let store = Store::open(dir.path(), 0).unwrap();
         assert_eq!(store.names().unwrap(), ["r0", "r1"]);
         assert_eq!(store.load("r0").unwrap(), one);
-        let mode = |file: &str| {
-            fs::metadata(dir.path().join(file))
-                .unwrap()
-                .permissions()
-                .mode()
-                & 0o777
-        };
+        let mode = |file: &str| fs::metadata(dir.path().join(file)).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode("secrets/r0"), 0o600);
         assert_eq!(mode("secrets"), 0o700);
-        assert!(
-            !fs::read_to_string(dir.path().join("resources/r0.toml"))
-                .unwrap()
-                .contains("hush")
-        );
+        assert!(!fs::read_to_string(dir.path().join("resources/r0.toml")).unwrap().contains("hush"));
         store.remove("r0").unwrap();
         assert_eq!(store.names().unwrap(), ["r1"]);
         assert!(!dir.path().join("secrets/r0").exists());
@@ -407,10 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), 0).unwrap();
         let error = Store::open(dir.path(), 0).unwrap_err().to_string();
-        assert!(
-            error.contains(&format!("pid {}", std::process::id())),
-            "{error}"
-        );
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         drop(store);
         let error = Store::open(dir.path(), 1).unwrap_err().to_string();
         assert!(error.contains("belongs to node 0"), "{error}");
@@ -420,21 +342,13 @@ mod tests {
     fn store_cleans_up_after_a_crash() {
         let dir = tempfile::tempdir().unwrap();
         drop(Store::open(dir.path(), 0).unwrap());
-        for file in [
-            "resources/.r0.toml.new",
-            "secrets/r0",
-            "intent/r0.toml",
-            "secrets/.r1.new",
-        ] {
+        for file in ["resources/.r0.toml.new", "secrets/r0", "intent/r0.toml", "secrets/.r1.new"] {
             fs::write(dir.path().join(file), "half").unwrap();
         }
         let store = Store::open(dir.path(), 0).unwrap();
         assert!(store.names().unwrap().is_empty());
         for sub in ["resources", "secrets", "intent"] {
-            assert!(
-                file_names(&dir.path().join(sub)).unwrap().is_empty(),
-                "{sub}"
-            );
+            assert!(file_names(&dir.path().join(sub)).unwrap().is_empty(), "{sub}");
         }
     }
 
@@ -445,10 +359,7 @@ mod tests {
         let path = dir.path().join("resources/r0.toml");
         fs::write(&path, "name = \"r0\"\nnodes = 3\n").unwrap();
         let error = format!("{:#}", store.load("r0").unwrap_err());
-        assert!(
-            error.contains("r0.toml:2:1") && error.contains("did you mean `node`"),
-            "{error}"
-        );
+        assert!(error.contains("r0.toml:2:1") && error.contains("did you mean `node`"), "{error}");
         store.save(&mut saved("r1", None)).unwrap();
         fs::rename(dir.path().join("resources/r1.toml"), &path).unwrap();
         assert!(store.load("r0").unwrap_err().to_string().contains("\"r1\""));
@@ -460,13 +371,9 @@ mod tests {
     fn store_refuses_odd_secrets() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        for (text, good) in [
-            ("", false),
-            ("\n", false),
-            ("hush\n", true),
-            (&"x".repeat(64), true),
-            (&"x".repeat(65), false),
-        ] {
+        for (text, good) in
+            [("", false), ("\n", false), ("hush\n", true), (&"x".repeat(64), true), (&"x".repeat(65), false)]
+        {
             fs::write(&path, text).unwrap();
             assert_eq!(read_secret(&path).is_ok(), good, "{text:?}");
         }

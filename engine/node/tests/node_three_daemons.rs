@@ -26,28 +26,15 @@ fn demote_when_closed(node: &Daemon) {
 #[test]
 fn node_three_daemons_replicate_and_move_the_primary() {
     let cluster = Cluster::synced(3);
-    let [alpha, bravo, charlie] = &cluster.nodes[..] else {
-        panic!()
-    };
+    let [alpha, bravo, charlie] = &cluster.nodes[..] else { panic!() };
     assert!(bravo.nbd_refusal().contains("promote it first"));
     let mut client = alpha.nbd();
     client.write_pattern(0..200, 1);
     let refused = bravo.call(&promote(false)).unwrap_err();
-    assert_eq!(
-        (refused.kind, refused.code),
-        (FailureKind::Refused, -1),
-        "{refused}"
-    );
+    assert_eq!((refused.kind, refused.code), (FailureKind::Refused, -1), "{refused}");
     let refused = alpha.call(&demote()).unwrap_err();
-    assert_eq!(
-        (refused.kind, refused.code),
-        (FailureKind::Refused, -12),
-        "{refused}"
-    );
-    assert!(
-        refused.message.contains("1 NBD client has r0/0 open"),
-        "{refused}"
-    );
+    assert_eq!((refused.kind, refused.code), (FailureKind::Refused, -12), "{refused}");
+    assert!(refused.message.contains("1 NBD client has r0/0 open"), "{refused}");
     drop(client);
     demote_when_closed(alpha);
     bravo.ok(&promote(false));
@@ -71,9 +58,7 @@ fn node_three_daemons_survive_the_death_of_the_primary() {
     cluster.nodes[0].nbd().write_pattern(0..100, 1);
     cluster.nodes[0].kill();
     let bravo = &cluster.nodes[1];
-    bravo.wait("the loss of node 0", |status| {
-        status.connections[0].connection_state != "Connected"
-    });
+    bravo.wait("the loss of node 0", |status| status.connections[0].connection_state != "Connected");
     bravo.ok(&promote(false));
     let mut client = bravo.nbd();
     client.check_pattern(0..100, 1);
@@ -81,11 +66,7 @@ fn node_three_daemons_survive_the_death_of_the_primary() {
     drop(client);
     cluster.nodes[0].restart();
     cluster.nodes.iter().for_each(Daemon::wait_synced);
-    assert_eq!(
-        cluster.nodes[0].status("r0").role,
-        "Secondary",
-        "nothing promotes by itself"
-    );
+    assert_eq!(cluster.nodes[0].status("r0").role, "Secondary", "nothing promotes by itself");
     demote_when_closed(&cluster.nodes[1]);
     cluster.nodes[0].ok(&promote(false));
     let mut client = cluster.nodes[0].nbd();
@@ -102,18 +83,11 @@ fn node_two_daemons_go_on_without_a_disk() {
     let alpha = &cluster.nodes[0];
     let mut client = alpha.nbd();
     client.write_pattern(0..50, 1);
-    alpha.ok(&Request::Detach {
-        name: name(),
-        volume: Some(0),
-        force: false,
-    });
+    alpha.ok(&Request::Detach { name: name(), volume: Some(0), force: false });
     assert_eq!(alpha.status("r0").devices[0].disk_state, "Diskless");
     client.check_pattern(0..50, 1);
     client.write_pattern(25..75, 2);
-    alpha.ok(&Request::Attach {
-        name: name(),
-        volume: Some(0),
-    });
+    alpha.ok(&Request::Attach { name: name(), volume: Some(0) });
     alpha.wait_synced();
     client.check_pattern(0..25, 1);
     client.check_pattern(25..75, 2);
@@ -125,48 +99,24 @@ fn node_two_daemons_go_on_without_a_disk() {
 #[test]
 fn node_two_daemons_recover_from_split_brain_as_documented() {
     let cluster = Cluster::synced(2);
-    let [alpha, bravo] = &cluster.nodes[..] else {
-        panic!()
-    };
+    let [alpha, bravo] = &cluster.nodes[..] else { panic!() };
     let peer = |name: &str| Some(name.to_owned());
-    alpha.ok(&Request::Disconnect {
-        name: name(),
-        peer: peer("bravo"),
-        force: true,
-    });
+    alpha.ok(&Request::Disconnect { name: name(), peer: peer("bravo"), force: true });
     alpha.nbd().write_pattern(0..20, 1);
-    bravo.wait("the loss of node 0", |status| {
-        status.connections[0].connection_state != "Connected"
-    });
+    bravo.wait("the loss of node 0", |status| status.connections[0].connection_state != "Connected");
     bravo.ok(&promote(true));
     bravo.nbd().write_pattern(10..30, 2);
     demote_when_closed(bravo);
     demote_when_closed(alpha);
-    alpha.ok(&Request::Connect {
-        name: name(),
-        peer: None,
-        discard_my_data: false,
-    });
-    let stand_alone =
-        |status: &ResourceStatus| status.connections[0].connection_state == "StandAlone";
+    alpha.ok(&Request::Connect { name: name(), peer: None, discard_my_data: false });
+    let stand_alone = |status: &ResourceStatus| status.connections[0].connection_state == "StandAlone";
     alpha.wait("a split brain", stand_alone);
     bravo.wait("a split brain", stand_alone);
-    let told = alpha.status("r0").connections[0]
-        .last_error
-        .clone()
-        .unwrap_or_default();
+    let told = alpha.status("r0").connections[0].last_error.clone().unwrap_or_default();
     assert!(told.contains("split brain"), "{told}");
     // Node 1's changes go.
-    bravo.ok(&Request::Connect {
-        name: name(),
-        peer: peer("alpha"),
-        discard_my_data: true,
-    });
-    alpha.ok(&Request::Connect {
-        name: name(),
-        peer: peer("1"),
-        discard_my_data: false,
-    });
+    bravo.ok(&Request::Connect { name: name(), peer: peer("alpha"), discard_my_data: true });
+    alpha.ok(&Request::Connect { name: name(), peer: peer("1"), discard_my_data: false });
     cluster.nodes.iter().for_each(Daemon::wait_synced);
     bravo.ok(&promote(false));
     bravo.nbd().check_pattern(0..20, 1);
@@ -177,38 +127,18 @@ fn node_two_daemons_recover_from_split_brain_as_documented() {
 #[test]
 fn node_two_daemons_replace_a_failed_disk_as_documented() {
     let cluster = Cluster::synced(2);
-    let [alpha, bravo] = &cluster.nodes[..] else {
-        panic!()
-    };
+    let [alpha, bravo] = &cluster.nodes[..] else { panic!() };
     let mut client = alpha.nbd();
     client.write_pattern(0..50, 1);
-    bravo.ok(&Request::Detach {
-        name: name(),
-        volume: Some(0),
-        force: true,
-    });
+    bravo.ok(&Request::Detach { name: name(), volume: Some(0), force: true });
     let mut resource = cluster.resource(1);
     resource.volumes[0].disk.set_file_name("new.img");
-    let apply = Request::Apply {
-        file: "r0.toml".into(),
-        text: resource.to_toml(),
-        secret: None,
-        force: false,
-    };
+    let apply = Request::Apply { file: "r0.toml".into(), text: resource.to_toml(), secret: None, force: false };
     let refused = alpha.call(&apply).unwrap_err();
-    assert!(
-        refused.kind == FailureKind::Refused && refused.message.contains("zea down r0"),
-        "{refused}"
-    );
+    assert!(refused.kind == FailureKind::Refused && refused.message.contains("zea down r0"), "{refused}");
     let notes = bravo.call(&apply).unwrap().notes;
-    assert!(
-        notes.len() == 1 && notes[0].contains("new meta data on"),
-        "{notes:?}"
-    );
-    bravo.ok(&Request::Attach {
-        name: name(),
-        volume: Some(0),
-    });
+    assert!(notes.len() == 1 && notes[0].contains("new meta data on"), "{notes:?}");
+    bravo.ok(&Request::Attach { name: name(), volume: Some(0) });
     cluster.nodes.iter().for_each(Daemon::wait_synced);
     client.write_pattern(25..75, 2);
     drop(client);
@@ -226,36 +156,15 @@ fn node_two_daemons_stop_cleanly_with_a_client_and_come_back_as_they_were() {
     client.write_pattern(0..20, 1);
     assert!(cluster.nodes[0].terminate().success());
     drop(client);
-    cluster.nodes[1].ok(&Request::Disconnect {
-        name: name(),
-        peer: None,
-        force: false,
-    });
+    cluster.nodes[1].ok(&Request::Disconnect { name: name(), peer: None, force: false });
     assert!(cluster.nodes[1].terminate().success());
     cluster.nodes.iter_mut().for_each(Daemon::restart);
-    let [alpha, bravo] = &cluster.nodes[..] else {
-        panic!()
-    };
-    alpha.wait("UpToDate", |status| {
-        status.devices[0].disk_state == "UpToDate"
-    });
+    let [alpha, bravo] = &cluster.nodes[..] else { panic!() };
+    alpha.wait("UpToDate", |status| status.devices[0].disk_state == "UpToDate");
     let seen = bravo.status("r0");
-    assert_eq!(
-        (
-            seen.role.as_str(),
-            seen.connections[0].connection_state.as_str()
-        ),
-        ("Secondary", "StandAlone")
-    );
-    assert_ne!(
-        alpha.status("r0").connections[0].connection_state,
-        "Connected"
-    );
-    bravo.ok(&Request::Connect {
-        name: name(),
-        peer: None,
-        discard_my_data: false,
-    });
+    assert_eq!((seen.role.as_str(), seen.connections[0].connection_state.as_str()), ("Secondary", "StandAlone"));
+    assert_ne!(alpha.status("r0").connections[0].connection_state, "Connected");
+    bravo.ok(&Request::Connect { name: name(), peer: None, discard_my_data: false });
     cluster.nodes.iter().for_each(Daemon::wait_synced);
     alpha.ok(&promote(false));
     alpha.nbd().check_pattern(0..20, 1);
@@ -264,24 +173,15 @@ fn node_two_daemons_stop_cleanly_with_a_client_and_come_back_as_they_were() {
 #[test]
 fn node_two_daemons_forget_a_resource_and_make_it_again() {
     let cluster = Cluster::synced(2);
-    let [alpha, bravo] = &cluster.nodes[..] else {
-        panic!()
-    };
-    let delete = Request::ResourceDelete {
-        name: name(),
-        wipe_metadata: true,
-    };
+    let [alpha, bravo] = &cluster.nodes[..] else { panic!() };
+    let delete = Request::ResourceDelete { name: name(), wipe_metadata: true };
     assert_eq!(alpha.call(&delete).unwrap_err().kind, FailureKind::Refused);
     alpha.ok(&demote());
     bravo.ok(&delete);
     alpha.wait("the loss of node 1", |status| !connected(status));
     // A node whose disk was replaced: new meta data, all of it copied.
     let resource = Box::new(cluster.resource(1));
-    bravo.ok(&Request::ResourceCreate {
-        resource,
-        secret: None,
-        force: false,
-    });
+    bravo.ok(&Request::ResourceCreate { resource, secret: None, force: false });
     cluster.nodes.iter().for_each(Daemon::wait_synced);
     alpha.ok(&promote(false));
     alpha.nbd().write_pattern(0..10, 3);
@@ -297,48 +197,23 @@ fn node_two_daemons_authenticate_each_other() {
         resource.net.cram_hmac_alg = Some(Algorithm::Sha256);
         resource.net.secret_file = Some("given".into());
         let secret = Some(Secret(secret.into()));
-        cluster.nodes[usize::from(id)].ok(&Request::ResourceCreate {
-            resource,
-            secret,
-            force: false,
-        });
+        cluster.nodes[usize::from(id)].ok(&Request::ResourceCreate { resource, secret, force: false });
     };
     create(&cluster, 0, "hush");
     create(&cluster, 1, "other");
     let told = |status: &ResourceStatus| {
-        status.connections[0]
-            .last_error
-            .as_ref()
-            .is_some_and(|error| error.contains("authenticat"))
+        status.connections[0].last_error.as_ref().is_some_and(|error| error.contains("authenticat"))
     };
     cluster.nodes[0].wait("a word about the authentication", told);
-    assert_ne!(
-        cluster.nodes[0].status("r0").connections[0].connection_state,
-        "Connected"
-    );
-    cluster.nodes[1].ok(&Request::ResourceDelete {
-        name: name(),
-        wipe_metadata: true,
-    });
+    assert_ne!(cluster.nodes[0].status("r0").connections[0].connection_state, "Connected");
+    cluster.nodes[1].ok(&Request::ResourceDelete { name: name(), wipe_metadata: true });
     create(&cluster, 1, "hush");
-    cluster.nodes[0]
-        .call(&Request::Connect {
-            name: name(),
-            peer: None,
-            discard_my_data: false,
-        })
-        .ok();
-    cluster
-        .nodes
-        .iter()
-        .for_each(|node| node.wait("connected", connected));
+    cluster.nodes[0].call(&Request::Connect { name: name(), peer: None, discard_my_data: false }).ok();
+    cluster.nodes.iter().for_each(|node| node.wait("connected", connected));
     // The secret is read from the state directory.
     cluster.nodes[1].kill();
     cluster.nodes[1].restart();
-    cluster
-        .nodes
-        .iter()
-        .for_each(|node| node.wait("connected", connected));
+    cluster.nodes.iter().for_each(|node| node.wait("connected", connected));
 }
 
 #[test]

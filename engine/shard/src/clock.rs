@@ -28,10 +28,7 @@ pub(crate) struct KernelRng {
 
 impl KernelRng {
     pub(crate) fn new() -> KernelRng {
-        KernelRng {
-            words: [0; 64],
-            used: 64,
-        }
+        KernelRng { words: [0; 64], used: 64 }
     }
 
     fn refill(&mut self) {

@@ -70,18 +70,8 @@ pub(crate) struct Subscriber {
 pub(crate) fn subscription(capacity: usize) -> (Subscriber, EventStream) {
     let (sender, receiver) = bounded(capacity.max(1));
     let lost = Arc::new(AtomicU64::new(0));
-    let stream = EventStream {
-        queue: receiver.clone(),
-        lost: Arc::clone(&lost),
-    };
-    (
-        Subscriber {
-            queue: sender,
-            oldest: receiver,
-            lost,
-        },
-        stream,
-    )
+    let stream = EventStream { queue: receiver.clone(), lost: Arc::clone(&lost) };
+    (Subscriber { queue: sender, oldest: receiver, lost }, stream)
 }
 
 impl Subscriber {
@@ -107,15 +97,8 @@ mod tests {
     use zea_core::event::Severity;
 
     fn event(n: usize) -> ResourceEvent {
-        let event = Event::Notice {
-            severity: Severity::Info,
-            text: n.to_string(),
-        };
-        ResourceEvent {
-            resource: ResourceId(1),
-            name: "r0".into(),
-            event,
-        }
+        let event = Event::Notice { severity: Severity::Info, text: n.to_string() };
+        ResourceEvent { resource: ResourceId(1), name: "r0".into(), event }
     }
 
     #[test]

@@ -105,56 +105,17 @@ pub struct ResourceStatus {
 /// What comes through the mailbox.
 #[derive(Debug)]
 pub(crate) enum Message {
-    AddResource {
-        id: ResourceId,
-        config: Box<ResourceConfig>,
-        reply: ReplyTo<Result<(), ShardError>>,
-    },
-    RemoveResource {
-        id: ResourceId,
-        reply: ReplyTo<Result<(), ShardError>>,
-    },
-    Admin {
-        id: ResourceId,
-        command: Box<Command>,
-        reply: ReplyTo<AdminResult>,
-    },
-    Attach {
-        id: ResourceId,
-        volume: VolumeNr,
-        disk: Box<Disk>,
-        reply: ReplyTo<AdminResult>,
-    },
-    NewLink {
-        id: ResourceId,
-        peer: NodeId,
-        sockets: LinkSockets,
-    },
-    Status {
-        id: Option<ResourceId>,
-        reply: ReplyTo<Vec<ResourceStatus>>,
-    },
+    AddResource { id: ResourceId, config: Box<ResourceConfig>, reply: ReplyTo<Result<(), ShardError>> },
+    RemoveResource { id: ResourceId, reply: ReplyTo<Result<(), ShardError>> },
+    Admin { id: ResourceId, command: Box<Command>, reply: ReplyTo<AdminResult> },
+    Attach { id: ResourceId, volume: VolumeNr, disk: Box<Disk>, reply: ReplyTo<AdminResult> },
+    NewLink { id: ResourceId, peer: NodeId, sockets: LinkSockets },
+    Status { id: Option<ResourceId>, reply: ReplyTo<Vec<ResourceStatus>> },
     Subscribe(Subscriber),
-    SetFault {
-        id: ResourceId,
-        volume: VolumeNr,
-        fault: Option<Fault>,
-        reply: ReplyTo<Result<(), ShardError>>,
-    },
-    AddExport {
-        id: ResourceId,
-        volume: VolumeNr,
-        name: String,
-        reply: ReplyTo<Result<(), ShardError>>,
-    },
-    CloseExports {
-        id: ResourceId,
-        reply: ReplyTo<()>,
-    },
-    Listen {
-        fd: std::os::fd::OwnedFd,
-        reply: ReplyTo<Result<(), ShardError>>,
-    },
+    SetFault { id: ResourceId, volume: VolumeNr, fault: Option<Fault>, reply: ReplyTo<Result<(), ShardError>> },
+    AddExport { id: ResourceId, volume: VolumeNr, name: String, reply: ReplyTo<Result<(), ShardError>> },
+    CloseExports { id: ResourceId, reply: ReplyTo<()> },
+    Listen { fd: std::os::fd::OwnedFd, reply: ReplyTo<Result<(), ShardError>> },
     AdoptNbd(Box<Transmission>),
     Stop,
 }
@@ -172,18 +133,8 @@ struct Inner {
 pub struct ShardHandle(Arc<Inner>);
 
 impl ShardHandle {
-    pub(crate) fn new(
-        index: u16,
-        mail: Mail<Message>,
-        metrics: Arc<Metrics>,
-        thread: JoinHandle<()>,
-    ) -> ShardHandle {
-        ShardHandle(Arc::new(Inner {
-            index,
-            mail,
-            metrics,
-            thread: Mutex::new(Some(thread)),
-        }))
+    pub(crate) fn new(index: u16, mail: Mail<Message>, metrics: Arc<Metrics>, thread: JoinHandle<()>) -> ShardHandle {
+        ShardHandle(Arc::new(Inner { index, mail, metrics, thread: Mutex::new(Some(thread)) }))
     }
 
     /// The number it was given.
@@ -203,19 +154,14 @@ impl ShardHandle {
         })
     }
 
-    fn ask<T>(
-        &self,
-        message: impl FnOnce(ReplyTo<T>) -> Message,
-    ) -> Result<Pending<T>, ShardError> {
+    fn ask<T>(&self, message: impl FnOnce(ReplyTo<T>) -> Message) -> Result<Pending<T>, ShardError> {
         let (reply, answer) = bounded(1);
         self.send(message(reply))?;
         Ok(Pending(answer))
     }
 
     fn call<T>(&self, message: impl FnOnce(ReplyTo<T>) -> Message) -> Result<T, ShardError> {
-        self.ask(message)?
-            .wait_for(ANSWER_PATIENCE)?
-            .ok_or(ShardError::Busy)
+        self.ask(message)?.wait_for(ANSWER_PATIENCE)?.ok_or(ShardError::Busy)
     }
 
     /// Adds a resource; its id must be new on this node ([`ResourceId::next`]).
@@ -223,11 +169,7 @@ impl ShardHandle {
     /// # Errors
     /// Name or id are taken, or the shard has too many.
     pub fn add_resource(&self, id: ResourceId, config: ResourceConfig) -> Result<(), ShardError> {
-        self.call(|reply| Message::AddResource {
-            id,
-            config: Box::new(config),
-            reply,
-        })?
+        self.call(|reply| Message::AddResource { id, config: Box::new(config), reply })?
     }
 
     /// Removes a resource that is down: no links, no disks, no clients. Its exports go with it.
@@ -243,16 +185,8 @@ impl ShardHandle {
     ///
     /// # Errors
     /// The shard cannot be reached. The core's own answer is what is pending.
-    pub fn admin(
-        &self,
-        id: ResourceId,
-        command: Command,
-    ) -> Result<Pending<AdminResult>, ShardError> {
-        self.ask(|reply| Message::Admin {
-            id,
-            command: Box::new(command),
-            reply,
-        })
+    pub fn admin(&self, id: ResourceId, command: Command) -> Result<Pending<AdminResult>, ShardError> {
+        self.ask(|reply| Message::Admin { id, command: Box::new(command), reply })
     }
 
     /// [`ShardHandle::admin`], waiting for the core's answer however long that takes.
@@ -274,12 +208,7 @@ impl ShardHandle {
         paths: &BackingPaths,
     ) -> Result<Pending<AdminResult>, ShardError> {
         let disk = Box::new(Disk::open(paths)?);
-        self.ask(|reply| Message::Attach {
-            id,
-            volume,
-            disk,
-            reply,
-        })
+        self.ask(|reply| Message::Attach { id, volume, disk, reply })
     }
 
     /// Hands over the sockets of a new link, in answer to [`crate::LinkMaker::connect`]. Sockets that the core did not ask
@@ -287,12 +216,7 @@ impl ShardHandle {
     ///
     /// # Errors
     /// The shard cannot be reached; the sockets are closed.
-    pub fn new_link(
-        &self,
-        id: ResourceId,
-        peer: NodeId,
-        sockets: LinkSockets,
-    ) -> Result<(), ShardError> {
+    pub fn new_link(&self, id: ResourceId, peer: NodeId, sockets: LinkSockets) -> Result<(), ShardError> {
         self.send(Message::NewLink { id, peer, sockets })
     }
 
@@ -301,12 +225,7 @@ impl ShardHandle {
     /// # Errors
     /// There is no such resource.
     pub fn status(&self, id: ResourceId) -> Result<ResourceStatus, ShardError> {
-        self.call(|reply| Message::Status {
-            id: Some(id),
-            reply,
-        })?
-        .pop()
-        .ok_or(ShardError::NoResource)
+        self.call(|reply| Message::Status { id: Some(id), reply })?.pop().ok_or(ShardError::NoResource)
     }
 
     /// The state of all resources, by name.
@@ -331,37 +250,17 @@ impl ShardHandle {
     ///
     /// # Errors
     /// No such volume, or it has no disk.
-    pub fn set_fault(
-        &self,
-        id: ResourceId,
-        volume: VolumeNr,
-        fault: Option<Fault>,
-    ) -> Result<(), ShardError> {
-        self.call(|reply| Message::SetFault {
-            id,
-            volume,
-            fault,
-            reply,
-        })?
+    pub fn set_fault(&self, id: ResourceId, volume: VolumeNr, fault: Option<Fault>) -> Result<(), ShardError> {
+        self.call(|reply| Message::SetFault { id, volume, fault, reply })?
     }
 
     /// Exports a volume over NBD under `name`. Clients can use it while the resource is Primary.
     ///
     /// # Errors
     /// No such resource, or the name is taken.
-    pub fn add_export(
-        &self,
-        id: ResourceId,
-        volume: VolumeNr,
-        name: impl Into<String>,
-    ) -> Result<(), ShardError> {
+    pub fn add_export(&self, id: ResourceId, volume: VolumeNr, name: impl Into<String>) -> Result<(), ShardError> {
         let name = name.into();
-        self.call(|reply| Message::AddExport {
-            id,
-            volume,
-            name,
-            reply,
-        })?
+        self.call(|reply| Message::AddExport { id, volume, name, reply })?
     }
 
     /// Ends all clients' use of a resource: requests under way are answered, then the connections are closed. The answer
@@ -396,12 +295,7 @@ impl ShardHandle {
     pub fn stop(&self) -> Result<(), ShardError> {
         // Gone already is as good.
         let _ = self.send(Message::Stop);
-        let thread = self
-            .0
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         match thread {
             Some(thread) => thread.join().map_err(|_| ShardError::Gone),
             None => Ok(()),

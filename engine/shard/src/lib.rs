@@ -79,9 +79,7 @@ pub fn shard_for(resource_name: &str, shards: usize) -> usize {
     // FNV-1a.
     let hash = resource_name
         .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     (hash % shards as u64) as usize
 }
 

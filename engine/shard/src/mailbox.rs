@@ -35,10 +35,7 @@ pub(crate) struct Mail<M> {
 
 impl<M> Clone for Mail<M> {
     fn clone(&self) -> Self {
-        Mail {
-            queue: self.queue.clone(),
-            bell: Arc::clone(&self.bell),
-        }
+        Mail { queue: self.queue.clone(), bell: Arc::clone(&self.bell) }
     }
 }
 
@@ -56,35 +53,19 @@ pub(crate) struct Mailbox<M> {
 pub(crate) fn mailbox<M>(capacity: usize) -> std::io::Result<(Mail<M>, Mailbox<M>)> {
     // Blocking: a read in the ring waits for the bell.
     let fd = eventfd(0, EventfdFlags::CLOEXEC)?;
-    let bell = Arc::new(Bell {
-        fd,
-        raised: AtomicBool::new(false),
-    });
+    let bell = Arc::new(Bell { fd, raised: AtomicBool::new(false) });
     let (sender, receiver) = bounded(capacity);
-    Ok((
-        Mail {
-            queue: sender,
-            bell: Arc::clone(&bell),
-        },
-        Mailbox {
-            queue: receiver,
-            bell,
-        },
-    ))
+    Ok((Mail { queue: sender, bell: Arc::clone(&bell) }, Mailbox { queue: receiver, bell }))
 }
 
 impl<M> Mail<M> {
     /// Sends, waiting up to `patience` while the mailbox is full.
     pub(crate) fn send(&self, message: M, patience: Duration) -> Result<(), Undelivered<M>> {
         let result = match self.queue.try_send(message) {
-            Err(TrySendError::Full(message)) => {
-                self.queue
-                    .send_timeout(message, patience)
-                    .map_err(|e| match e {
-                        SendTimeoutError::Timeout(m) => Undelivered::Full(m),
-                        SendTimeoutError::Disconnected(m) => Undelivered::Gone(m),
-                    })
-            }
+            Err(TrySendError::Full(message)) => self.queue.send_timeout(message, patience).map_err(|e| match e {
+                SendTimeoutError::Timeout(m) => Undelivered::Full(m),
+                SendTimeoutError::Disconnected(m) => Undelivered::Gone(m),
+            }),
             Err(TrySendError::Disconnected(message)) => Err(Undelivered::Gone(message)),
             Ok(()) => Ok(()),
         };
@@ -142,15 +123,9 @@ mod tests {
     fn mailbox_full_and_gone_give_the_message_back() {
         let (mail, mailbox) = mailbox(1).expect("a mailbox");
         mail.send(1, Duration::ZERO).expect("room");
-        assert!(matches!(
-            mail.send(2, Duration::from_millis(5)),
-            Err(Undelivered::Full(2))
-        ));
+        assert!(matches!(mail.send(2, Duration::from_millis(5)), Err(Undelivered::Full(2))));
         drop(mailbox);
-        assert!(matches!(
-            mail.send(3, Duration::ZERO),
-            Err(Undelivered::Gone(3))
-        ));
+        assert!(matches!(mail.send(3, Duration::ZERO), Err(Undelivered::Gone(3))));
     }
 
     #[test]
@@ -162,8 +137,7 @@ mod tests {
             .map(|_| {
                 let mail = mail.clone();
                 std::thread::spawn(move || {
-                    (0..EACH)
-                        .for_each(|i| mail.send(i, Duration::from_secs(30)).expect("is emptied"));
+                    (0..EACH).for_each(|i| mail.send(i, Duration::from_secs(30)).expect("is emptied"));
                 })
             })
             .collect();
@@ -175,9 +149,7 @@ mod tests {
                 got += 1;
             }
         }
-        senders
-            .into_iter()
-            .for_each(|s| s.join().expect("no panic"));
+        senders.into_iter().for_each(|s| s.join().expect("no panic"));
         assert!(mailbox.take().is_none());
     }
 }

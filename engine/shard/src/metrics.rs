@@ -37,10 +37,7 @@ pub struct Metrics {
 impl Metrics {
     /// Adds with a plain load and store: there is one writer.
     pub(crate) fn add(counter: &AtomicU64, n: u64) {
-        counter.store(
-            counter.load(Ordering::Relaxed).wrapping_add(n),
-            Ordering::Relaxed,
-        );
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
     pub(crate) fn set(gauge: &AtomicU64, n: u64) {

@@ -40,10 +40,7 @@ pub struct RingConfig {
 
 impl Default for RingConfig {
     fn default() -> Self {
-        RingConfig {
-            sq_entries: crate::limits::SQ_ENTRIES,
-            cq_entries: crate::limits::CQ_ENTRIES,
-        }
+        RingConfig { sq_entries: crate::limits::SQ_ENTRIES, cq_entries: crate::limits::CQ_ENTRIES }
     }
 }
 
@@ -74,10 +71,7 @@ pub struct RingCounters {
 impl RingCounters {
     /// Adds with a plain load and store: there is one writer.
     fn add(counter: &AtomicU64, n: u64) {
-        counter.store(
-            counter.load(Ordering::Relaxed).wrapping_add(n),
-            Ordering::Relaxed,
-        );
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 }
 
@@ -124,32 +118,19 @@ impl<T: Copy> std::fmt::Debug for Ring<T> {
 fn build(config: &RingConfig) -> Result<IoUring, RingError> {
     let base = || {
         let mut builder = IoUring::builder();
-        builder
-            .dontfork()
-            .setup_clamp()
-            .setup_cqsize(config.cq_entries)
-            .setup_submit_all();
+        builder.dontfork().setup_clamp().setup_cqsize(config.cq_entries).setup_submit_all();
         builder
     };
     // 6.1: completions run when this thread asks for them, not by interrupting it.
-    let deferred = base()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .build(config.sq_entries);
+    let deferred = base().setup_single_issuer().setup_defer_taskrun().build(config.sq_entries);
     let ring = match deferred {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-            tracing::info!(
-                "kernel without DEFER_TASKRUN (6.1): the ring runs in an older, slower mode"
-            );
+            tracing::info!("kernel without DEFER_TASKRUN (6.1): the ring runs in an older, slower mode");
             // 5.19, then anything.
             base()
                 .setup_coop_taskrun()
                 .build(config.sq_entries)
-                .or_else(|_| {
-                    IoUring::builder()
-                        .setup_cqsize(config.cq_entries)
-                        .build(config.sq_entries)
-                })
+                .or_else(|_| IoUring::builder().setup_cqsize(config.cq_entries).build(config.sq_entries))
         }
         other => other,
     };
@@ -224,15 +205,8 @@ impl<T: Copy> Ring<T> {
 
     /// Asks the kernel to end an operation early; its completion comes either way.
     pub fn cancel(&mut self, key: usize) {
-        assert!(
-            self.tokens.contains(key),
-            "cancel of an operation that is not in flight"
-        );
-        self.enqueue(
-            opcode::AsyncCancel::new(key as u64)
-                .build()
-                .user_data(IGNORED),
-        );
+        assert!(self.tokens.contains(key), "cancel of an operation that is not in flight");
+        self.enqueue(opcode::AsyncCancel::new(key as u64).build().user_data(IGNORED));
     }
 
     fn enqueue(&mut self, entry: squeue::Entry) {
@@ -267,15 +241,9 @@ impl<T: Copy> Ring<T> {
     /// # Errors
     /// ENOMEM over RLIMIT_MEMLOCK.
     pub unsafe fn register_buffer(&self, index: u16, base: *mut u8, len: usize) -> io::Result<()> {
-        let iov = libc::iovec {
-            iov_base: base.cast(),
-            iov_len: len,
-        };
+        let iov = libc::iovec { iov_base: base.cast(), iov_len: len };
         // SAFETY: the caller keeps the region mapped.
-        unsafe {
-            self.submitter
-                .register_buffers_update(u32::from(index), &[iov], None)
-        }
+        unsafe { self.submitter.register_buffers_update(u32::from(index), &[iov], None) }
     }
 
     /// One turn: submits everything, waits until something completed or `timeout` is over (`None`: for ever), and
@@ -289,11 +257,7 @@ impl<T: Copy> Ring<T> {
         self.sq.sync();
         self.cq.sync();
         let prompt = std::mem::take(&mut self.prompt);
-        let more = if self.has_min_wait {
-            prompt.min(self.in_kernel.saturating_sub(1))
-        } else {
-            0
-        };
+        let more = if self.has_min_wait { prompt.min(self.in_kernel.saturating_sub(1)) } else { 0 };
         let wait = self.cq.is_empty() && timeout != Some(Duration::ZERO);
         self.enter(if wait { 1 + more } else { 0 }, timeout)?;
         self.reap(out);
@@ -319,11 +283,7 @@ impl<T: Copy> Ring<T> {
     fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
         RingCounters::add(&self.counters.enters, 1);
         // A wait of no time where none is wanted: only an enter with a wait runs what DEFER_TASKRUN put off.
-        let time = Timespec::from(if want == 0 {
-            Duration::ZERO
-        } else {
-            timeout.unwrap_or_default()
-        });
+        let time = Timespec::from(if want == 0 { Duration::ZERO } else { timeout.unwrap_or_default() });
         let mut args = SubmitArgs::new();
         if want == 0 || timeout.is_some() {
             args = args.timespec(&time);
@@ -359,11 +319,7 @@ impl<T: Copy> Ring<T> {
             if !more {
                 self.tokens.remove(key);
             }
-            out.push(Done {
-                token,
-                result: cqe.result(),
-                more,
-            });
+            out.push(Done { token, result: cqe.result(), more });
         }
         self.cq.sync();
     }
@@ -379,11 +335,7 @@ impl<T: Copy> Ring<T> {
             }
         }
         if !self.tokens.is_empty() {
-            self.enqueue(
-                opcode::AsyncCancel2::new(CancelBuilder::any())
-                    .build()
-                    .user_data(IGNORED),
-            );
+            self.enqueue(opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(IGNORED));
         }
         while !self.tokens.is_empty() {
             let turn = self.turn(Some(Duration::from_millis(100)), &mut sink);
@@ -399,10 +351,7 @@ impl<T: Copy> Ring<T> {
 impl<T: Copy> Drop for Ring<T> {
     fn drop(&mut self) {
         if !self.wind_down() {
-            tracing::error!(
-                in_flight = self.tokens.len(),
-                "operations do not end: the process has to"
-            );
+            tracing::error!(in_flight = self.tokens.len(), "operations do not end: the process has to");
             std::process::abort();
         }
         // SAFETY: `self` is being dropped: the queues are not used again, and go before what they borrow from, which
@@ -422,10 +371,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     fn ring(entries: u32) -> Ring<u32> {
-        let config = RingConfig {
-            sq_entries: entries,
-            cq_entries: entries * 2,
-        };
+        let config = RingConfig { sq_entries: entries, cq_entries: entries * 2 };
         Ring::new(&config, Arc::new(RingCounters::default())).expect("io_uring is there")
     }
 
@@ -439,8 +385,7 @@ mod tests {
         }
         let mut done = Vec::new();
         while ring.in_flight() > 0 {
-            ring.turn(Some(Duration::from_secs(5)), &mut done)
-                .expect("a turn");
+            ring.turn(Some(Duration::from_secs(5)), &mut done).expect("a turn");
         }
         let mut tokens: Vec<u32> = done.iter().map(|d| d.token).collect();
         tokens.sort_unstable();
@@ -454,11 +399,9 @@ mod tests {
         let mut ring = ring(4);
         let start = Instant::now();
         let mut done = Vec::new();
-        ring.turn(Some(Duration::from_millis(20)), &mut done)
-            .expect("a turn");
+        ring.turn(Some(Duration::from_millis(20)), &mut done).expect("a turn");
         assert!(done.is_empty() && start.elapsed() >= Duration::from_millis(20));
-        ring.turn(Some(Duration::ZERO), &mut done)
-            .expect("a turn without a wait");
+        ring.turn(Some(Duration::ZERO), &mut done).expect("a turn without a wait");
         assert_eq!(ring.counters().turns.load(Ordering::Relaxed), 2);
     }
 
@@ -484,12 +427,7 @@ mod tests {
         }
         let event = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
         let mut target = Box::new([0_u8; 8]);
-        let read = opcode::Read::new(
-            io_uring::types::Fd(event.as_raw_fd()),
-            target.as_mut_ptr(),
-            8,
-        )
-        .build();
+        let read = opcode::Read::new(io_uring::types::Fd(event.as_raw_fd()), target.as_mut_ptr(), 8).build();
         let mut done = Vec::new();
         // The second operation is there when the turn begins to wait: both come in one turn.
         rustix::io::write(&event, &1_u64.to_ne_bytes()).expect("rings");
@@ -499,8 +437,7 @@ mod tests {
             ring.push(opcode::Nop::new().build(), 2);
         }
         ring.expect_prompt();
-        ring.turn(Some(Duration::from_secs(5)), &mut done)
-            .expect("a turn");
+        ring.turn(Some(Duration::from_secs(5)), &mut done).expect("a turn");
         assert_eq!(done.len(), 2);
         // What was expected at once and does not come holds the other one up for a moment only.
         done.clear();
@@ -511,21 +448,9 @@ mod tests {
             ring.push(opcode::Nop::new().build(), 4);
         }
         ring.expect_prompt();
-        ring.turn(Some(Duration::from_secs(5)), &mut done)
-            .expect("a turn");
-        assert_eq!(
-            done,
-            [Done {
-                token: 4,
-                result: 0,
-                more: false
-            }]
-        );
-        assert!(
-            start.elapsed() < Duration::from_secs(1),
-            "{:?}",
-            start.elapsed()
-        );
+        ring.turn(Some(Duration::from_secs(5)), &mut done).expect("a turn");
+        assert_eq!(done, [Done { token: 4, result: 0, more: false }]);
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
         drop(ring);
         drop((event, target));
     }
@@ -535,34 +460,19 @@ mod tests {
         let mut ring = ring(4);
         let never = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
         let mut target = Box::new([0_u8; 8]);
-        let read = opcode::Read::new(
-            io_uring::types::Fd(never.as_raw_fd()),
-            target.as_mut_ptr(),
-            8,
-        )
-        .build();
+        let read = opcode::Read::new(io_uring::types::Fd(never.as_raw_fd()), target.as_mut_ptr(), 8).build();
         // SAFETY: `target` and `never` outlive the ring, which is dropped first below.
         let key = unsafe { ring.push(read.clone(), 1) };
         let mut done = Vec::new();
-        ring.turn(Some(Duration::from_millis(5)), &mut done)
-            .expect("a turn");
+        ring.turn(Some(Duration::from_millis(5)), &mut done).expect("a turn");
         ring.cancel(key);
         while done.is_empty() {
-            ring.turn(Some(Duration::from_secs(5)), &mut done)
-                .expect("a turn");
+            ring.turn(Some(Duration::from_secs(5)), &mut done).expect("a turn");
         }
-        assert_eq!(
-            done,
-            [Done {
-                token: 1,
-                result: -libc::ECANCELED,
-                more: false
-            }]
-        );
+        assert_eq!(done, [Done { token: 1, result: -libc::ECANCELED, more: false }]);
         // SAFETY: as above.
         unsafe { ring.push(read, 2) };
-        ring.turn(Some(Duration::from_millis(5)), &mut done)
-            .expect("a turn");
+        ring.turn(Some(Duration::from_millis(5)), &mut done).expect("a turn");
         let start = Instant::now();
         drop(ring);
         assert!(start.elapsed() < Duration::from_secs(10));

@@ -54,9 +54,7 @@ pub enum BadExport {
     #[error("preferred block size {0} is not a power of two between the minimum and the maximum")]
     BlockPreferred(u32),
     /// Maximum payload.
-    #[error(
-        "maximum payload {0} is not a multiple of the minimum block size from 64 KiB to 32 MiB"
-    )]
+    #[error("maximum payload {0} is not a multiple of the minimum block size from 64 KiB to 32 MiB")]
     BlockMax(u32),
     /// Size of the export.
     #[error("export size {0} is not a multiple of the minimum block size below 2^63")]
@@ -75,20 +73,16 @@ impl ExportInfo {
         if !matches!(self.block_min, 512 | 4096) {
             return Err(BadExport::BlockMin(self.block_min));
         }
-        if !(BLOCK_MAX_FLOOR..=MAX_PAYLOAD).contains(&self.block_max)
-            || !self.block_max.is_multiple_of(self.block_min)
+        if !(BLOCK_MAX_FLOOR..=MAX_PAYLOAD).contains(&self.block_max) || !self.block_max.is_multiple_of(self.block_min)
         {
             return Err(BadExport::BlockMax(self.block_max));
         }
-        if !self.block_preferred.is_power_of_two()
-            || !(self.block_min..=self.block_max).contains(&self.block_preferred)
+        if !self.block_preferred.is_power_of_two() || !(self.block_min..=self.block_max).contains(&self.block_preferred)
         {
             return Err(BadExport::BlockPreferred(self.block_preferred));
         }
         // Clients keep sizes in a signed 64-bit off_t.
-        if i64::try_from(self.size_bytes).is_err()
-            || !self.size_bytes.is_multiple_of(u64::from(self.block_min))
-        {
+        if i64::try_from(self.size_bytes).is_err() || !self.size_bytes.is_multiple_of(u64::from(self.block_min)) {
             return Err(BadExport::Size(self.size_bytes));
         }
         Ok(())
@@ -108,15 +102,9 @@ impl ExportInfo {
             (style == ReplyStyle::Structured, tx_flag::SEND_DF),
             (self.can_multi_conn, tx_flag::CAN_MULTI_CONN),
             (self.cache, tx_flag::SEND_CACHE),
-            (
-                self.fast_zero && self.write_zeroes && writable,
-                tx_flag::SEND_FAST_ZERO,
-            ),
+            (self.fast_zero && self.write_zeroes && writable, tx_flag::SEND_FAST_ZERO),
         ];
-        bits.iter().fold(
-            tx_flag::HAS_FLAGS,
-            |flags, &(on, bit)| if on { flags | bit } else { flags },
-        )
+        bits.iter().fold(tx_flag::HAS_FLAGS, |flags, &(on, bit)| if on { flags | bit } else { flags })
     }
 }
 
@@ -189,29 +177,13 @@ pub(crate) mod tests {
         assert_eq!(with(|e| e.name = "x".repeat(4097)), Err(BadExport::Name));
         assert_eq!(with(|e| e.block_min = 1), Err(BadExport::BlockMin(1)));
         assert_eq!(with(|e| e.block_min = 0), Err(BadExport::BlockMin(0)));
-        assert_eq!(
-            with(|e| e.block_preferred = 6000),
-            Err(BadExport::BlockPreferred(6000))
-        );
-        assert_eq!(
-            with(|e| e.block_preferred = 256),
-            Err(BadExport::BlockPreferred(256))
-        );
-        assert_eq!(
-            with(|e| e.block_max = MAX_PAYLOAD + 512),
-            Err(BadExport::BlockMax(MAX_PAYLOAD + 512))
-        );
+        assert_eq!(with(|e| e.block_preferred = 6000), Err(BadExport::BlockPreferred(6000)));
+        assert_eq!(with(|e| e.block_preferred = 256), Err(BadExport::BlockPreferred(256)));
+        assert_eq!(with(|e| e.block_max = MAX_PAYLOAD + 512), Err(BadExport::BlockMax(MAX_PAYLOAD + 512)));
         assert_eq!(with(|e| e.block_max = 4096), Err(BadExport::BlockMax(4096)));
         assert_eq!(with(|e| e.size_bytes = 1000), Err(BadExport::Size(1000)));
-        assert_eq!(
-            with(|e| e.size_bytes = 1 << 63),
-            Err(BadExport::Size(1 << 63))
-        );
-        assert_eq!(
-            with(|e| e.size_bytes = 0),
-            Ok(()),
-            "an empty export is legal"
-        );
+        assert_eq!(with(|e| e.size_bytes = 1 << 63), Err(BadExport::Size(1 << 63)));
+        assert_eq!(with(|e| e.size_bytes = 0), Ok(()), "an empty export is legal");
     }
 
     #[test]
@@ -220,16 +192,9 @@ pub(crate) mod tests {
         // HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN, FAST_ZERO.
         assert_eq!(e.transmission_flags(ReplyStyle::Simple), 0b1001_0110_1101);
         // DF comes with structured replies only.
-        assert_eq!(
-            e.transmission_flags(ReplyStyle::Structured),
-            0b1001_1110_1101
-        );
+        assert_eq!(e.transmission_flags(ReplyStyle::Structured), 0b1001_1110_1101);
         e.write_zeroes = false;
-        assert_eq!(
-            e.transmission_flags(ReplyStyle::Simple),
-            0b0001_0010_1101,
-            "no fast zero without zeroes"
-        );
+        assert_eq!(e.transmission_flags(ReplyStyle::Simple), 0b0001_0010_1101, "no fast zero without zeroes");
         e.read_only = true;
         assert_eq!(e.transmission_flags(ReplyStyle::Simple), 0b0001_0000_0111);
         e.rotational = true;

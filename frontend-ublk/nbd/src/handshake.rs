@@ -4,8 +4,7 @@ use thiserror::Error;
 
 use crate::export::{ExportInfo, Exports, OpenError};
 use crate::options::{
-    MAX_OPTION_LEN, MAX_SKIPPED_LEN, OptionReplies, check_meta_context, has_data, parse_info,
-    parse_string,
+    MAX_OPTION_LEN, MAX_SKIPPED_LEN, OptionReplies, check_meta_context, has_data, parse_info, parse_string,
 };
 use crate::proto::{INIT_MAGIC, OPTION_MAGIC, handshake_flag, opt, rep};
 use crate::reply::ReplyStyle;
@@ -245,28 +244,15 @@ impl Handshake {
             return Err(HandshakeError::OptionLen { option, len });
         }
         self.state = if has_data(option) && !too_long {
-            State::OptionData {
-                option,
-                len: len as usize,
-            }
+            State::OptionData { option, len: len as usize }
         } else {
-            State::OptionSkip {
-                option,
-                len,
-                left: len as usize,
-            }
+            State::OptionSkip { option, len, left: len as usize }
         };
         Ok(())
     }
 
     /// An option whose data was skipped: it should have none, is unknown, or has too much.
-    fn option_without_data(
-        &mut self,
-        option: u32,
-        len: u32,
-        exports: &dyn Exports,
-        out: &mut Vec<u8>,
-    ) -> Progress {
+    fn option_without_data(&mut self, option: u32, len: u32, exports: &dyn Exports, out: &mut Vec<u8>) -> Progress {
         let mut replies = OptionReplies::new(option, out);
         match option {
             opt::ABORT => {
@@ -282,9 +268,7 @@ impl Handshake {
                 replies.ack();
             }
             opt::STARTTLS => replies.error(rep::ERR_POLICY, "TLS is not offered here"),
-            _ if has_data(option) => {
-                replies.error(rep::ERR_TOO_BIG, "the option has too much data")
-            }
+            _ if has_data(option) => replies.error(rep::ERR_TOO_BIG, "the option has too much data"),
             _ => replies.error(rep::ERR_UNSUP, "unknown option"),
         }
         Progress::Answered
@@ -308,35 +292,18 @@ impl Handshake {
     }
 
     /// EXPORT_NAME: success enters transmission, every failure can only close.
-    fn export_name(
-        &self,
-        data: &[u8],
-        exports: &dyn Exports,
-        out: &mut Vec<u8>,
-    ) -> Result<Progress, HandshakeError> {
+    fn export_name(&self, data: &[u8], exports: &dyn Exports, out: &mut Vec<u8>) -> Result<Progress, HandshakeError> {
         let name = parse_string(data).map_err(HandshakeError::ExportName)?;
-        let export = open(exports, name).map_err(|error| HandshakeError::Export {
-            name: name.to_owned(),
-            error,
-        })?;
+        let export = open(exports, name).map_err(|error| HandshakeError::Export { name: name.to_owned(), error })?;
         out.extend_from_slice(&export.size_bytes.to_be_bytes());
         out.extend_from_slice(&export.transmission_flags(self.style).to_be_bytes());
         if !self.no_zeroes {
             out.extend_from_slice(&[0; EXPORT_NAME_ZEROES]);
         }
-        Ok(Progress::Ready(Negotiated {
-            export,
-            style: self.style,
-        }))
+        Ok(Progress::Ready(Negotiated { export, style: self.style }))
     }
 
-    fn info_or_go(
-        &self,
-        option: u32,
-        data: &[u8],
-        exports: &dyn Exports,
-        out: &mut Vec<u8>,
-    ) -> Progress {
+    fn info_or_go(&self, option: u32, data: &[u8], exports: &dyn Exports, out: &mut Vec<u8>) -> Progress {
         let mut replies = OptionReplies::new(option, out);
         let request = match parse_info(data) {
             Ok(request) => request,
@@ -349,10 +316,7 @@ impl Handshake {
             Ok(export) => {
                 replies.info(&export, self.style, request.wants_name);
                 if option == opt::GO {
-                    return Progress::Ready(Negotiated {
-                        export,
-                        style: self.style,
-                    });
+                    return Progress::Ready(Negotiated { export, style: self.style });
                 }
             }
             Err(error) => replies.open_error(&error),
@@ -364,10 +328,7 @@ impl Handshake {
     fn meta_context(&self, option: u32, data: &[u8], out: &mut Vec<u8>) {
         let mut replies = OptionReplies::new(option, out);
         if option == opt::SET_META_CONTEXT && self.style != ReplyStyle::Structured {
-            return replies.error(
-                rep::ERR_INVALID,
-                "structured replies have to be negotiated first",
-            );
+            return replies.error(rep::ERR_INVALID, "structured replies have to be negotiated first");
         }
         match check_meta_context(data) {
             Ok(()) => replies.ack(),

@@ -36,6 +36,4 @@ pub use options::{MAX_LIST_LEN, MAX_OPTION_LEN, MAX_SKIPPED_LEN};
 pub use pieces::{Piece, Pieces, pieces};
 pub use proto::{MAX_PAYLOAD, MAX_STRING_LEN, REQUEST_LEN};
 pub use reply::{ERROR_LEN_MAX, ERROR_LEN_MIN, Errno, MESSAGE_LEN_MAX, REPLY_LEN_MAX, ReplyStyle};
-pub use transmission::{
-    Op, Parsed, Refused, Request, RequestFlags, RequestParser, TransmissionError,
-};
+pub use transmission::{Op, Parsed, Refused, Request, RequestFlags, RequestParser, TransmissionError};

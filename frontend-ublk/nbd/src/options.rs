@@ -13,10 +13,7 @@ pub const MAX_LIST_LEN: usize = 1 << 20;
 
 /// Whether the data of an option matters, beyond its length.
 pub(crate) fn has_data(option: u32) -> bool {
-    matches!(
-        option,
-        opt::EXPORT_NAME | opt::INFO | opt::GO | opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT
-    )
+    matches!(option, opt::EXPORT_NAME | opt::INFO | opt::GO | opt::LIST_META_CONTEXT | opt::SET_META_CONTEXT)
 }
 
 /// Why the data of an option is not valid; the text is sent to the client.
@@ -97,11 +94,7 @@ impl<'a> Reader<'a> {
     }
 
     fn end(self) -> Result<(), Invalid> {
-        if self.0.is_empty() {
-            Ok(())
-        } else {
-            Err(TRAILING)
-        }
+        if self.0.is_empty() { Ok(()) } else { Err(TRAILING) }
     }
 }
 
@@ -142,8 +135,7 @@ impl<'a> OptionReplies<'a> {
         // A name that no string of the protocol can hold cannot be opened by a client either.
         for name in names.iter().filter(|name| is_protocol_string(name)) {
             self.header(rep::SERVER, 4 + name.len());
-            self.out
-                .extend_from_slice(&(name.len() as u32).to_be_bytes());
+            self.out.extend_from_slice(&(name.len() as u32).to_be_bytes());
             self.out.extend_from_slice(name.as_bytes());
             if self.out.len() - start > MAX_LIST_LEN {
                 self.out.truncate(start);
@@ -158,8 +150,7 @@ impl<'a> OptionReplies<'a> {
         self.header(rep::INFO, 12);
         self.out.extend_from_slice(&info::EXPORT.to_be_bytes());
         self.out.extend_from_slice(&export.size_bytes.to_be_bytes());
-        self.out
-            .extend_from_slice(&export.transmission_flags(style).to_be_bytes());
+        self.out.extend_from_slice(&export.transmission_flags(style).to_be_bytes());
         if wants_name {
             self.header(rep::INFO, 2 + export.name.len());
             self.out.extend_from_slice(&info::NAME.to_be_bytes());
@@ -176,8 +167,7 @@ impl<'a> OptionReplies<'a> {
 
     fn header(&mut self, kind: u32, len: usize) {
         let len = u32::try_from(len).expect("replies are a few KiB");
-        self.out
-            .extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
+        self.out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
         for field in [self.option, kind, len] {
             self.out.extend_from_slice(&field.to_be_bytes());
         }
@@ -193,10 +183,7 @@ mod tests {
         let parse = |data: &[u8]| parse_info(data).map(|r| (r.name.to_owned(), r.wants_name));
         assert_eq!(parse(b"\0\0\0\x02r0\0\0"), Ok(("r0".into(), false)));
         assert_eq!(parse(b"\0\0\0\0\0\0"), Ok((String::new(), false)));
-        assert_eq!(
-            parse(b"\0\0\0\x02r0\0\x03\0\x03\xff\xff\0\x01"),
-            Ok(("r0".into(), true))
-        );
+        assert_eq!(parse(b"\0\0\0\x02r0\0\x03\0\x03\xff\xff\0\x01"), Ok(("r0".into(), true)));
         assert_eq!(parse(b"\0\0\0\x02r0\0\x02\0\x03"), Err(TRUNCATED));
         assert_eq!(parse(b"\0\0\0\x02r0\0\x00\0\x03"), Err(TRAILING));
         assert_eq!(parse(b"\0\0\0\x09r0\0\0"), Err(TRUNCATED));
@@ -209,18 +196,9 @@ mod tests {
     #[test]
     fn nbd_option_meta_context_data() {
         assert_eq!(check_meta_context(b"\0\0\0\x02r0\0\0\0\0"), Ok(()));
-        assert_eq!(
-            check_meta_context(b"\0\0\0\x02r0\0\0\0\x01\0\0\0\x05base:"),
-            Ok(())
-        );
-        assert_eq!(
-            check_meta_context(b"\0\0\0\x02r0\0\0\0\x02\0\0\0\x05base:"),
-            Err(TRUNCATED)
-        );
-        assert_eq!(
-            check_meta_context(b"\0\0\0\x02r0\xff\xff\xff\xff"),
-            Err(TRUNCATED)
-        );
+        assert_eq!(check_meta_context(b"\0\0\0\x02r0\0\0\0\x01\0\0\0\x05base:"), Ok(()));
+        assert_eq!(check_meta_context(b"\0\0\0\x02r0\0\0\0\x02\0\0\0\x05base:"), Err(TRUNCATED));
+        assert_eq!(check_meta_context(b"\0\0\0\x02r0\xff\xff\xff\xff"), Err(TRUNCATED));
         assert_eq!(check_meta_context(b"\0\0\0\x02r0\0\0\0\0\0"), Err(TRAILING));
     }
 
@@ -231,10 +209,6 @@ mod tests {
         assert_eq!(out[1 + 12..1 + 16], rep::ERR_TOO_BIG.to_be_bytes());
         out.clear();
         OptionReplies::new(opt::LIST, &mut out).list(&["y".repeat(4097), "r0".into()]);
-        assert_eq!(
-            out.len(),
-            20 + 4 + 2 + 20,
-            "the name that cannot be sent is left out"
-        );
+        assert_eq!(out.len(), 20 + 4 + 2 + 20, "the name that cannot be sent is left out");
     }
 }

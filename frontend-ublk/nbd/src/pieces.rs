@@ -32,16 +32,8 @@ pub struct Pieces {
 #[must_use]
 pub fn pieces(offset: u64, len: u32, max_piece: u32) -> Pieces {
     assert!(max_piece.is_power_of_two(), "pieces of {max_piece} bytes");
-    assert!(
-        offset.checked_add(u64::from(len)).is_some(),
-        "{len} bytes at {offset} pass the end of 64 bits"
-    );
-    Pieces {
-        offset,
-        at: 0,
-        left: len,
-        max_piece,
-    }
+    assert!(offset.checked_add(u64::from(len)).is_some(), "{len} bytes at {offset} pass the end of 64 bits");
+    Pieces { offset, at: 0, left: len, max_piece }
 }
 
 impl Iterator for Pieces {
@@ -52,11 +44,7 @@ impl Iterator for Pieces {
             return None;
         }
         let len = self.left.min(self.max_piece - self.past_cut());
-        let piece = Piece {
-            offset: self.offset,
-            at: self.at,
-            len,
-        };
+        let piece = Piece { offset: self.offset, at: self.at, len };
         self.offset += u64::from(len);
         self.at += len;
         self.left -= len;
@@ -65,11 +53,7 @@ impl Iterator for Pieces {
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         let span = u64::from(self.past_cut()) + u64::from(self.left);
-        let count = if self.left == 0 {
-            0
-        } else {
-            span.div_ceil(u64::from(self.max_piece))
-        };
+        let count = if self.left == 0 { 0 } else { span.div_ceil(u64::from(self.max_piece)) };
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         (count, Some(count))
     }
@@ -93,11 +77,7 @@ mod tests {
 
     #[test]
     fn nbd_pieces_cut_at_multiples() {
-        let cut = |offset, len| {
-            pieces(offset, len, 4096)
-                .map(|p| (p.offset, p.at, p.len))
-                .collect::<Vec<_>>()
-        };
+        let cut = |offset, len| pieces(offset, len, 4096).map(|p| (p.offset, p.at, p.len)).collect::<Vec<_>>();
         assert_eq!(cut(0, 4096), [(0, 0, 4096)]);
         assert_eq!(cut(512, 4096), [(512, 0, 3584), (4096, 3584, 512)]);
         assert_eq!(cut(4096, 8192), [(4096, 0, 4096), (8192, 4096, 4096)]);

@@ -91,10 +91,7 @@ impl ReplyStyle {
     /// # Panics
     /// With simple replies, or where `out` is shorter than [`REPLY_LEN_MAX`].
     pub fn encode_read_part(self, out: &mut [u8], cookie: u64, offset: u64, len: u32) -> usize {
-        assert!(
-            self == ReplyStyle::Structured,
-            "a simple reply has no parts"
-        );
+        assert!(self == ReplyStyle::Structured, "a simple reply has no parts");
         encode_data_chunk(out, cookie, offset, len, 0)
     }
 
@@ -121,20 +118,11 @@ impl ReplyStyle {
         match self {
             ReplyStyle::Simple => encode_simple(out, cookie, errno as u32),
             ReplyStyle::Structured => {
-                let room = out
-                    .len()
-                    .checked_sub(ERROR_LEN_MIN)
-                    .expect("room for an error reply");
+                let room = out.len().checked_sub(ERROR_LEN_MIN).expect("room for an error reply");
                 let message = &message[..message.floor_char_boundary(room.min(MESSAGE_LEN_MAX))];
                 // At most MESSAGE_LEN_MAX, which fits both fields.
                 let message_len = message.len() as u16;
-                encode_chunk(
-                    out,
-                    cookie,
-                    chunk::FLAG_DONE,
-                    chunk::ERROR,
-                    6 + u32::from(message_len),
-                );
+                encode_chunk(out, cookie, chunk::FLAG_DONE, chunk::ERROR, 6 + u32::from(message_len));
                 out[20..24].copy_from_slice(&(errno as u32).to_be_bytes());
                 out[24..26].copy_from_slice(&message_len.to_be_bytes());
                 let end = ERROR_LEN_MIN + message.len();
@@ -161,10 +149,7 @@ fn encode_chunk(out: &mut [u8], cookie: u64, flags: u16, kind: u16, payload_len:
 }
 
 fn encode_data_chunk(out: &mut [u8], cookie: u64, offset: u64, len: u32, flags: u16) -> usize {
-    assert!(
-        (1..=crate::proto::MAX_PAYLOAD).contains(&len),
-        "a data chunk of {len} bytes"
-    );
+    assert!((1..=crate::proto::MAX_PAYLOAD).contains(&len), "a data chunk of {len} bytes");
     encode_chunk(out, cookie, flags, chunk::OFFSET_DATA, 8 + len);
     out[20..28].copy_from_slice(&offset.to_be_bytes());
     DATA_CHUNK_LEN
@@ -179,10 +164,7 @@ mod tests {
     fn bytes(encode: impl FnOnce(&mut [u8]) -> usize) -> Vec<u8> {
         let mut out = [0xee; ERROR_LEN_MAX];
         let len = encode(&mut out);
-        assert!(
-            out[len..].iter().all(|&b| b == 0xee),
-            "wrote past the length it returned"
-        );
+        assert!(out[len..].iter().all(|&b| b == 0xee), "wrote past the length it returned");
         out[..len].to_vec()
     }
 
@@ -203,27 +185,16 @@ mod tests {
         let s = ReplyStyle::Structured;
         assert_eq!(
             bytes(|o| s.encode_read(o, COOKIE, 0x1000, 0x200)),
-            [
-                0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 2, 8, 0, 0, 0, 0,
-                0, 0, 0x10, 0
-            ]
+            [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 2, 8, 0, 0, 0, 0, 0, 0, 0x10, 0]
         );
-        assert_eq!(
-            bytes(|o| s.encode_read_part(o, COOKIE, 0x1000, 0x200))[4..6],
-            [0, 0]
-        );
+        assert_eq!(bytes(|o| s.encode_read_part(o, COOKIE, 0x1000, 0x200))[4..6], [0, 0]);
         assert_eq!(
             bytes(|o| s.encode_done(o, COOKIE)),
-            [
-                0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0
-            ]
+            [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0]
         );
         assert_eq!(
             bytes(|o| s.encode_error(o, COOKIE, Errno::Io, "no")),
-            [
-                0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 8, 0, 0, 0,
-                5, 0, 2, b'n', b'o'
-            ]
+            [0x66, 0x8e, 0x33, 0xef, 0, 1, 0x80, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 8, 0, 0, 0, 5, 0, 2, b'n', b'o']
         );
     }
 
@@ -231,26 +202,14 @@ mod tests {
     fn nbd_reply_message_is_cut_at_a_character() {
         let s = ReplyStyle::Structured;
         let mut small = [0; ERROR_LEN_MIN + 4];
-        assert_eq!(
-            s.encode_error(&mut small, 1, Errno::Io, "abcä"),
-            ERROR_LEN_MIN + 3
-        );
+        assert_eq!(s.encode_error(&mut small, 1, Errno::Io, "abcä"), ERROR_LEN_MIN + 3);
         assert_eq!(small[24..29], [0, 3, b'a', b'b', b'c']);
         let long = "x".repeat(5000);
-        assert_eq!(
-            bytes(|o| s.encode_error(o, 1, Errno::Io, &long)).len(),
-            ERROR_LEN_MAX
-        );
+        assert_eq!(bytes(|o| s.encode_error(o, 1, Errno::Io, &long)).len(), ERROR_LEN_MAX);
         let mut wide = [0; 2 * ERROR_LEN_MAX];
-        assert_eq!(
-            s.encode_error(&mut wide, 1, Errno::Io, &long),
-            ERROR_LEN_MAX
-        );
+        assert_eq!(s.encode_error(&mut wide, 1, Errno::Io, &long), ERROR_LEN_MAX);
         let mut least = [0; ERROR_LEN_MIN];
-        assert_eq!(
-            s.encode_error(&mut least, 1, Errno::Io, &long),
-            ERROR_LEN_MIN
-        );
+        assert_eq!(s.encode_error(&mut least, 1, Errno::Io, &long), ERROR_LEN_MIN);
     }
 
     #[test]

@@ -154,9 +154,7 @@ impl RequestParser {
         let Some(header) = staging[skipped..].first_chunk::<REQUEST_LEN>() else {
             return Ok((skipped, Parsed::NeedMore));
         };
-        let parsed = self
-            .header(header)
-            .inspect_err(|_| self.phase = Phase::Closed)?;
+        let parsed = self.header(header).inspect_err(|_| self.phase = Phase::Closed)?;
         Ok((skipped + REQUEST_LEN, parsed))
     }
 
@@ -174,16 +172,9 @@ impl RequestParser {
     /// # Panics
     /// Where that is more than was left.
     pub fn payload_taken(&mut self, len: u32) {
-        let left = self
-            .payload_left()
-            .checked_sub(len)
-            .expect("payload taken beyond its end");
+        let left = self.payload_left().checked_sub(len).expect("payload taken beyond its end");
         if let Phase::Payload(_) = self.phase {
-            self.phase = if left == 0 {
-                Phase::Header
-            } else {
-                Phase::Payload(left)
-            };
+            self.phase = if left == 0 { Phase::Header } else { Phase::Payload(left) };
         }
     }
 
@@ -198,11 +189,7 @@ impl RequestParser {
         // Not more than `left`, which is a u32.
         let skipped = available.min(left as usize);
         let left = left - skipped as u32;
-        self.phase = if left == 0 {
-            Phase::Header
-        } else {
-            Phase::Skip(left)
-        };
+        self.phase = if left == 0 { Phase::Header } else { Phase::Skip(left) };
         skipped
     }
 
@@ -220,29 +207,10 @@ impl RequestParser {
                 Err(_) => Phase::Skip(raw.len),
             };
         }
-        let RawRequest {
-            cookie,
-            command,
-            offset,
-            len,
-            ..
-        } = raw;
+        let RawRequest { cookie, command, offset, len, .. } = raw;
         Ok(match verdict {
-            Ok((op, flags)) => Parsed::Request(Request {
-                cookie,
-                op,
-                flags,
-                offset,
-                len,
-            }),
-            Err((errno, reason)) => Parsed::Refused(Refused {
-                cookie,
-                command,
-                offset,
-                len,
-                errno,
-                reason,
-            }),
+            Ok((op, flags)) => Parsed::Request(Request { cookie, op, flags, offset, len }),
+            Err((errno, reason)) => Parsed::Refused(Refused { cookie, command, offset, len, errno, reason }),
         })
     }
 
@@ -281,26 +249,17 @@ impl RequestParser {
 
     fn flags(&self, op: Op, sent: u16) -> Result<RequestFlags, Refusal> {
         let allowed = |bit, advertised_by| {
-            if self.advertised & advertised_by != 0 {
-                bit
-            } else {
-                0
-            }
+            if self.advertised & advertised_by != 0 { bit } else { 0 }
         };
         // Existing clients set FUA on commands that do not write: valid, and without meaning there.
         let valid = allowed(cmd_flag::FUA, tx_flag::SEND_FUA)
             | match op {
                 Op::Read => allowed(cmd_flag::DF, tx_flag::SEND_DF),
-                Op::WriteZeroes => {
-                    cmd_flag::NO_HOLE | allowed(cmd_flag::FAST_ZERO, tx_flag::SEND_FAST_ZERO)
-                }
+                Op::WriteZeroes => cmd_flag::NO_HOLE | allowed(cmd_flag::FAST_ZERO, tx_flag::SEND_FAST_ZERO),
                 Op::Write | Op::Flush | Op::Trim | Op::Cache => 0,
             };
         if sent & !valid != 0 {
-            return Err((
-                Errno::Inval,
-                "a command flag is unknown or was not advertised",
-            ));
+            return Err((Errno::Inval, "a command flag is unknown or was not advertised"));
         }
         Ok(RequestFlags {
             fua: sent & cmd_flag::FUA != 0 && op.is_write(),
@@ -318,25 +277,17 @@ impl RequestParser {
             // EOVERFLOW invites the client to read in smaller parts; "Error values" reserves it for reads where DF
             // is offered.
             let overflow = op == Op::Read && self.advertised & tx_flag::SEND_DF != 0;
-            let errno = if overflow {
-                Errno::Overflow
-            } else {
-                Errno::Inval
-            };
+            let errno = if overflow { Errno::Overflow } else { Errno::Inval };
             return Err((errno, "longer than the maximum payload"));
         }
-        if offset
-            .checked_add(u64::from(len))
-            .is_none_or(|end| end > self.size_bytes)
-        {
+        if offset.checked_add(u64::from(len)).is_none_or(|end| end > self.size_bytes) {
             let errno = match op {
                 Op::Write | Op::WriteZeroes => Errno::NoSpc,
                 Op::Read | Op::Flush | Op::Trim | Op::Cache => Errno::Inval,
             };
             return Err((errno, "beyond the end of the export"));
         }
-        if !offset.is_multiple_of(u64::from(self.block_min)) || !len.is_multiple_of(self.block_min)
-        {
+        if !offset.is_multiple_of(u64::from(self.block_min)) || !len.is_multiple_of(self.block_min) {
             return Err((Errno::Inval, "not aligned to the minimum block size"));
         }
         Ok(())
@@ -360,28 +311,7 @@ impl RawRequest {
         if magic != REQUEST_MAGIC {
             return Err(TransmissionError::Magic(magic));
         }
-        let [
-            k0,
-            k1,
-            k2,
-            k3,
-            k4,
-            k5,
-            k6,
-            k7,
-            o0,
-            o1,
-            o2,
-            o3,
-            o4,
-            o5,
-            o6,
-            o7,
-            l0,
-            l1,
-            l2,
-            l3,
-        ] = rest;
+        let [k0, k1, k2, k3, k4, k5, k6, k7, o0, o1, o2, o3, o4, o5, o6, o7, l0, l1, l2, l3] = rest;
         Ok(RawRequest {
             flags: u16::from_be_bytes([f0, f1]),
             command: u16::from_be_bytes([c0, c1]),

@@ -5,8 +5,8 @@
 
 use proptest::prelude::*;
 use zea_nbd::{
-    ExportInfo, Exports, Handshake, HandshakeError, MAX_PAYLOAD, Negotiated, Op, OpenError, Parsed,
-    Progress, Refused, ReplyStyle, Request, TransmissionError,
+    ExportInfo, Exports, Handshake, HandshakeError, MAX_PAYLOAD, Negotiated, Op, OpenError, Parsed, Progress, Refused,
+    ReplyStyle, Request, TransmissionError,
 };
 
 struct Lookup;
@@ -66,12 +66,7 @@ fn run_handshake<'a>(slices: impl Iterator<Item = &'a [u8]>) -> HandshakeEnd {
         while ended.is_none() {
             match handshake.feed(&Lookup, rest, &mut sent) {
                 Err(error) => {
-                    return HandshakeEnd {
-                        sent,
-                        outcome: Err(error),
-                        aborted: false,
-                        left: None,
-                    };
+                    return HandshakeEnd { sent, outcome: Err(error), aborted: false, left: None };
                 }
                 Ok((consumed, progress)) => {
                     rest = &rest[consumed..];
@@ -92,21 +87,13 @@ fn run_handshake<'a>(slices: impl Iterator<Item = &'a [u8]>) -> HandshakeEnd {
         }
     }
     let aborted = matches!(ended, Some(None));
-    HandshakeEnd {
-        sent,
-        outcome: Ok(ended.flatten()),
-        aborted,
-        left: Some(left),
-    }
+    HandshakeEnd { sent, outcome: Ok(ended.flatten()), aborted, left: Some(left) }
 }
 
 fn fuzz_handshake(bytes: &[u8]) -> HandshakeEnd {
     let end = run_handshake(std::iter::once(bytes));
     if let Ok(Some(negotiated)) = &end.outcome {
-        negotiated
-            .export
-            .check()
-            .expect("only valid exports are handed out");
+        negotiated.export.check().expect("only valid exports are handed out");
     }
     end
 }
@@ -123,10 +110,7 @@ enum Event {
 }
 
 fn run_requests<'a>(slices: impl Iterator<Item = &'a [u8]>, read_only: bool) -> Vec<Event> {
-    let negotiated = Negotiated {
-        export: export(read_only),
-        style: ReplyStyle::Structured,
-    };
+    let negotiated = Negotiated { export: export(read_only), style: ReplyStyle::Structured };
     let mut parser = negotiated.parser();
     let mut staging: Vec<u8> = Vec::new();
     let mut events = Vec::new();
@@ -155,9 +139,7 @@ fn run_requests<'a>(slices: impl Iterator<Item = &'a [u8]>, read_only: bool) -> 
             staging.drain(..consumed);
             match parsed {
                 Parsed::NeedMore => break,
-                Parsed::Request(request) if request.op == Op::Write => {
-                    write = Some((request, Vec::new()))
-                }
+                Parsed::Request(request) if request.op == Op::Write => write = Some((request, Vec::new())),
                 Parsed::Request(request) => events.push(Event::Request(request, Vec::new())),
                 Parsed::Refused(refused) => events.push(Event::Refused(refused)),
                 Parsed::Disconnect => {
@@ -179,10 +161,7 @@ fn fuzz_requests(bytes: &[u8], read_only: bool) -> Vec<Event> {
             continue;
         };
         // What is handed out may be used unchecked.
-        let end = request
-            .offset
-            .checked_add(u64::from(request.len))
-            .expect("no wrap");
+        let end = request.offset.checked_add(u64::from(request.len)).expect("no wrap");
         assert!(end <= export.size_bytes);
         assert!(request.offset.is_multiple_of(512) && request.len.is_multiple_of(512));
         assert_eq!(request.len == 0, request.op == Op::Flush);
@@ -198,17 +177,11 @@ fn cut<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
     at.sort_unstable();
     at.push(bytes.len());
     let mut start = 0;
-    at.into_iter()
-        .map(|end| &bytes[std::mem::replace(&mut start, end)..end])
-        .collect()
+    at.into_iter().map(|end| &bytes[std::mem::replace(&mut start, end)..end]).collect()
 }
 
 fn option_bytes(magic_ok: bool, option: u32, claimed: Option<u32>, data: &[u8]) -> Vec<u8> {
-    let mut out = if magic_ok {
-        b"IHAVEOPT".to_vec()
-    } else {
-        b"IHAVENOT".to_vec()
-    };
+    let mut out = if magic_ok { b"IHAVEOPT".to_vec() } else { b"IHAVENOT".to_vec() };
     out.extend(option.to_be_bytes());
     out.extend(claimed.unwrap_or(data.len() as u32).to_be_bytes());
     out.extend(data);
@@ -223,13 +196,8 @@ fn named_data() -> impl Strategy<Value = Vec<u8>> {
         Just(String::new()),
         "[a-z\0ä]{0,8}"
     ];
-    (
-        name,
-        any::<bool>(),
-        proptest::collection::vec(any::<u8>(), 0..12),
-        0u32..4,
-    )
-        .prop_map(|(name, bare, tail, skew)| {
+    (name, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..12), 0u32..4).prop_map(
+        |(name, bare, tail, skew)| {
             if bare {
                 return name.into_bytes();
             }
@@ -242,7 +210,8 @@ fn named_data() -> impl Strategy<Value = Vec<u8>> {
                 _ => data.extend(tail),
             }
             data
-        })
+        },
+    )
 }
 
 fn handshake_stream() -> impl Strategy<Value = Vec<u8>> {
@@ -252,18 +221,14 @@ fn handshake_stream() -> impl Strategy<Value = Vec<u8>> {
         proptest::option::weighted(0.05, prop_oneof![0u32..64, any::<u32>()]),
         prop_oneof![3 => Just(Vec::new()), 5 => named_data(), 1 => Just(vec![0x61; 20_000])],
     )
-        .prop_map(|(magic_ok, option, claimed, data)| {
-            option_bytes(magic_ok, option, claimed, &data)
-        });
-    (
-        prop_oneof![9 => 0u32..4, 1 => any::<u32>()],
-        proptest::collection::vec(option, 0..8),
-    )
-        .prop_map(|(flags, options)| {
+        .prop_map(|(magic_ok, option, claimed, data)| option_bytes(magic_ok, option, claimed, &data));
+    (prop_oneof![9 => 0u32..4, 1 => any::<u32>()], proptest::collection::vec(option, 0..8)).prop_map(
+        |(flags, options)| {
             let mut out = flags.to_be_bytes().to_vec();
             out.extend(options.concat());
             out
-        })
+        },
+    )
 }
 
 fn request_stream() -> impl Strategy<Value = Vec<u8>> {
@@ -287,11 +252,7 @@ fn request_stream() -> impl Strategy<Value = Vec<u8>> {
         any::<u8>(),
     )
         .prop_map(|(magic_ok, flags, command, cookie, offset, len, fill)| {
-            let mut out = if magic_ok {
-                vec![0x25, 0x60, 0x95, 0x13]
-            } else {
-                vec![0x25, 0x60, 0x95, 0x14]
-            };
+            let mut out = if magic_ok { vec![0x25, 0x60, 0x95, 0x13] } else { vec![0x25, 0x60, 0x95, 0x14] };
             out.extend(flags.to_be_bytes());
             out.extend(command.to_be_bytes());
             out.extend(cookie.to_be_bytes());
@@ -353,18 +314,12 @@ fn nbd_streams_reach_every_outcome() {
     let (mut ready, mut aborted, mut handshake_errors) = (0, 0, 0);
     let (mut requests, mut refused, mut request_errors) = (0, 0, 0);
     for _ in 0..500 {
-        let stream = handshake_stream()
-            .new_tree(&mut runner)
-            .expect("a stream")
-            .current();
+        let stream = handshake_stream().new_tree(&mut runner).expect("a stream").current();
         let end = fuzz_handshake(&stream);
         ready += usize::from(matches!(end.outcome, Ok(Some(_))));
         aborted += usize::from(end.aborted);
         handshake_errors += usize::from(end.outcome.is_err());
-        let stream = request_stream()
-            .new_tree(&mut runner)
-            .expect("a stream")
-            .current();
+        let stream = request_stream().new_tree(&mut runner).expect("a stream").current();
         for event in fuzz_requests(&stream, false) {
             match event {
                 Event::Request(..) => requests += 1,

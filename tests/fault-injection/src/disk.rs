@@ -201,7 +201,7 @@ impl Disk {
 
     fn check_range(&self, cmd: &DiskCmd) {
         let data = |sector: u64, len: u32| {
-            assert!(len > 0 && len % 512 == 0, "length of {cmd:?}");
+            assert!(len > 0 && len.is_multiple_of(512), "length of {cmd:?}");
             let end = sector + u64::from(len / 512);
             assert!(
                 end <= self.params.data_end_sector,
@@ -210,7 +210,7 @@ impl Disk {
             );
         };
         let meta = |offset: u64, len: u64| {
-            assert!(offset % BLOCK == 0 && len % BLOCK == 0 && len > 0, "alignment of {cmd:?}");
+            assert!(offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK) && len > 0, "alignment of {cmd:?}");
             assert!(offset + len <= self.params.meta_size_bytes, "{cmd:?} exceeds the meta-data device");
             if self.params.placement == Placement::Internal {
                 assert!(offset >= self.params.data_end_sector * 512, "{cmd:?} overwrites data");

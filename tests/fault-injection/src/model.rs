@@ -17,6 +17,8 @@ use crate::pool::Tag;
 /// A sector of a volume.
 pub type Key = (u16, u64);
 type WriteIx = u32;
+/// Volumes that a value has room for.
+const VOLUMES: u16 = 16;
 
 /// How a write ended, as the front end knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +92,7 @@ pub struct Model {
     writes: Vec<Write>,
     history: BTreeMap<Key, Vec<WriteIx>>,
     views: Vec<View>,
-    forgiven: BTreeSet<usize>,
+    forgiven: BTreeSet<(usize, u16)>,
 }
 
 /// The value of a write in one of its sectors.
@@ -248,7 +250,7 @@ impl Model {
     /// A replica of a volume was resynced: it holds what its source holds. Returns an acknowledged write that was lost by it.
     pub fn resynced(&mut self, target: usize, source: usize, volume: u16) -> Option<String> {
         let now = self.tick();
-        let lost = if self.forgiven.remove(&target) { None } else { self.find_lost(target, source, volume) };
+        let lost = if self.forgiven.remove(&(target, volume)) { None } else { self.find_lost(target, source, volume) };
         self.views[target].lost = self.views[source].lost.clone();
         self.views[target].went_on_alone = self.views[source].went_on_alone;
         let range = (volume, 0)..=(volume, u64::MAX);
@@ -311,7 +313,7 @@ impl Model {
 
     /// Somebody asked that the data of this node be thrown away: the next resync towards it may lose acknowledged writes.
     pub fn forgive(&mut self, node: usize) {
-        self.forgiven.insert(node);
+        self.forgiven.extend((0..VOLUMES).map(|volume| (node, volume)));
     }
 
     /// The writes that may be found in a sector on a node that is the reference for its data, given what it held.

@@ -3,17 +3,8 @@
 use thiserror::Error;
 
 /// Licences of dependencies that need no discussion: permissive, no copyleft. `deny.toml` has the same list.
-pub const ALLOWED: [&str; 9] = [
-    "0BSD",
-    "Apache-2.0",
-    "BSD-2-Clause",
-    "BSD-3-Clause",
-    "CC0-1.0",
-    "ISC",
-    "MIT",
-    "Unicode-3.0",
-    "Zlib",
-];
+pub const ALLOWED: [&str; 9] =
+    ["0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "Unicode-3.0", "Zlib"];
 
 /// An expression that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -26,10 +17,7 @@ pub struct ExpressionError(String);
 /// It is no expression.
 pub fn is_allowed(expression: &str) -> Result<bool, ExpressionError> {
     // The old way to write OR.
-    let spaced = expression
-        .replace('/', " OR ")
-        .replace('(', " ( ")
-        .replace(')', " ) ");
+    let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let tokens: Vec<&str> = spaced.split_whitespace().collect();
     let mut parser = Parser { tokens, at: 0 };
     match parser.or() {
@@ -121,22 +109,15 @@ mod tests {
 
     #[test]
     fn tidy_licence_expressions_that_are_none_are_errors() {
-        for expression in [
-            "",
-            "MIT OR",
-            "(MIT",
-            "MIT)",
-            "MIT Apache-2.0",
-            "AND",
-            "MIT WITH",
-        ] {
+        for expression in ["", "MIT OR", "(MIT", "MIT)", "MIT Apache-2.0", "AND", "MIT WITH"] {
             assert!(is_allowed(expression).is_err(), "{expression}");
         }
     }
 
     #[test]
     fn tidy_licence_list_of_deny_toml_is_found() {
-        let text = "# x\n[bans]\nallow = [\"a\"]\n[licenses]\nversion = 2\nallow = [\n    \"MIT\",\n    \"ISC\",\n]\n[x]\n";
+        let text =
+            "# x\n[bans]\nallow = [\"a\"]\n[licenses]\nversion = 2\nallow = [\n    \"MIT\",\n    \"ISC\",\n]\n[x]\n";
         assert_eq!(allowed_by_deny_toml(text), Some(vec!["MIT", "ISC"]));
         assert_eq!(allowed_by_deny_toml("[bans]\n"), None);
     }

@@ -49,8 +49,7 @@ mod tests {
 
     #[test]
     fn tidy_markdown_links_to_files_are_found() {
-        let text =
-            "[a](b.md) [c](https://d.e/) [f](#g)\n```\n[h](i)\n```\n`[j](k)` and [l](m/n.md#o)\n";
+        let text = "[a](b.md) [c](https://d.e/) [f](#g)\n```\n[h](i)\n```\n`[j](k)` and [l](m/n.md#o)\n";
         assert_eq!(relative_links(text), [(1, "b.md"), (5, "m/n.md")]);
     }
 }

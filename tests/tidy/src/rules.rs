@@ -11,32 +11,15 @@ const NOTE_WITHIN: usize = 8;
 const CONTRACT_WITHIN: usize = 24;
 
 /// What deterministic crates must not use outside of tests.
-const IO_WORDS: [&str; 8] = [
-    "Instant",
-    "SystemTime",
-    "std::thread",
-    "std::net",
-    "std::fs",
-    "std::process",
-    "HashMap",
-    "HashSet",
-];
+const IO_WORDS: [&str; 8] =
+    ["Instant", "SystemTime", "std::thread", "std::net", "std::fs", "std::process", "HashMap", "HashSet"];
 
 /// Marks of unfinished work. They are put together here so that this file does not have them.
-const UNFINISHED: [&str; 4] = [
-    concat!("TO", "DO"),
-    concat!("FIX", "ME"),
-    concat!("X", "XX"),
-    concat!("HA", "CK"),
-];
+const UNFINISHED: [&str; 4] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("HA", "CK")];
 
 /// What must not be in the repository: places of one machine, and words about how it came to be.
-const FOREIGN: [&str; 4] = [
-    concat!("/wo", "rk/"),
-    concat!("/tmp/", "helpers"),
-    concat!("helper ", "session"),
-    concat!("/ro", "ot/"),
-];
+const FOREIGN: [&str; 4] =
+    [concat!("/wo", "rk/"), concat!("/tmp/", "helpers"), concat!("helper ", "session"), concat!("/ro", "ot/")];
 
 fn at_lines(lines: Vec<usize>, what: &str) -> impl Iterator<Item = String> {
     lines.into_iter().map(move |line| format!("{line}: {what}"))
@@ -45,16 +28,11 @@ fn at_lines(lines: Vec<usize>, what: &str) -> impl Iterator<Item = String> {
 /// Marks of unfinished work and words that do not belong here, in any text.
 #[must_use]
 pub fn words(text: &str) -> Vec<String> {
-    let unfinished = UNFINISHED
-        .iter()
-        .flat_map(|word| at_lines(lines_with_word(text, word), word));
+    let unfinished = UNFINISHED.iter().flat_map(|word| at_lines(lines_with_word(text, word), word));
     let foreign = FOREIGN.iter().flat_map(|word| {
         let lower = text.to_lowercase();
         let lines = lower.lines().enumerate();
-        lines
-            .filter(|(_, line)| line.contains(word))
-            .map(|(i, _)| format!("{}: {word}", i + 1))
-            .collect::<Vec<_>>()
+        lines.filter(|(_, line)| line.contains(word)).map(|(i, _)| format!("{}: {word}", i + 1)).collect::<Vec<_>>()
     });
     unfinished.chain(foreign).collect()
 }
@@ -66,20 +44,14 @@ pub fn hidden(text: &str) -> Vec<String> {
     let mut complaints = Vec::new();
     for (i, line) in code.lines().enumerate() {
         let dense: String = line.chars().filter(|c| !c.is_whitespace()).collect();
-        let macros = ["todo!", "unimplemented!"]
-            .into_iter()
-            .filter(|name| dense.contains(name));
+        let macros = ["todo!", "unimplemented!"].into_iter().filter(|name| dense.contains(name));
         complaints.extend(macros.map(|name| format!("{}: {name}", i + 1)));
         if dense.contains("#[ignore") {
             complaints.push(format!("{}: a test that does not run", i + 1));
         }
         let silenced = ["dead_code", "unused", "clippy::all"]
             .into_iter()
-            .filter(|lint| {
-                ["allow(", "expect("]
-                    .iter()
-                    .any(|how| dense.contains(&format!("{how}{lint}")))
-            });
+            .filter(|lint| ["allow(", "expect("].iter().any(|how| dense.contains(&format!("{how}{lint}"))));
         complaints.extend(silenced.map(|lint| format!("{}: {lint} is silenced", i + 1)));
     }
     complaints
@@ -89,21 +61,14 @@ pub fn hidden(text: &str) -> Vec<String> {
 #[must_use]
 pub fn length(text: &str) -> Vec<String> {
     let lines = text.lines().count();
-    if lines > MAX_LINES {
-        vec![format!("{lines}: more than {MAX_LINES} lines")]
-    } else {
-        Vec::new()
-    }
+    if lines > MAX_LINES { vec![format!("{lines}: more than {MAX_LINES} lines")] } else { Vec::new() }
 }
 
 /// IO, clocks, threads and orders that depend on addresses, outside of tests.
 #[must_use]
 pub fn io(text: &str) -> Vec<String> {
     let code = without_tests(&code_of(text));
-    IO_WORDS
-        .iter()
-        .flat_map(|word| at_lines(lines_with_word(&code, word), word))
-        .collect()
+    IO_WORDS.iter().flat_map(|word| at_lines(lines_with_word(&code, word), word)).collect()
 }
 
 /// Any use of `unsafe`.
@@ -120,17 +85,13 @@ pub fn unsafe_without_note(text: &str) -> Vec<String> {
     let code_lines: Vec<&str> = code.lines().collect();
     let noted = |line: usize, within: usize, marks: &[&str]| {
         let from = line.saturating_sub(within + 1);
-        lines[from..line]
-            .iter()
-            .any(|l| marks.iter().any(|m| l.contains(m)))
+        lines[from..line].iter().any(|l| marks.iter().any(|m| l.contains(m)))
     };
     lines_with_word(&code, "unsafe")
         .into_iter()
         .filter(|&line| {
             let code = code_lines[line - 1];
-            let declares = ["unsafe fn", "unsafe trait", "unsafe extern"]
-                .iter()
-                .any(|d| code.contains(d));
+            let declares = ["unsafe fn", "unsafe trait", "unsafe extern"].iter().any(|d| code.contains(d));
             if declares {
                 !noted(line, CONTRACT_WITHIN, &["# Safety", "SAFETY:"])
             } else {
@@ -144,10 +105,7 @@ pub fn unsafe_without_note(text: &str) -> Vec<String> {
 /// A crate that does not say what it is for, whose thread it runs on, what holds in it, and what it implements.
 #[must_use]
 pub fn crate_header(text: &str) -> Vec<String> {
-    let header: Vec<&str> = text
-        .lines()
-        .take_while(|line| line.starts_with("//!"))
-        .collect();
+    let header: Vec<&str> = text.lines().take_while(|line| line.starts_with("//!")).collect();
     let header = header.join("\n").to_lowercase();
     [
         ("purpose", &["purpose"][..]),
@@ -187,11 +145,7 @@ mod tests {
         ] {
             assert_eq!(hidden(text).len(), 1, "{text}");
         }
-        for text in [
-            "let todo = 1;",
-            "// todo!()",
-            "#[expect(clippy::too_many_arguments)]",
-        ] {
+        for text in ["let todo = 1;", "// todo!()", "#[expect(clippy::too_many_arguments)]"] {
             assert_eq!(hidden(text), Vec::<String>::new(), "{text}");
         }
     }
@@ -204,12 +158,8 @@ mod tests {
 
     #[test]
     fn tidy_rules_find_io_outside_of_tests() {
-        for text in [
-            "use std::time::Instant;",
-            "std::fs::read(p)",
-            "let m: HashMap<u8, u8>;",
-            "std::thread::sleep(d)",
-        ] {
+        for text in ["use std::time::Instant;", "std::fs::read(p)", "let m: HashMap<u8, u8>;", "std::thread::sleep(d)"]
+        {
             assert_eq!(io(text).len(), 1, "{text}");
         }
         let tests = "#[cfg(test)]\nmod tests { use std::fs; }\n// std::net\nstruct Instants;";
@@ -219,10 +169,7 @@ mod tests {
     #[test]
     fn tidy_rules_find_unsafe_without_a_note() {
         assert_eq!(unsafe_without_note("let a = unsafe { f() };").len(), 1);
-        assert_eq!(
-            unsafe_without_note("/// Does.\npub unsafe fn f() {}").len(),
-            1
-        );
+        assert_eq!(unsafe_without_note("/// Does.\npub unsafe fn f() {}").len(), 1);
         let distant = format!("// SAFETY: x\n{}unsafe {{}}", "\n".repeat(20));
         assert_eq!(unsafe_without_note(&distant).len(), 1);
         for text in [
@@ -232,10 +179,7 @@ mod tests {
         ] {
             assert_eq!(unsafe_without_note(text), Vec::<String>::new(), "{text}");
         }
-        assert_eq!(
-            any_unsafe("unsafe impl Send for A {}\n#![deny(unsafe_code)]").len(),
-            1
-        );
+        assert_eq!(any_unsafe("unsafe impl Send for A {}\n#![deny(unsafe_code)]").len(), 1);
     }
 
     #[test]
@@ -243,9 +187,6 @@ mod tests {
         assert_eq!(crate_header("use a;").len(), 4);
         let whole = "//! Purpose: x. Owner thread: y.\n//! Invariants: z. Reference: r.\nuse a;";
         assert_eq!(crate_header(whole), Vec::<String>::new());
-        assert_eq!(
-            crate_header("//! Purpose and owner thread.\n\n//! invariants, reference").len(),
-            2
-        );
+        assert_eq!(crate_header("//! Purpose and owner thread.\n\n//! invariants, reference").len(), 2);
     }
 }

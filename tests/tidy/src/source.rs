@@ -14,11 +14,7 @@ pub fn code_of(text: &str) -> String {
             out.push(chars[at]);
             at += 1;
         } else {
-            out.extend(
-                chars[at..end]
-                    .iter()
-                    .map(|&c| if c == '\n' { '\n' } else { ' ' }),
-            );
+            out.extend(chars[at..end].iter().map(|&c| if c == '\n' { '\n' } else { ' ' }));
             at = end;
         }
     }
@@ -40,9 +36,7 @@ fn skipped_end(chars: &[char], at: usize) -> usize {
 }
 
 fn find(chars: &[char], from: usize, wanted: impl Fn(char) -> bool) -> usize {
-    (from..chars.len())
-        .find(|&i| wanted(chars[i]))
-        .unwrap_or(chars.len())
+    (from..chars.len()).find(|&i| wanted(chars[i])).unwrap_or(chars.len())
 }
 
 fn after_word(chars: &[char], at: usize) -> bool {
@@ -106,8 +100,7 @@ fn prefixed_string_end(chars: &[char], start: usize) -> usize {
     }
     let mut end = quote + 1;
     while end < chars.len() {
-        let closed = chars[end] == '"'
-            && chars[end + 1..].iter().take_while(|&&c| c == '#').count() >= hashes;
+        let closed = chars[end] == '"' && chars[end + 1..].iter().take_while(|&&c| c == '#').count() >= hashes;
         if closed {
             return end + 1 + hashes;
         }
@@ -119,10 +112,7 @@ fn prefixed_string_end(chars: &[char], start: usize) -> usize {
 /// True for a file that holds nothing but tests.
 #[must_use]
 pub fn is_test_file(path: &Path) -> bool {
-    let inside: Vec<_> = path
-        .components()
-        .skip_while(|c| c.as_os_str() != "src")
-        .collect();
+    let inside: Vec<_> = path.components().skip_while(|c| c.as_os_str() != "src").collect();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     inside.is_empty()
         || inside.iter().any(|c| c.as_os_str() == "tests")
@@ -203,11 +193,7 @@ fn h<'a>(x: &'a str) { unsafe {} }
     #[test]
     fn tidy_source_survives_what_does_not_end() {
         for text in ["\"abc", "/* abc", "r#\"abc\"", "'\\", "b", "// x", "'"] {
-            assert_eq!(
-                code_of(text).chars().count(),
-                text.chars().count(),
-                "{text}"
-            );
+            assert_eq!(code_of(text).chars().count(), text.chars().count(), "{text}");
         }
     }
 

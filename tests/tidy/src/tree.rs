@@ -8,10 +8,7 @@ const SKIPPED: [&str; 4] = ["target", ".git", "corpus", "artifacts"];
 /// The root of the repository.
 #[must_use]
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../..")
-        .canonicalize()
-        .expect("the folder of the workspace")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the folder of the workspace")
 }
 
 /// Every file of the repository, as a path from its root, in order.
@@ -54,9 +51,7 @@ pub fn files_with_extension(extension: &str) -> Vec<PathBuf> {
 /// The text of a file named from the root; `None` if it is not text, or gone by now.
 #[must_use]
 pub fn read(path: &Path) -> Option<String> {
-    std::fs::read(root().join(path))
-        .ok()
-        .and_then(|bytes| String::from_utf8(bytes).ok())
+    std::fs::read(root().join(path)).ok().and_then(|bytes| String::from_utf8(bytes).ok())
 }
 
 #[cfg(test)]
@@ -66,19 +61,10 @@ mod tests {
     #[test]
     fn tidy_tree_finds_sources_and_hidden_files_but_nothing_that_was_built() {
         let files = files();
-        for path in [
-            "Cargo.toml",
-            ".ci/run",
-            "tests/run",
-            "tests/tidy/src/tree.rs",
-        ] {
+        for path in ["Cargo.toml", ".ci/run", "tests/run", "tests/tidy/src/tree.rs"] {
             assert!(files.iter().any(|f| f == Path::new(path)), "{path}");
         }
-        assert!(
-            files
-                .iter()
-                .all(|f| !f.starts_with(".git") && !f.starts_with("target"))
-        );
+        assert!(files.iter().all(|f| !f.starts_with(".git") && !f.starts_with("target")));
         assert!(read(Path::new("LICENSE")).is_some());
         assert_eq!(read(Path::new("no such file")), None);
     }

@@ -106,11 +106,7 @@ impl PathConfig {
     /// What the first outgoing socket becomes: data for the node with the greater raw address, else control.
     /// Both nodes see the mirrored result, so normally each initiates one of the two.
     pub(crate) fn first_outgoing(&self) -> Stream {
-        if raw_sockaddr(&self.own) > raw_sockaddr(&self.peer) {
-            Stream::Data
-        } else {
-            Stream::Control
-        }
+        if raw_sockaddr(&self.own) > raw_sockaddr(&self.peer) { Stream::Data } else { Stream::Control }
     }
 }
 
@@ -143,11 +139,7 @@ mod tests {
     use super::*;
 
     fn path(own: &str, peer: &str) -> PathConfig {
-        PathConfig {
-            own: own.parse().unwrap(),
-            peer: peer.parse().unwrap(),
-            options: PathOptions::default(),
-        }
+        PathConfig { own: own.parse().unwrap(), peer: peer.parse().unwrap(), options: PathOptions::default() }
     }
 
     #[test]
@@ -168,38 +160,18 @@ mod tests {
             ("[fe80::2]:1", "[fe80::1]:1"),
         ];
         for (greater, smaller) in cases {
-            assert_eq!(
-                path(greater, smaller).first_outgoing(),
-                Stream::Data,
-                "{greater}"
-            );
-            assert_eq!(
-                path(smaller, greater).first_outgoing(),
-                Stream::Control,
-                "{smaller}"
-            );
+            assert_eq!(path(greater, smaller).first_outgoing(), Stream::Data, "{greater}");
+            assert_eq!(path(smaller, greater).first_outgoing(), Stream::Control, "{smaller}");
         }
     }
 
     #[test]
     fn tcp_bad_paths_are_refused() {
         let refused = |own, peer| path(own, peer).check().unwrap_err();
-        assert!(matches!(
-            refused("127.0.0.1:1", "[::1]:1"),
-            PathError::Family { .. }
-        ));
-        assert!(matches!(
-            refused("0.0.0.0:1", "127.0.0.1:1"),
-            PathError::Unspecified(_)
-        ));
-        assert!(matches!(
-            refused("127.0.0.1:1", "127.0.0.2:0"),
-            PathError::Unspecified(_)
-        ));
-        assert!(matches!(
-            refused("127.0.0.1:1", "127.0.0.1:1"),
-            PathError::Same(_)
-        ));
+        assert!(matches!(refused("127.0.0.1:1", "[::1]:1"), PathError::Family { .. }));
+        assert!(matches!(refused("0.0.0.0:1", "127.0.0.1:1"), PathError::Unspecified(_)));
+        assert!(matches!(refused("127.0.0.1:1", "127.0.0.2:0"), PathError::Unspecified(_)));
+        assert!(matches!(refused("127.0.0.1:1", "127.0.0.1:1"), PathError::Same(_)));
         assert_eq!(path("127.0.0.1:1", "127.0.0.1:2").check(), Ok(()));
     }
 

@@ -33,10 +33,7 @@ pub struct ConnectorConfig {
 
 impl Default for ConnectorConfig {
     fn default() -> Self {
-        ConnectorConfig {
-            thread_name: "zea-tcp".to_owned(),
-            seed: RandomState::new().hash_one(0),
-        }
+        ConnectorConfig { thread_name: "zea-tcp".to_owned(), seed: RandomState::new().hash_one(0) }
     }
 }
 
@@ -159,42 +156,25 @@ pub struct Connector {
 
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connector")
-            .field("paths", &*self.paths())
-            .finish_non_exhaustive()
+        f.debug_struct("Connector").field("paths", &*self.paths()).finish_non_exhaustive()
     }
 }
 
 impl Connector {
     /// Starts the thread. Errors: [`ConnectorError::Spawn`].
-    pub fn spawn(
-        config: ConnectorConfig,
-        on_event: Box<dyn Fn(Event) + Send>,
-    ) -> Result<Connector, ConnectorError> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|e| ConnectorError::Spawn(e.into()))?;
+    pub fn spawn(config: ConnectorConfig, on_event: Box<dyn Fn(Event) + Send>) -> Result<Connector, ConnectorError> {
+        let wake =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| ConnectorError::Spawn(e.into()))?;
         let wake = Arc::new(wake);
         let stop = Arc::new(AtomicBool::new(false));
         let (commands, inbox) = sync_channel(limits::COMMANDS);
-        let mut reactor = Reactor::new(
-            config.seed,
-            inbox,
-            Arc::clone(&stop),
-            Arc::clone(&wake),
-            on_event,
-        )
-        .map_err(ConnectorError::Spawn)?;
+        let mut reactor = Reactor::new(config.seed, inbox, Arc::clone(&stop), Arc::clone(&wake), on_event)
+            .map_err(ConnectorError::Spawn)?;
         let thread = thread::Builder::new()
             .name(config.thread_name)
             .spawn(move || reactor.run())
             .map_err(ConnectorError::Spawn)?;
-        Ok(Connector {
-            commands,
-            stop,
-            wake,
-            paths: Mutex::new(BTreeMap::new()),
-            thread: Some(thread),
-        })
+        Ok(Connector { commands, stop, wake, paths: Mutex::new(BTreeMap::new()), thread: Some(thread) })
     }
 
     /// Sets or changes how to reach a peer, and begins to listen. A changed path loses its half-made pair, and
@@ -207,11 +187,7 @@ impl Connector {
         }
         let same_ends = |p: &PathConfig| p.own == path.own && p.peer.ip() == path.peer.ip();
         if let Some((other, _)) = paths.iter().find(|(k, p)| **k != key && same_ends(p)) {
-            return Err(ConnectorError::Ambiguous {
-                own: path.own,
-                peer: path.peer,
-                other: *other,
-            });
+            return Err(ConnectorError::Ambiguous { own: path.own, peer: path.peer, other: *other });
         }
         self.send(Command::SetPeer(key, path))?;
         paths.insert(key, path);

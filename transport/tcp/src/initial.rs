@@ -27,9 +27,7 @@ pub(crate) fn encode(stream: Stream) -> [u8; LEN] {
 
 /// The stream that an initial packet announces; `None` for any other bytes.
 pub(crate) fn decode(bytes: &[u8; LEN]) -> Option<Stream> {
-    [Stream::Data, Stream::Control]
-        .into_iter()
-        .find(|stream| encode(*stream) == *bytes)
+    [Stream::Data, Stream::Control].into_iter().find(|stream| encode(*stream) == *bytes)
 }
 
 #[cfg(test)]
@@ -38,14 +36,8 @@ mod tests {
 
     #[test]
     fn tcp_initial_packets_have_the_recorded_bytes() {
-        assert_eq!(
-            encode(Stream::Data),
-            [0x83, 0x74, 0x02, 0x67, 0xff, 0xf2, 0, 0]
-        );
-        assert_eq!(
-            encode(Stream::Control),
-            [0x83, 0x74, 0x02, 0x67, 0xff, 0xf1, 0, 0]
-        );
+        assert_eq!(encode(Stream::Data), [0x83, 0x74, 0x02, 0x67, 0xff, 0xf2, 0, 0]);
+        assert_eq!(encode(Stream::Control), [0x83, 0x74, 0x02, 0x67, 0xff, 0xf1, 0, 0]);
     }
 
     #[test]

@@ -32,6 +32,4 @@ mod reactor;
 mod socket;
 
 pub use address::{PathConfig, PathError, PathOptions};
-pub use connector::{
-    AttemptError, Connector, ConnectorConfig, ConnectorError, Event, InitialError, PeerKey,
-};
+pub use connector::{AttemptError, Connector, ConnectorConfig, ConnectorError, Event, InitialError, PeerKey};

@@ -23,11 +23,7 @@ enum State {
     /// Listening.
     Open { socket: Socket, token: u64 },
     /// Listening, but nothing can be accepted for now.
-    Paused {
-        socket: Socket,
-        token: u64,
-        until_ms: u64,
-    },
+    Paused { socket: Socket, token: u64, until_ms: u64 },
 }
 
 #[derive(Debug)]
@@ -93,43 +89,32 @@ impl Listeners {
         let mut events = Vec::new();
         for (addr, listener) in &mut self.by_addr {
             let error = match &listener.state {
-                State::Closed { retry_ms } if *retry_ms <= now_ms => {
-                    match open(addr, &listener.options, poller) {
-                        Ok((socket, token)) => {
-                            listener.state = State::Open { socket, token };
-                            listener.reported = None;
-                            self.by_token.insert(token, *addr);
-                            continue;
-                        }
-                        Err(error) => error,
+                State::Closed { retry_ms } if *retry_ms <= now_ms => match open(addr, &listener.options, poller) {
+                    Ok((socket, token)) => {
+                        listener.state = State::Open { socket, token };
+                        listener.reported = None;
+                        self.by_token.insert(token, *addr);
+                        continue;
                     }
-                }
-                State::Paused { until_ms, .. } if *until_ms <= now_ms => {
-                    match resume(&mut listener.state, poller) {
-                        Ok(()) => continue,
-                        Err(error) => error,
-                    }
-                }
+                    Err(error) => error,
+                },
+                State::Paused { until_ms, .. } if *until_ms <= now_ms => match resume(&mut listener.state, poller) {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
                 _ => continue,
             };
             if let State::Paused { token, .. } = &listener.state {
                 self.by_token.remove(token);
             }
-            listener.state = State::Closed {
-                retry_ms: now_ms + limits::LISTEN_RETRY_MS,
-            };
+            listener.state = State::Closed { retry_ms: now_ms + limits::LISTEN_RETRY_MS };
             events.extend(listener.report(*addr, now_ms, error));
         }
         events
     }
 
     /// Accepts one socket. What to report, if anything, comes with it.
-    pub(crate) fn accept(
-        &mut self,
-        token: u64,
-        now_ms: u64,
-        poller: &Poller,
-    ) -> (Accepted, Option<Event>) {
+    pub(crate) fn accept(&mut self, token: u64, now_ms: u64, poller: &Poller) -> (Accepted, Option<Event>) {
         let Some(addr) = self.by_token.get(&token) else {
             return (Accepted::Nothing, None);
         };
@@ -141,9 +126,7 @@ impl Listeners {
         };
         let error = match socket.accept() {
             Ok((socket, from)) => {
-                let key = from
-                    .as_socket()
-                    .and_then(|from| listener.peers.get(&from.ip()));
+                let key = from.as_socket().and_then(|from| listener.peers.get(&from.ip()));
                 return match key {
                     Some(key) => (Accepted::Peer(*key, socket), None),
                     None => (Accepted::Stranger, None),
@@ -182,11 +165,7 @@ impl Listener {
         if let State::Open { socket, token } = std::mem::replace(&mut self.state, closed) {
             // If it cannot be changed, it goes on being told, and does nothing until the pause is over.
             let _ = poller.change(&socket, token, Interest::Nothing);
-            self.state = State::Paused {
-                socket,
-                token,
-                until_ms: now_ms + limits::LISTEN_RETRY_MS,
-            };
+            self.state = State::Paused { socket, token, until_ms: now_ms + limits::LISTEN_RETRY_MS };
         }
     }
 
@@ -203,11 +182,7 @@ impl Listener {
     }
 }
 
-fn open(
-    addr: &SocketAddr,
-    options: &PathOptions,
-    poller: &mut Poller,
-) -> io::Result<(Socket, u64)> {
+fn open(addr: &SocketAddr, options: &PathOptions, poller: &mut Poller) -> io::Result<(Socket, u64)> {
     let socket = socket::listen(addr, options)?;
     let token = poller.add(&socket, Interest::Read)?;
     Ok((socket, token))
@@ -228,7 +203,5 @@ fn resume(state: &mut State, poller: &Poller) -> io::Result<()> {
 /// Whether accept failed for want of something that this or another process holds.
 fn is_shortage(error: &io::Error) -> bool {
     let shortages = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-    shortages
-        .iter()
-        .any(|e| error.raw_os_error() == Some(e.raw_os_error()))
+    shortages.iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
 }

@@ -48,13 +48,7 @@ impl Pending {
     /// Lets a socket wait.
     pub(crate) fn insert(&mut self, token: u64, key: PeerKey, socket: Socket, until_ms: u64) {
         assert!(self.has_room(key), "asked for room before");
-        let visitor = Visitor {
-            key,
-            socket,
-            bytes: [0; initial::LEN],
-            have: 0,
-            until_ms,
-        };
+        let visitor = Visitor { key, socket, bytes: [0; initial::LEN], have: 0, until_ms };
         self.visitors.insert(token, visitor);
     }
 
@@ -91,10 +85,7 @@ impl Pending {
 
     /// Closes the sockets whose time is over; returns their peers.
     pub(crate) fn expire(&mut self, now_ms: u64) -> Vec<PeerKey> {
-        self.visitors
-            .extract_if(.., |_, visitor| visitor.until_ms <= now_ms)
-            .map(|(_, visitor)| visitor.key)
-            .collect()
+        self.visitors.extract_if(.., |_, visitor| visitor.until_ms <= now_ms).map(|(_, visitor)| visitor.key).collect()
     }
 
     /// When the next socket's time is over.

@@ -43,10 +43,7 @@ pub(crate) struct Poller {
 
 impl Poller {
     pub(crate) fn new() -> io::Result<Poller> {
-        Ok(Poller {
-            epoll: epoll::create(CreateFlags::CLOEXEC)?,
-            next_token: 0,
-        })
+        Ok(Poller { epoll: epoll::create(CreateFlags::CLOEXEC)?, next_token: 0 })
     }
 
     /// Adds a descriptor; returns the token that its events bear. Closing it removes it.
@@ -74,10 +71,7 @@ impl Poller {
         // A day is as good as for ever, and fits every system call.
         let timeout = timeout_ms.map(|ms| {
             let ms = ms.min(86_400_000).cast_signed();
-            Timespec {
-                tv_sec: ms / 1_000,
-                tv_nsec: ms % 1_000 * 1_000_000,
-            }
+            Timespec { tv_sec: ms / 1_000, tv_nsec: ms % 1_000 * 1_000_000 }
         });
         let mut events: Vec<Event> = Vec::with_capacity(BATCH);
         match epoll::wait(&self.epoll, spare_capacity(&mut events), timeout.as_ref()) {

@@ -110,10 +110,7 @@ impl Reactor {
 
     fn deadline_ms(&self) -> Option<u64> {
         let peers = self.peers.values().filter_map(|p| p.machine.deadline_ms());
-        peers
-            .chain(self.listeners.deadline_ms())
-            .chain(self.pending.deadline_ms())
-            .min()
+        peers.chain(self.listeners.deadline_ms()).chain(self.pending.deadline_ms()).min()
     }
 
     /// A random number (splitmix64); it only has to differ between two nodes.
@@ -253,8 +250,7 @@ impl Reactor {
             return;
         }
         let options = &peer.path.options;
-        let token = socket::prepare_accepted(&socket, options)
-            .and_then(|()| self.poller.add(&socket, Interest::Read));
+        let token = socket::prepare_accepted(&socket, options).and_then(|()| self.poller.add(&socket, Interest::Read));
         if let Ok(token) = token {
             let until_ms = now_ms + options.initial_timeout_ms();
             self.pending.insert(token, key, socket, until_ms);
@@ -266,16 +262,12 @@ impl Reactor {
             Introduction::NotHere | Introduction::Incomplete => {}
             Introduction::Refused(key, error) => self.report(key, AttemptError::Initial(error)),
             Introduction::Done(key, socket, stream) => {
-                let prepared = socket::set_role(&socket, stream)
-                    .and_then(|()| self.poller.change(&socket, token, Interest::End));
+                let prepared =
+                    socket::set_role(&socket, stream).and_then(|()| self.poller.change(&socket, token, Interest::End));
                 if prepared.is_err() {
                     return self.report(key, AttemptError::Lost);
                 }
-                let entry = Entry {
-                    key,
-                    socket,
-                    connecting: false,
-                };
+                let entry = Entry { key, socket, connecting: false };
                 self.sockets.insert(token, entry);
                 // So that it does not seem to cross a socket that is dead.
                 self.check(key);
@@ -285,8 +277,7 @@ impl Reactor {
     }
 
     fn connect_ended(&mut self, key: PeerKey, token: u64) {
-        let (Some(peer), Some(entry)) = (self.peers.get_mut(&key), self.sockets.get_mut(&token))
-        else {
+        let (Some(peer), Some(entry)) = (self.peers.get_mut(&key), self.sockets.get_mut(&token)) else {
             unreachable!("an attempt belongs to a peer");
         };
         peer.connecting = None;
@@ -341,8 +332,8 @@ impl Reactor {
             }
             Output::SendInitial(SocketId(token), stream) => {
                 let entry = self.sockets.get(&token).expect("the machine holds it");
-                let sent = socket::set_role(&entry.socket, stream)
-                    .and_then(|()| socket::send_initial(&entry.socket, stream));
+                let sent =
+                    socket::set_role(&entry.socket, stream).and_then(|()| socket::send_initial(&entry.socket, stream));
                 if sent.is_err() {
                     self.sockets.remove(&token);
                     self.report(key, AttemptError::Lost);
@@ -367,11 +358,7 @@ impl Reactor {
         match begun {
             Ok((socket, token)) => {
                 peer.connecting = Some(token);
-                let entry = Entry {
-                    key,
-                    socket,
-                    connecting: true,
-                };
+                let entry = Entry { key, socket, connecting: true };
                 self.sockets.insert(token, entry);
             }
             Err(error) => {
@@ -386,12 +373,7 @@ impl Reactor {
         self.pending.close_peer(key);
         let data = self.release(pair.data);
         let control = self.release(pair.control);
-        (self.on_event)(Event::Established {
-            key,
-            data,
-            control,
-            resolve_conflicts: pair.resolve_conflicts,
-        });
+        (self.on_event)(Event::Established { key, data, control, resolve_conflicts: pair.resolve_conflicts });
     }
 
     fn release(&mut self, SocketId(token): SocketId) -> OwnedFd {

@@ -20,11 +20,7 @@ const KEEPALIVE_COUNT: u32 = 9;
 /// A nonblocking, close-on-exec TCP socket with its buffers sized: that has to be before connect and listen,
 /// because the window scale is announced there.
 fn new_socket(addr: &SocketAddr, options: &PathOptions) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(*addr),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(*addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     set_buffers(&socket, options)?;
     Ok(socket)
@@ -113,11 +109,7 @@ pub(crate) fn set_role(socket: &Socket, stream: Stream) -> io::Result<()> {
 /// Sends the initial packet on a fresh socket, whose buffer has room for it.
 pub(crate) fn send_initial(socket: &Socket, stream: Stream) -> io::Result<()> {
     let sent = rustix::net::send(socket, &initial::encode(stream), SendFlags::NOSIGNAL)?;
-    if sent == initial::LEN {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::WriteZero.into())
-    }
+    if sent == initial::LEN { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 /// Whether a connected socket is still ESTABLISHED: no reset, and no end of stream announced, even one behind
@@ -157,20 +149,14 @@ mod tests {
         assert!(dies(&socket));
 
         let (socket, other) = pair();
-        Socket::from(other)
-            .set_linger(Some(Duration::ZERO))
-            .unwrap();
+        Socket::from(other).set_linger(Some(Duration::ZERO)).unwrap();
         assert!(dies(&socket));
     }
 
     #[test]
     fn tcp_options_are_set() {
-        let options = PathOptions {
-            sndbuf_bytes: 64 << 10,
-            rcvbuf_bytes: 96 << 10,
-            timeout_ms: 4_321,
-            ..PathOptions::default()
-        };
+        let options =
+            PathOptions { sndbuf_bytes: 64 << 10, rcvbuf_bytes: 96 << 10, timeout_ms: 4_321, ..PathOptions::default() };
         let (socket, _other) = pair();
         prepare_accepted(&socket, &options).unwrap();
         assert!(socket.tcp_nodelay().unwrap());

@@ -10,14 +10,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    DATA, LIMIT, META, Node, Pair, addr, assert_connected, connect_from, is_closed_by_peer, path,
-};
+use common::{DATA, LIMIT, META, Node, Pair, addr, assert_connected, connect_from, is_closed_by_peer, path};
 use rustix::fs::OFlags;
-use zea_tcp::{
-    AttemptError, Connector, ConnectorConfig, ConnectorError, Event, InitialError, PathOptions,
-    limits,
-};
+use zea_tcp::{AttemptError, Connector, ConnectorConfig, ConnectorError, Event, InitialError, PathOptions, limits};
 
 const KEY: (u32, u8) = (3, 1);
 
@@ -85,10 +80,7 @@ fn tcp_ipv6_and_nodes_that_differ_by_port_only() {
     let (x, y) = (left.established(), right.established());
     assert_ne!(x.resolve_conflicts, y.resolve_conflicts);
     assert_eq!(x.data.local_addr().unwrap(), y.data.peer_addr().unwrap());
-    assert_eq!(
-        x.control.local_addr().unwrap(),
-        y.control.peer_addr().unwrap()
-    );
+    assert_eq!(x.control.local_addr().unwrap(), y.control.peer_addr().unwrap());
 }
 
 #[test]
@@ -209,10 +201,7 @@ fn tcp_refused_initial_packets_are_reported() {
     node.connector.set_peer(KEY, quick).unwrap();
     node.connector.connect(KEY).unwrap();
     let (_ours, _) = silent.accept().unwrap();
-    let cases: [(&[u8], InitialError); 2] = [
-        (b"GET / HT", InitialError::Unknown),
-        (&[], InitialError::Timeout),
-    ];
+    let cases: [(&[u8], InitialError); 2] = [(b"GET / HT", InitialError::Unknown), (&[], InitialError::Timeout)];
     for (bytes, cause) in cases {
         // At most one report a second: the first one may fall to it.
         let end = Instant::now() + LIMIT;
@@ -223,9 +212,10 @@ fn tcp_refused_initial_packets_are_reported() {
             stream.write_all(bytes).unwrap();
             assert!(is_closed_by_peer(&mut stream));
             thread::sleep(Duration::from_millis(50));
-            told = node.events.try_iter().any(|event| {
-                matches!(attempt(event), Some(AttemptError::Initial(error)) if error == cause)
-            });
+            told = node
+                .events
+                .try_iter()
+                .any(|event| matches!(attempt(event), Some(AttemptError::Initial(error)) if error == cause));
         }
     }
 }
@@ -258,11 +248,7 @@ struct HandMade {
 impl HandMade {
     fn new(own: SocketAddr, node: SocketAddr) -> HandMade {
         let listener = TcpListener::bind(own).unwrap();
-        HandMade {
-            listener,
-            own,
-            node,
-        }
+        HandMade { listener, own, node }
     }
 
     /// Accepts, and reads the initial packet.
@@ -420,9 +406,8 @@ fn tcp_silent_sockets_are_bounded_and_do_not_keep_the_peer_out() {
     node.connector.set_peer(KEY, quick).unwrap();
     node.connector.connect(KEY).unwrap();
     node.wait_for(attempt);
-    let mut silent: Vec<TcpStream> = (0..3 * limits::PENDING_PER_PEER)
-        .map(|_| connect_from(b.ip(), a).unwrap())
-        .collect();
+    let mut silent: Vec<TcpStream> =
+        (0..3 * limits::PENDING_PER_PEER).map(|_| connect_from(b.ip(), a).unwrap()).collect();
     let right = Node::with(KEY, b, a);
     right.connector.connect(KEY).unwrap();
     assert_connected(&node.established(), &right.established());
@@ -444,10 +429,7 @@ fn tcp_a_taken_address_is_reported_and_tried_again() {
     let right = Node::with(KEY, b, a);
     node.connector.connect(KEY).unwrap();
     right.connector.connect(KEY).unwrap();
-    assert_ne!(
-        node.established().resolve_conflicts,
-        right.established().resolve_conflicts
-    );
+    assert_ne!(node.established().resolve_conflicts, right.established().resolve_conflicts);
 }
 
 #[test]
@@ -461,19 +443,10 @@ fn tcp_bad_calls_are_refused() {
         connector.set_peer((9, 9), path(a, same_host)),
         Err(ConnectorError::Ambiguous { other: KEY, .. })
     ));
-    assert!(matches!(
-        connector.set_peer((9, 9), path(a, a)),
-        Err(ConnectorError::Path(_))
-    ));
-    assert!(matches!(
-        connector.connect((9, 9)),
-        Err(ConnectorError::UnknownPeer((9, 9)))
-    ));
+    assert!(matches!(connector.set_peer((9, 9), path(a, a)), Err(ConnectorError::Path(_))));
+    assert!(matches!(connector.connect((9, 9)), Err(ConnectorError::UnknownPeer((9, 9)))));
     connector.remove_peer(KEY).unwrap();
-    assert!(matches!(
-        connector.disconnect(KEY),
-        Err(ConnectorError::UnknownPeer(KEY))
-    ));
+    assert!(matches!(connector.disconnect(KEY), Err(ConnectorError::UnknownPeer(KEY))));
     connector.set_peer((9, 9), path(a, same_host)).unwrap();
 }
 
@@ -490,10 +463,7 @@ fn tcp_peers_are_bounded() {
         set(n).unwrap();
         connector.connect((u32::try_from(n).unwrap(), 0)).unwrap();
     }
-    assert!(matches!(
-        set(limits::PEERS),
-        Err(ConnectorError::TooManyPeers)
-    ));
+    assert!(matches!(set(limits::PEERS), Err(ConnectorError::TooManyPeers)));
 }
 
 #[test]
@@ -526,11 +496,7 @@ fn tcp_buffer_sizes_reach_both_kinds_of_sockets() {
     let nodes = [(a, b), (b, a)].map(|(own, peer)| {
         let node = Node::new();
         let mut sized = path(own, peer);
-        sized.options = PathOptions {
-            sndbuf_bytes: 128 << 10,
-            rcvbuf_bytes: 64 << 10,
-            ..PathOptions::default()
-        };
+        sized.options = PathOptions { sndbuf_bytes: 128 << 10, rcvbuf_bytes: 64 << 10, ..PathOptions::default() };
         node.connector.set_peer(KEY, sized).unwrap();
         node.connector.connect(KEY).unwrap();
         node

@@ -63,15 +63,8 @@ impl HmacAlg {
 }
 
 /// Refuses the peer's challenge if it is our own.
-pub fn check_challenge(
-    own: &[u8; CHALLENGE_LEN],
-    peer: &[u8; CHALLENGE_LEN],
-) -> Result<(), AuthError> {
-    if own == peer {
-        Err(AuthError::Reflection)
-    } else {
-        Ok(())
-    }
+pub fn check_challenge(own: &[u8; CHALLENGE_LEN], peer: &[u8; CHALLENGE_LEN]) -> Result<(), AuthError> {
+    if own == peer { Err(AuthError::Reflection) } else { Ok(()) }
 }
 
 /// Our response to the peer's challenge. `own_node_id` from version 110 on, else `None`.
@@ -88,16 +81,8 @@ pub fn respond(
     match alg {
         HmacAlg::Md5 => finish(mac::<Hmac<md5::Md5>>(secret, peer_challenge, own_node_id)),
         HmacAlg::Sha1 => finish(mac::<Hmac<sha1::Sha1>>(secret, peer_challenge, own_node_id)),
-        HmacAlg::Sha256 => finish(mac::<Hmac<sha2::Sha256>>(
-            secret,
-            peer_challenge,
-            own_node_id,
-        )),
-        HmacAlg::Sha512 => finish(mac::<Hmac<sha2::Sha512>>(
-            secret,
-            peer_challenge,
-            own_node_id,
-        )),
+        HmacAlg::Sha256 => finish(mac::<Hmac<sha2::Sha256>>(secret, peer_challenge, own_node_id)),
+        HmacAlg::Sha512 => finish(mac::<Hmac<sha2::Sha512>>(secret, peer_challenge, own_node_id)),
     }
 }
 
@@ -110,28 +95,17 @@ pub fn check_response(
     peer_node_id: Option<NodeId>,
     response: &[u8],
 ) -> Result<(), AuthError> {
-    let verified =
-        match alg {
-            HmacAlg::Md5 => {
-                mac::<Hmac<md5::Md5>>(secret, own_challenge, peer_node_id).verify_slice(response)
-            }
-            HmacAlg::Sha1 => {
-                mac::<Hmac<sha1::Sha1>>(secret, own_challenge, peer_node_id).verify_slice(response)
-            }
-            HmacAlg::Sha256 => mac::<Hmac<sha2::Sha256>>(secret, own_challenge, peer_node_id)
-                .verify_slice(response),
-            HmacAlg::Sha512 => mac::<Hmac<sha2::Sha512>>(secret, own_challenge, peer_node_id)
-                .verify_slice(response),
-        };
+    let verified = match alg {
+        HmacAlg::Md5 => mac::<Hmac<md5::Md5>>(secret, own_challenge, peer_node_id).verify_slice(response),
+        HmacAlg::Sha1 => mac::<Hmac<sha1::Sha1>>(secret, own_challenge, peer_node_id).verify_slice(response),
+        HmacAlg::Sha256 => mac::<Hmac<sha2::Sha256>>(secret, own_challenge, peer_node_id).verify_slice(response),
+        HmacAlg::Sha512 => mac::<Hmac<sha2::Sha512>>(secret, own_challenge, peer_node_id).verify_slice(response),
+    };
     verified.map_err(|_| AuthError::WrongResponse)
 }
 
 /// The HMAC over a challenge and the node id of whoever responds.
-fn mac<M: Mac + KeyInit>(
-    secret: &[u8],
-    challenge: &[u8; CHALLENGE_LEN],
-    node_id: Option<NodeId>,
-) -> M {
+fn mac<M: Mac + KeyInit>(secret: &[u8], challenge: &[u8; CHALLENGE_LEN], node_id: Option<NodeId>) -> M {
     let mut mac = <M as KeyInit>::new_from_slice(secret).expect("an HMAC takes keys of any length");
     mac.update(challenge);
     if let Some(node_id) = node_id {
@@ -144,12 +118,7 @@ fn mac<M: Mac + KeyInit>(
 mod tests {
     use super::*;
 
-    const ALGS: [HmacAlg; 4] = [
-        HmacAlg::Md5,
-        HmacAlg::Sha1,
-        HmacAlg::Sha256,
-        HmacAlg::Sha512,
-    ];
+    const ALGS: [HmacAlg; 4] = [HmacAlg::Md5, HmacAlg::Sha1, HmacAlg::Sha256, HmacAlg::Sha512];
 
     #[test]
     fn wire_auth_accepts_only_the_right_response() {
@@ -160,16 +129,11 @@ mod tests {
                 let response = respond(alg, b"secret", &challenge, id);
                 let len = crate::digest::digest_len(alg.as_str()).unwrap();
                 assert_eq!(response.as_slice().len(), usize::from(len));
-                let check = |secret: &[u8], id, response: &[u8]| {
-                    check_response(alg, secret, &challenge, id, response)
-                };
+                let check = |secret: &[u8], id, response: &[u8]| check_response(alg, secret, &challenge, id, response);
                 assert_eq!(check(b"secret", id, response.as_slice()), Ok(()));
                 let wrong = Err(AuthError::WrongResponse);
                 assert_eq!(check(b"Secret", id, response.as_slice()), wrong);
-                assert_eq!(
-                    check(b"secret", Some(NodeId(2)), response.as_slice()),
-                    wrong
-                );
+                assert_eq!(check(b"secret", Some(NodeId(2)), response.as_slice()), wrong);
                 assert_eq!(check(b"secret", id, &response.as_slice()[1..]), wrong);
                 assert_eq!(check(b"secret", id, &[]), wrong);
             }

@@ -78,20 +78,12 @@ struct Position {
 
 impl Position {
     const fn new(total_bits: u64) -> Position {
-        Position {
-            total_bits,
-            bit: 0,
-            finished: false,
-        }
+        Position { total_bits, bit: 0, finished: false }
     }
 
     const fn words_left(&self) -> u64 {
         // When all bits are there no word is left, even if the last word is only partly used.
-        if self.bit == self.total_bits {
-            0
-        } else {
-            self.total_bits.div_ceil(64) - self.bit / 64
-        }
+        if self.bit == self.total_bits { 0 } else { self.total_bits.div_ceil(64) - self.bit / 64 }
     }
 
     fn advance_plain(&mut self, words: u64) {
@@ -141,10 +133,7 @@ impl Sender {
     pub fn new(total_bits: u64, format: HeaderFormat, scale: u32) -> Sender {
         let max_plain_bytes = max_plain_bytes(format, scale);
         assert!(total_bits > 0 && max_plain_bytes > 0, "nothing to send");
-        Sender {
-            position: Position::new(total_bits),
-            max_plain_bytes,
-        }
+        Sender { position: Position::new(total_bits), max_plain_bytes }
     }
 
     /// What to do next.
@@ -179,10 +168,7 @@ impl Sender {
     pub fn sent_compressed(&mut self, bits: u64) {
         let bit = self.position.bit + bits;
         let open = !self.position.finished && bits > 0;
-        assert!(
-            open && bit <= self.position.total_bits,
-            "{bits} bits are too many"
-        );
+        assert!(open && bit <= self.position.total_bits, "{bits} bits are too many");
         self.position.advance_compressed(bit);
     }
 }
@@ -197,9 +183,7 @@ impl Receiver {
     /// A receiver of `total_bits` bits ([`wire_bits`]).
     #[must_use]
     pub const fn new(total_bits: u64) -> Receiver {
-        Receiver {
-            position: Position::new(total_bits),
-        }
+        Receiver { position: Position::new(total_bits) }
     }
 
     /// True when everything came.
@@ -213,10 +197,7 @@ impl Receiver {
     /// since a sender with bigger bitmap blocks rounds down.
     ///
     /// Errors: see [`BitmapError`]; a refused part has no effect.
-    pub fn plain<'a>(
-        &mut self,
-        part: &'a Bitmap,
-    ) -> Result<impl Iterator<Item = (u64, u64)> + use<'a>, BitmapError> {
+    pub fn plain<'a>(&mut self, part: &'a Bitmap) -> Result<impl Iterator<Item = (u64, u64)> + use<'a>, BitmapError> {
         let bytes = part.words.len();
         if self.position.finished {
             return Err(BitmapError::Finished);
@@ -235,11 +216,7 @@ impl Receiver {
         self.position.advance_plain(words);
         let (chunks, _) = part.words.as_chunks::<8>();
         Ok((first..).step_by(64).zip(chunks).map(move |(bit, word)| {
-            let mask = if end - bit >= 64 {
-                u64::MAX
-            } else {
-                (1 << (end - bit)) - 1
-            };
+            let mask = if end - bit >= 64 { u64::MAX } else { (1 << (end - bit)) - 1 };
             (bit, u64::from_le_bytes(*word) & mask)
         }))
     }
@@ -253,9 +230,7 @@ impl Receiver {
         if self.position.finished {
             return Err(BitmapError::Finished);
         }
-        let Position {
-            bit, total_bits, ..
-        } = self.position;
+        let Position { bit, total_bits, .. } = self.position;
         let end = vli::check_part(part, bit, total_bits)?;
         self.position.advance_compressed(end);
         let runs = vli::decode_part(part, bit, total_bits)?;
@@ -268,15 +243,11 @@ mod tests {
     use super::*;
 
     fn words(n: usize) -> Bitmap {
-        Bitmap {
-            words: vec![0; 8 * n].into(),
-        }
+        Bitmap { words: vec![0; 8 * n].into() }
     }
 
     fn runs(lens: &[u64]) -> CompressedBitmap {
-        vli::encode_part(lens.iter().copied(), false, 4079)
-            .unwrap()
-            .part
+        vli::encode_part(lens.iter().copied(), false, 4079).unwrap().part
     }
 
     #[test]
@@ -297,11 +268,7 @@ mod tests {
         let mut sizes = Vec::new();
         loop {
             let bytes = match sender.step() {
-                SendStep::Part {
-                    plain_bytes,
-                    word_bit,
-                    ..
-                } => {
+                SendStep::Part { plain_bytes, word_bit, .. } => {
                     let part = words(plain_bytes / 8);
                     let (first, _) = receiver.plain(&part).unwrap().next().unwrap();
                     assert_eq!(first, word_bit);
@@ -332,20 +299,10 @@ mod tests {
         let taken: Vec<_> = receiver.compressed(&part).unwrap().collect();
         assert_eq!((taken[1].set, taken[1].start, taken[1].len), (true, 60, 40));
         // The next plain part repeats the bits from the start of the word on.
-        let SendStep::Part {
-            bit,
-            word_bit,
-            plain_bytes,
-        } = sender.step()
-        else {
-            panic!("not done")
-        };
+        let SendStep::Part { bit, word_bit, plain_bytes } = sender.step() else { panic!("not done") };
         assert_eq!((bit, word_bit, plain_bytes), (100, 64, 63 * 8));
         let mut plain = receiver;
-        assert_eq!(
-            plain.plain(&words(63)).unwrap().last(),
-            Some((64 + 62 * 64, 0))
-        );
+        assert_eq!(plain.plain(&words(63)).unwrap().last(), Some((64 + 62 * 64, 0)));
         sender.sent_compressed(3986);
         assert_eq!(sender.step(), SendStep::Done);
         assert!(receiver.compressed(&runs(&[3986])).is_ok() && receiver.is_finished());
@@ -355,30 +312,17 @@ mod tests {
     fn wire_bitmap_receiver_refuses_by_name() {
         let mut receiver = Receiver::new(100);
         let mut plain = |len: usize| {
-            let part = Bitmap {
-                words: vec![0xff; len].into(),
-            };
+            let part = Bitmap { words: vec![0xff; len].into() };
             receiver.plain(&part).map(Iterator::collect::<Vec<_>>)
         };
-        assert_eq!(
-            plain(24),
-            Err(BitmapError::PastEnd {
-                words: 3,
-                remaining: 2
-            })
-        );
+        assert_eq!(plain(24), Err(BitmapError::PastEnd { words: 3, remaining: 2 }));
         assert_eq!(plain(0), Err(BitmapError::Early { remaining: 2 }));
         assert_eq!(plain(9), Err(BitmapError::NotWords { bytes: 9 }));
         let long = receiver.compressed(&runs(&[101])).map(Iterator::count);
-        assert!(matches!(
-            long,
-            Err(BitmapError::Vli(VliError::PastEnd { .. }))
-        ));
+        assert!(matches!(long, Err(BitmapError::Vli(VliError::PastEnd { .. }))));
         assert_eq!(receiver, Receiver::new(100));
         // Bits behind the end are dropped.
-        let part = Bitmap {
-            words: vec![0xff; 16].into(),
-        };
+        let part = Bitmap { words: vec![0xff; 16].into() };
         let taken: Vec<_> = receiver.plain(&part).unwrap().collect();
         assert_eq!(taken, [(0, u64::MAX), (64, (1 << 36) - 1)]);
     }

@@ -21,10 +21,7 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn take(&mut self, len: usize) -> Result<&'a [u8], DecodeError> {
         let end = self.at.saturating_add(len);
-        let bytes = self.body.get(self.at..end).ok_or(DecodeError::Truncated {
-            need: end,
-            have: self.body.len(),
-        })?;
+        let bytes = self.body.get(self.at..end).ok_or(DecodeError::Truncated { need: end, have: self.body.len() })?;
         self.at = end;
         Ok(bytes)
     }

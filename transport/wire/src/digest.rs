@@ -42,10 +42,7 @@ impl Digest {
         }
         let mut bytes = [0; MAX_DIGEST_LEN];
         bytes[..digest.len()].copy_from_slice(digest);
-        Some(Digest(Box::new(Bytes {
-            len: digest.len() as u8,
-            bytes,
-        })))
+        Some(Digest(Box::new(Bytes { len: digest.len() as u8, bytes })))
     }
 
     /// The bytes.
@@ -58,9 +55,7 @@ impl Digest {
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Digest(")?;
-        self.as_slice()
-            .iter()
-            .try_for_each(|b| write!(f, "{b:02x}"))?;
+        self.as_slice().iter().try_for_each(|b| write!(f, "{b:02x}"))?;
         f.write_str(")")
     }
 }
@@ -74,10 +69,7 @@ mod tests {
         assert_eq!(Digest::new(&[]), None);
         assert_eq!(Digest::new(&[0; 65]), None);
         let crc = Digest::new(&[0x89, 0x41, 0xf9, 0x98]).unwrap();
-        assert_eq!(
-            crc.as_slice().len(),
-            usize::from(digest_len("crc32c").unwrap())
-        );
+        assert_eq!(crc.as_slice().len(), usize::from(digest_len("crc32c").unwrap()));
         assert_eq!(format!("{crc:?}"), "Digest(8941f998)");
         assert_eq!(digest_len("rot13"), None);
     }

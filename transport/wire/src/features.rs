@@ -71,11 +71,7 @@ impl ConnectionFeatures {
     }
 
     const fn max(&self) -> u32 {
-        if self.protocol_max == 0 {
-            self.protocol_min
-        } else {
-            self.protocol_max
-        }
+        if self.protocol_max == 0 { self.protocol_min } else { self.protocol_max }
     }
 }
 
@@ -94,12 +90,8 @@ pub struct Negotiated {
 
 impl Negotiated {
     /// Before the feature exchange: header80; only the initial packets, the feature packet and pings.
-    pub const INITIAL: Negotiated = Negotiated {
-        version: 80,
-        features: Features::EMPTY,
-        integrity_digest_len: 0,
-        own_integrity_digest_len: 0,
-    };
+    pub const INITIAL: Negotiated =
+        Negotiated { version: 80, features: Features::EMPTY, integrity_digest_len: 0, own_integrity_digest_len: 0 };
 
     /// True if all of `features` were agreed.
     #[must_use]
@@ -169,10 +161,7 @@ impl NegotiateError {
 
 /// What follows from our own and the peer's feature packet (section 4). Both ends come to the same
 /// result. Digest lengths are 0: P_PROTOCOL sets them later.
-pub fn negotiate(
-    own: &ConnectionFeatures,
-    peer: &ConnectionFeatures,
-) -> Result<Negotiated, NegotiateError> {
+pub fn negotiate(own: &ConnectionFeatures, peer: &ConnectionFeatures) -> Result<Negotiated, NegotiateError> {
     let agreed = own.max().min(peer.max());
     if agreed < own.protocol_min || agreed < peer.protocol_min {
         return Err(NegotiateError::NoOverlap {
@@ -189,8 +178,7 @@ pub fn negotiate(
     if agreed == 121 && features.contains(Features::RESYNC_DAGTAG) {
         return Err(NegotiateError::BrokenDagtag);
     }
-    let strangers =
-        peer.sender_node_id != own.receiver_node_id || peer.receiver_node_id != own.sender_node_id;
+    let strangers = peer.sender_node_id != own.receiver_node_id || peer.receiver_node_id != own.sender_node_id;
     if agreed >= 110 && strangers {
         return Err(NegotiateError::NodeIdMismatch {
             peer_sender: peer.sender_node_id,
@@ -199,11 +187,7 @@ pub fn negotiate(
             own_sender: own.sender_node_id,
         });
     }
-    Ok(Negotiated {
-        version: agreed,
-        features,
-        ..Negotiated::INITIAL
-    })
+    Ok(Negotiated { version: agreed, features, ..Negotiated::INITIAL })
 }
 
 #[cfg(test)]
@@ -229,19 +213,13 @@ mod tests {
 
     #[test]
     fn wire_negotiation_refuses() {
-        assert!(matches!(
-            pair((118, 124, 0), (86, 101, 0)),
-            Err(NegotiateError::NoOverlap { .. })
-        ));
+        assert!(matches!(pair((118, 124, 0), (86, 101, 0)), Err(NegotiateError::NoOverlap { .. })));
         for max in 102..=117 {
             let refused = pair((86, 124, 0), (86, max, 0));
             assert_eq!(refused, Err(NegotiateError::RefusedVersion { agreed: max }));
         }
         assert!(pair((86, 118, 0), (86, 124, 0)).is_ok());
-        assert_eq!(
-            pair((86, 121, 0x1f), (86, 124, 0x3ff)),
-            Err(NegotiateError::BrokenDagtag)
-        );
+        assert_eq!(pair((86, 121, 0x1f), (86, 124, 0x3ff)), Err(NegotiateError::BrokenDagtag));
         assert!(pair((86, 121, 0xf), (86, 124, 0x3ff)).is_ok());
         assert!(pair((86, 122, 0x1f), (86, 124, 0x3ff)).is_ok());
     }
@@ -252,16 +230,9 @@ mod tests {
         let mut peer = ConnectionFeatures::new(86, 124, Features::DRBD_93, NodeId(2), NodeId(0));
         let error = negotiate(&own, &peer).unwrap_err();
         assert!(error.is_retried(), "{error}");
-        peer = ConnectionFeatures {
-            sender_node_id: 1,
-            receiver_node_id: 5,
-            ..peer
-        };
+        peer = ConnectionFeatures { sender_node_id: 1, receiver_node_id: 5, ..peer };
         assert!(negotiate(&own, &peer).unwrap_err().is_retried());
-        peer = ConnectionFeatures {
-            protocol_max: 101,
-            ..peer
-        };
+        peer = ConnectionFeatures { protocol_max: 101, ..peer };
         assert_eq!(negotiate(&own, &peer).unwrap().version, 101);
     }
 }

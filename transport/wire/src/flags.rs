@@ -126,10 +126,7 @@ mod tests {
 
     #[test]
     fn wire_flags_print_their_names_and_the_rest() {
-        assert_eq!(
-            DpFlags(0x114).to_string(),
-            "MAY_SET_IN_SYNC|FUA|SEND_WRITE_ACK"
-        );
+        assert_eq!(DpFlags(0x114).to_string(), "MAY_SET_IN_SYNC|FUA|SEND_WRITE_ACK");
         assert_eq!(DpFlags(0x8001).to_string(), "HARDBARRIER|0x8000");
         assert_eq!(DpFlags::EMPTY.to_string(), "0x0");
     }

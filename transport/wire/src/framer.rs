@@ -42,10 +42,7 @@ impl Framer {
     /// A framer for a new stream, before the feature exchange.
     #[must_use]
     pub const fn new(stream: Stream) -> Framer {
-        Framer {
-            stream,
-            neg: Negotiated::INITIAL,
-        }
+        Framer { stream, neg: Negotiated::INITIAL }
     }
 
     /// Sets what was agreed, or what changed since (digest lengths). It counts from the next packet on.
@@ -82,17 +79,7 @@ impl Framer {
         }
         let body = &input[head..consumed];
         let (packet, payload_len) = Packet::decode(&header, self.stream, &self.neg, body)?;
-        let digest_len = if packet.has_payload() {
-            usize::from(self.neg.integrity_digest_len)
-        } else {
-            0
-        };
-        Ok(Progress::Packet {
-            consumed,
-            header,
-            packet,
-            digest_len,
-            payload_len,
-        })
+        let digest_len = if packet.has_payload() { usize::from(self.neg.integrity_digest_len) } else { 0 };
+        Ok(Progress::Packet { consumed, header, packet, digest_len, payload_len })
     }
 }

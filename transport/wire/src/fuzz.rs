@@ -38,14 +38,12 @@ const fn agreement(version: u32, features: u32, digest_len: u8) -> Negotiated {
 
 /// Splits off one byte that chooses something.
 fn choice(data: &[u8]) -> (usize, &[u8]) {
-    data.split_first()
-        .map_or((0, data), |(&b, rest)| (usize::from(b), rest))
+    data.split_first().map_or((0, data), |(&b, rest)| (usize::from(b), rest))
 }
 
 /// Splits off a number.
 fn number(data: &[u8]) -> (u64, &[u8]) {
-    data.split_first_chunk::<8>()
-        .map_or((0, data), |(n, rest)| (u64::from_be_bytes(*n), rest))
+    data.split_first_chunk::<8>().map_or((0, data), |(n, rest)| (u64::from_be_bytes(*n), rest))
 }
 
 /// [`Header::decode`].
@@ -66,13 +64,7 @@ pub fn fuzz_framer(data: &[u8]) {
         let mut rest = data;
         loop {
             match framer.next(rest) {
-                Ok(Progress::Packet {
-                    consumed,
-                    payload_len,
-                    packet,
-                    header,
-                    digest_len,
-                }) => {
+                Ok(Progress::Packet { consumed, payload_len, packet, header, digest_len }) => {
                     let digest = &rest[consumed - digest_len..consumed];
                     round_trip(&framer, &header, &packet, digest, payload_len);
                     let Some(next) = rest.get(consumed + payload_len..) else {
@@ -103,22 +95,13 @@ pub fn fuzz_packet(data: &[u8]) {
         command => command,
     };
     let format = HeaderFormat::for_version(neg.version);
-    let header = Header {
-        format,
-        raw_volume: 0,
-        command,
-        length: body.len() as u32,
-    };
+    let header = Header { format, raw_volume: 0, command, length: body.len() as u32 };
     for stream in [Stream::Data, Stream::Control] {
         let mut framer = Framer::new(stream);
         framer.set_negotiated(neg);
         if let Ok((packet, payload_len)) = Packet::decode(&header, stream, &neg, body) {
             let prefix = &body[..body.len() - payload_len];
-            let digest_len = if packet.has_payload() {
-                usize::from(neg.integrity_digest_len)
-            } else {
-                0
-            };
+            let digest_len = if packet.has_payload() { usize::from(neg.integrity_digest_len) } else { 0 };
             let digest = &prefix[prefix.len() - digest_len..];
             round_trip(&framer, &header, &packet, digest, payload_len);
         }
@@ -126,23 +109,12 @@ pub fn fuzz_packet(data: &[u8]) {
 }
 
 /// What was decoded encodes to something that decodes to the same.
-fn round_trip(
-    framer: &Framer,
-    header: &Header,
-    packet: &Packet,
-    digest: &[u8],
-    payload_len: usize,
-) {
+fn round_trip(framer: &Framer, header: &Header, packet: &Packet, digest: &[u8], payload_len: usize) {
     let mut bytes = Vec::new();
     let neg = framer.negotiated();
     packet.encode_with_digest(neg, header.volume(), digest, payload_len, &mut bytes);
     match framer.clone().next(&bytes) {
-        Ok(Progress::Packet {
-            packet: again,
-            consumed,
-            payload_len: len,
-            ..
-        }) => {
+        Ok(Progress::Packet { packet: again, consumed, payload_len: len, .. }) => {
             assert_eq!((&again, consumed, len), (packet, bytes.len(), payload_len));
         }
         other => panic!("{packet:?} came back as {other:?}"),
@@ -154,18 +126,13 @@ pub fn fuzz_vli(data: &[u8]) {
     let (start, data) = number(data);
     let (total_bits, data) = number(data);
     let (encoding, code) = choice(data);
-    let part = CompressedBitmap {
-        encoding: encoding as u8,
-        code: code.into(),
-    };
+    let part = CompressedBitmap { encoding: encoding as u8, code: code.into() };
     let Ok(end) = vli::check_part(&part, start, total_bits) else {
         return;
     };
     assert!(end <= total_bits);
     let runs = vli::decode_part(&part, start, total_bits).expect("a checked part decodes");
-    let lens: Vec<u64> = runs
-        .map(|run| run.expect("a checked part decodes").len)
-        .collect();
+    let lens: Vec<u64> = runs.map(|run| run.expect("a checked part decodes").len).collect();
     assert_eq!(lens.iter().sum::<u64>(), end - start);
     let room = part.code.len().max(8);
     let again = vli::encode_part(lens, part.encoding & 0x80 != 0, room).expect("runs are there");
@@ -186,17 +153,11 @@ pub fn fuzz_bitmap(data: &[u8]) {
         let accepted = if kind % 2 == 0 {
             let part = Bitmap { words };
             let words = receiver.plain(&part);
-            words
-                .map(|w| assert!(w.last().is_none_or(|(bit, _)| bit < total_bits)))
-                .is_ok()
+            words.map(|w| assert!(w.last().is_none_or(|(bit, _)| bit < total_bits))).is_ok()
         } else {
-            let part = CompressedBitmap {
-                encoding: kind as u8 & !1 | 2,
-                code: words,
-            };
+            let part = CompressedBitmap { encoding: kind as u8 & !1 | 2, code: words };
             let runs = receiver.compressed(&part);
-            runs.map(|r| assert!(r.last().is_some_and(|r| r.start < total_bits)))
-                .is_ok()
+            runs.map(|r| assert!(r.last().is_some_and(|r| r.start < total_bits))).is_ok()
         };
         assert!(accepted || receiver == before);
         data = rest;
@@ -242,12 +203,7 @@ fn features(data: &[u8]) -> (ConnectionFeatures, &[u8]) {
 /// [`auth::check_response`]: arbitrary responses are refused or right, never a panic.
 pub fn fuzz_auth(data: &[u8]) {
     let (pick, data) = choice(data);
-    let alg = [
-        HmacAlg::Md5,
-        HmacAlg::Sha1,
-        HmacAlg::Sha256,
-        HmacAlg::Sha512,
-    ][pick % 4];
+    let alg = [HmacAlg::Md5, HmacAlg::Sha1, HmacAlg::Sha256, HmacAlg::Sha512][pick % 4];
     let id = NodeId::new((pick >> 2) as u8);
     let (secret, response) = data.split_at(data.len().min(8));
     let challenge = [pick as u8; CHALLENGE_LEN];

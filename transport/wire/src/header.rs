@@ -26,11 +26,7 @@ impl HeaderFormat {
     /// The format of ordinary packets at an agreed version: header100 from 100 on, else header80.
     #[must_use]
     pub const fn for_version(agreed: u32) -> HeaderFormat {
-        if agreed >= 100 {
-            HeaderFormat::H100
-        } else {
-            HeaderFormat::H80
-        }
+        if agreed >= 100 { HeaderFormat::H100 } else { HeaderFormat::H80 }
     }
 
     /// The format for a packet of `body_len` bytes behind the header: as
@@ -38,11 +34,7 @@ impl HeaderFormat {
     #[must_use]
     pub const fn for_packet(agreed: u32, body_len: usize) -> HeaderFormat {
         let big = body_len > H80_MAX_PACKET - HeaderFormat::H80.len();
-        if agreed >= 95 && agreed < 100 && big {
-            HeaderFormat::H95
-        } else {
-            HeaderFormat::for_version(agreed)
-        }
+        if agreed >= 95 && agreed < 100 && big { HeaderFormat::H95 } else { HeaderFormat::for_version(agreed) }
     }
 
     /// Bytes of the header.
@@ -102,11 +94,7 @@ impl Header {
     /// The volume, or `None` in connection wide packets of 9 and in formats without a volume.
     #[must_use]
     pub const fn volume(&self) -> Option<VolumeNr> {
-        if self.raw_volume == Self::NO_VOLUME {
-            None
-        } else {
-            Some(VolumeNr(self.raw_volume))
-        }
+        if self.raw_volume == Self::NO_VOLUME { None } else { Some(VolumeNr(self.raw_volume)) }
     }
 
     /// The volume that a packet about a volume concerns: formats without a volume know only volume 0.
@@ -122,46 +110,24 @@ impl Header {
     /// `Truncated` says how many bytes to come back with.
     pub fn decode(input: &[u8]) -> Result<Header, HeaderError> {
         let have = input.len();
-        let short = HeaderError::Truncated {
-            need: HeaderFormat::H80.len(),
-            have,
-        };
+        let short = HeaderError::Truncated { need: HeaderFormat::H80.len(), have };
         let first = input.first_chunk::<8>().ok_or(short)?;
         let [m0, m1, m2, m3, b4, b5, b6, b7] = *first;
         let magic = u32::from_be_bytes([m0, m1, m2, m3]);
-        let no_volume = |format, command, length| Header {
-            format,
-            raw_volume: Self::NO_VOLUME,
-            command,
-            length,
-        };
+        let no_volume = |format, command, length| Header { format, raw_volume: Self::NO_VOLUME, command, length };
         if magic == MAGIC_80 {
             let length = u32::from(u16::from_be_bytes([b6, b7]));
-            return Ok(no_volume(
-                HeaderFormat::H80,
-                u16::from_be_bytes([b4, b5]),
-                length,
-            ));
+            return Ok(no_volume(HeaderFormat::H80, u16::from_be_bytes([b4, b5]), length));
         }
         if u16::from_be_bytes([m0, m1]) == MAGIC_95 {
             let length = u32::from_be_bytes([b4, b5, b6, b7]);
-            return Ok(no_volume(
-                HeaderFormat::H95,
-                u16::from_be_bytes([m2, m3]),
-                length,
-            ));
+            return Ok(no_volume(HeaderFormat::H95, u16::from_be_bytes([m2, m3]), length));
         }
         if magic != MAGIC_100 {
             return Err(HeaderError::BadMagic { magic });
         }
-        let long = HeaderError::Truncated {
-            need: HeaderFormat::H100.len(),
-            have,
-        };
-        let rest = input
-            .get(8..)
-            .and_then(|i| i.first_chunk::<8>())
-            .ok_or(long)?;
+        let long = HeaderError::Truncated { need: HeaderFormat::H100.len(), have };
+        let rest = input.get(8..).and_then(|i| i.first_chunk::<8>()).ok_or(long)?;
         let [l0, l1, l2, l3, p0, p1, p2, p3] = *rest;
         let pad = u32::from_be_bytes([p0, p1, p2, p3]);
         if pad != 0 {
@@ -225,35 +191,16 @@ mod tests {
 
     #[test]
     fn wire_headers_have_the_layouts_of_the_reference() {
-        let mut header = Header {
-            format: HeaderFormat::H80,
-            raw_volume: Header::NO_VOLUME,
-            command: 0xfff2,
-            length: 0,
-        };
+        let mut header =
+            Header { format: HeaderFormat::H80, raw_volume: Header::NO_VOLUME, command: 0xfff2, length: 0 };
         assert_eq!(round_trip(header), [0x83, 0x74, 2, 0x67, 0xff, 0xf2, 0, 0]);
         assert_eq!(header.volume(), None);
         assert_eq!(header.device_volume(), Some(VolumeNr(0)));
-        header = Header {
-            format: HeaderFormat::H95,
-            command: 0,
-            length: 0x0002_0018,
-            ..header
-        };
+        header = Header { format: HeaderFormat::H95, command: 0, length: 0x0002_0018, ..header };
         assert_eq!(round_trip(header), [0x83, 0x5a, 0, 0, 0, 2, 0, 0x18]);
-        header = Header {
-            format: HeaderFormat::H100,
-            raw_volume: 1,
-            command: 0x16,
-            length: 24,
-        };
+        header = Header { format: HeaderFormat::H100, raw_volume: 1, command: 0x16, length: 24 };
         let bytes = round_trip(header);
-        assert_eq!(
-            bytes,
-            [
-                0x86, 0x20, 0xec, 0x20, 0, 1, 0, 0x16, 0, 0, 0, 24, 0, 0, 0, 0
-            ]
-        );
+        assert_eq!(bytes, [0x86, 0x20, 0xec, 0x20, 0, 1, 0, 0x16, 0, 0, 0, 24, 0, 0, 0, 0]);
         assert_eq!(header.device_volume(), Some(VolumeNr(1)));
     }
 
@@ -261,13 +208,8 @@ mod tests {
     fn wire_headers_refuse_bad_magic_and_pad() {
         let bad = Header::decode(&[1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(bad, Err(HeaderError::BadMagic { magic: 0x0102_0304 }));
-        let mut bytes = vec![
-            0x86, 0x20, 0xec, 0x20, 0, 1, 0, 0x16, 0, 0, 0, 24, 0, 0, 0, 9,
-        ];
-        assert_eq!(
-            Header::decode(&bytes),
-            Err(HeaderError::NonZeroPad { pad: 9 })
-        );
+        let mut bytes = vec![0x86, 0x20, 0xec, 0x20, 0, 1, 0, 0x16, 0, 0, 0, 24, 0, 0, 0, 9];
+        assert_eq!(Header::decode(&bytes), Err(HeaderError::NonZeroPad { pad: 9 }));
         bytes[15] = 0;
         assert!(Header::decode(&bytes).is_ok());
     }

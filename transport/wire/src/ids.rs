@@ -14,11 +14,7 @@ impl NodeId {
     /// A node id, or `None` above 31.
     #[must_use]
     pub const fn new(id: u8) -> Option<NodeId> {
-        if id <= Self::MAX.0 {
-            Some(NodeId(id))
-        } else {
-            None
-        }
+        if id <= Self::MAX.0 { Some(NodeId(id)) } else { None }
     }
 
     /// A node id from a 32 bit wire field, or `None` above 31.
@@ -109,17 +105,13 @@ impl NodeMask {
 
     /// The nodes in ascending order.
     pub fn iter(self) -> impl DoubleEndedIterator<Item = NodeId> + Clone {
-        (0..=NodeId::MAX.0)
-            .map(NodeId)
-            .filter(move |&n| self.contains(n))
+        (0..=NodeId::MAX.0).map(NodeId).filter(move |&n| self.contains(n))
     }
 }
 
 impl FromIterator<NodeId> for NodeMask {
     fn from_iter<I: IntoIterator<Item = NodeId>>(nodes: I) -> Self {
-        nodes
-            .into_iter()
-            .fold(NodeMask::EMPTY, |set, n| set.union(n.mask()))
+        nodes.into_iter().fold(NodeMask::EMPTY, |set, n| set.union(n.mask()))
     }
 }
 
@@ -228,9 +220,6 @@ mod tests {
         assert_eq!(set.without(NodeId(0).mask()), NodeId(3).mask());
         assert!(set.remove(NodeId(3)) && !set.remove(NodeId(3)));
         assert!(!set.is_empty() && NodeMask::EMPTY.is_empty());
-        assert_eq!(
-            [NodeId(1), NodeId(1)].into_iter().collect::<NodeMask>(),
-            NodeMask(2)
-        );
+        assert_eq!([NodeId(1), NodeId(1)].into_iter().collect::<NodeMask>(), NodeMask(2));
     }
 }

@@ -102,11 +102,7 @@ impl DiskState {
     #[must_use]
     pub const fn to_wire_pre110(self) -> u8 {
         let number = self.as_u8();
-        if number > DiskState::Detaching.as_u8() {
-            number - 1
-        } else {
-            number
-        }
+        if number > DiskState::Detaching.as_u8() { number - 1 } else { number }
     }
 
     /// The state with this number below version 110.
@@ -195,11 +191,7 @@ impl ConnField {
     /// The field with this number, `None` above 23.
     #[must_use]
     pub const fn new(number: u8) -> Option<ConnField> {
-        if number <= ReplState::Behind.as_u8() {
-            Some(ConnField(number))
-        } else {
-            None
-        }
+        if number <= ReplState::Behind.as_u8() { Some(ConnField(number)) } else { None }
     }
 
     /// The number.
@@ -384,11 +376,7 @@ impl StateBits {
         };
         let disk = |mask| {
             let disk = self.field(mask);
-            let state = if agreed < 110 {
-                DiskState::from_wire_pre110(disk)
-            } else {
-                DiskState::from_u8(disk)
-            };
+            let state = if agreed < 110 { DiskState::from_wire_pre110(disk) } else { DiskState::from_u8(disk) };
             state.ok_or(StateError::BadDisk { word, disk })
         };
         let conn = self.field(Self::CONN);
@@ -443,11 +431,7 @@ impl StateWord {
     #[must_use]
     pub fn bits(&self, agreed: u32) -> StateBits {
         let disk = |state: DiskState| {
-            if agreed < 110 {
-                state.to_wire_pre110()
-            } else {
-                state.as_u8()
-            }
+            if agreed < 110 { state.to_wire_pre110() } else { state.as_u8() }
         };
         let mut bits = StateBits(
             StateBits::of_role(self.role).0
@@ -477,20 +461,14 @@ mod tests {
         let word = StateBits(0x0080_ea82).word(124).unwrap();
         assert_eq!((word.role, word.peer), (Role::Secondary, Role::Unknown));
         assert_eq!(word.conn.conn_state(), Some(ConnState::Connecting));
-        assert_eq!(
-            (word.disk, word.pdsk),
-            (DiskState::Inconsistent, DiskState::DUnknown)
-        );
+        assert_eq!((word.disk, word.pdsk), (DiskState::Inconsistent, DiskState::DUnknown));
         assert!(word.quorum && !word.susp);
         assert_eq!(word.bits(124), StateBits(0x0080_ea82));
         // A connect: mask conn + role, value Connected + Primary.
         let (mask, val) = (StateBits(0x1f3), StateBits(0x91));
         assert!(mask.names(StateBits::ROLE) && mask.names(StateBits::CONN));
         assert!(!mask.names(StateBits::DISK));
-        assert_eq!(
-            val,
-            StateBits::of_conn(ConnState::Connected) | StateBits::of_role(Role::Primary)
-        );
+        assert_eq!(val, StateBits::of_conn(ConnState::Connected) | StateBits::of_role(Role::Primary));
         // primary --force towards 8.4: disk numbers of requests are not shifted.
         assert_eq!(StateBits(0x1201).disk(), Some(DiskState::UpToDate));
     }
@@ -507,40 +485,22 @@ mod tests {
 
     #[test]
     fn wire_state_word_round_trips_and_refuses() {
-        let mut word = StateWord {
-            peer_isp: true,
-            user_isp: true,
-            ..StateWord::default()
-        };
+        let mut word = StateWord { peer_isp: true, user_isp: true, ..StateWord::default() };
         for agreed in [101, 124] {
             for &disk in DiskState::ALL {
                 if agreed < 110 && disk == DiskState::Detaching {
                     continue;
                 }
                 for conn in 0..=23 {
-                    word = StateWord {
-                        conn: ConnField(conn),
-                        disk,
-                        pdsk: disk,
-                        ..word
-                    };
+                    word = StateWord { conn: ConnField(conn), disk, pdsk: disk, ..word };
                     assert_eq!(word.bits(agreed).word(agreed), Ok(word));
                 }
             }
         }
-        assert!(matches!(
-            StateBits(3).word(124),
-            Err(StateError::BadRole { role: 3, .. })
-        ));
-        assert!(matches!(
-            StateBits(24 << 4).word(124),
-            Err(StateError::BadConn { conn: 24, .. })
-        ));
+        assert!(matches!(StateBits(3).word(124), Err(StateError::BadRole { role: 3, .. })));
+        assert!(matches!(StateBits(24 << 4).word(124), Err(StateError::BadConn { conn: 24, .. })));
         assert!(StateBits(9 << 9).word(124).is_ok());
-        assert!(matches!(
-            StateBits(9 << 9).word(101),
-            Err(StateError::BadDisk { disk: 9, .. })
-        ));
+        assert!(matches!(StateBits(9 << 9).word(101), Err(StateError::BadDisk { disk: 9, .. })));
     }
 
     #[test]

@@ -42,22 +42,12 @@ const SHAPES: [(u32, u32, u64); 10] = [
 ];
 
 const LEVELS: [Level; 10] = {
-    let mut levels = [Level {
-        total_bits: 0,
-        prefix_bits: 0,
-        prefix: 0,
-        base: 1,
-    }; 10];
+    let mut levels = [Level { total_bits: 0, prefix_bits: 0, prefix: 0, base: 1 }; 10];
     let mut base = 1;
     let mut i = 0;
     while i < levels.len() {
         let (total_bits, prefix_bits, prefix) = SHAPES[i];
-        levels[i] = Level {
-            total_bits,
-            prefix_bits,
-            prefix,
-            base,
-        };
+        levels[i] = Level { total_bits, prefix_bits, prefix, base };
         base = levels[i].largest() + 1;
         i += 1;
     }
@@ -144,15 +134,8 @@ impl EncodedPart {
 /// starts with the first run that found no room. `None` if there was no run.
 ///
 /// Panics on an empty run, one above [`MAX_RUN`], or less than eight bytes of room.
-pub fn encode_part(
-    runs: impl IntoIterator<Item = u64>,
-    first_set: bool,
-    max_code_bytes: usize,
-) -> Option<EncodedPart> {
-    assert!(
-        max_code_bytes >= 8,
-        "no room for the longest code word in {max_code_bytes} bytes"
-    );
+pub fn encode_part(runs: impl IntoIterator<Item = u64>, first_set: bool, max_code_bytes: usize) -> Option<EncodedPart> {
+    assert!(max_code_bytes >= 8, "no room for the longest code word in {max_code_bytes} bytes");
     let mut out = BitWriter::default();
     let (mut bits, mut count) = (0, 0);
     for run in runs {
@@ -169,24 +152,14 @@ pub fn encode_part(
     }
     let pad_bits = (out.bytes.len() as u64 * 8 - out.bits) as u8;
     let polarity = if first_set { POLARITY } else { 0 };
-    let part = CompressedBitmap {
-        encoding: CODE | pad_bits << 4 | polarity,
-        code: out.bytes.into(),
-    };
-    Some(EncodedPart {
-        part,
-        bits,
-        runs: count,
-    })
+    let part = CompressedBitmap { encoding: CODE | pad_bits << 4 | polarity, code: out.bytes.into() };
+    Some(EncodedPart { part, bits, runs: count })
 }
 
 /// The code word of a run and its length in bits.
 fn code_word(run: u64) -> (u64, u32) {
     assert!((1..=MAX_RUN).contains(&run), "a run of {run} bits");
-    let level = LEVELS
-        .iter()
-        .find(|l| run <= l.largest())
-        .expect("the last level holds the longest run");
+    let level = LEVELS.iter().find(|l| run <= l.largest()).expect("the last level holds the longest run");
     let word = (run - level.base) << level.prefix_bits | level.prefix;
     (word, level.total_bits)
 }
@@ -219,11 +192,7 @@ impl BitWriter {
 /// iterator ends. [`check_part`] looks at a whole part before any of it is used.
 ///
 /// Errors: the code is not known or empty.
-pub fn decode_part(
-    part: &CompressedBitmap,
-    start: u64,
-    total_bits: u64,
-) -> Result<Runs<'_>, VliError> {
+pub fn decode_part(part: &CompressedBitmap, start: u64, total_bits: u64) -> Result<Runs<'_>, VliError> {
     let CompressedBitmap { encoding, ref code } = *part;
     if encoding & 0x0f != CODE {
         return Err(VliError::UnknownCode { encoding });
@@ -231,27 +200,16 @@ pub fn decode_part(
     let pad_bits = encoding >> 4 & 7;
     let code_bits = (code.len() as u64 * 8).saturating_sub(u64::from(pad_bits));
     if code_bits == 0 {
-        return Err(VliError::Empty {
-            len: code.len(),
-            pad_bits,
-        });
+        return Err(VliError::Empty { len: code.len(), pad_bits });
     }
-    Ok(Runs {
-        code,
-        code_bits,
-        at: 0,
-        set: encoding & POLARITY != 0,
-        position: start,
-        total_bits,
-    })
+    Ok(Runs { code, code_bits, at: 0, set: encoding & POLARITY != 0, position: start, total_bits })
 }
 
 /// Checks a whole part and returns the position behind it, in bits. Errors as from [`decode_part`] and
 /// [`Runs`].
 pub fn check_part(part: &CompressedBitmap, start: u64, total_bits: u64) -> Result<u64, VliError> {
     let mut runs = decode_part(part, start, total_bits)?;
-    runs.try_for_each(|run| run.map(|_| ()))
-        .map(|()| runs.position)
+    runs.try_for_each(|run| run.map(|_| ())).map(|()| runs.position)
 }
 
 /// The runs of a compressed part.
@@ -287,19 +245,11 @@ impl Runs<'_> {
             return Err(VliError::Truncated { need, have });
         }
         let data = window >> level.prefix_bits & ((1 << level.data_bits()) - 1);
-        let run = Run {
-            set: self.set,
-            start: self.position,
-            len: level.base + data,
-        };
+        let run = Run { set: self.set, start: self.position, len: level.base + data };
         match run.start.checked_add(run.len) {
             Some(end) if end <= self.total_bits => self.position = end,
             _ => {
-                return Err(VliError::PastEnd {
-                    start: run.start,
-                    len: run.len,
-                    total_bits: self.total_bits,
-                });
+                return Err(VliError::PastEnd { start: run.start, len: run.len, total_bits: self.total_bits });
             }
         }
         self.at += need;
@@ -328,10 +278,7 @@ mod tests {
     use super::*;
 
     fn part(bytes: &[u8]) -> CompressedBitmap {
-        CompressedBitmap {
-            encoding: bytes[0],
-            code: bytes[1..].into(),
-        }
+        CompressedBitmap { encoding: bytes[0], code: bytes[1..].into() }
     }
 
     #[test]
@@ -346,17 +293,10 @@ mod tests {
     fn wire_vli_part_of_the_recordings() {
         let bytes = [0xb2, 0x3f, 0xc5, 0x0e];
         let runs: Vec<_> = decode_part(&part(&bytes), 0, 4086).unwrap().collect();
-        let run = Run {
-            set: true,
-            start: 0,
-            len: 4086,
-        };
+        let run = Run { set: true, start: 0, len: 4086 };
         assert_eq!(runs, [Ok(run)]);
         let encoded = encode_part([4086], true, 4079).unwrap();
-        assert_eq!(
-            (encoded.part.clone(), encoded.bits, encoded.runs),
-            (part(&bytes), 4086, 1)
-        );
+        assert_eq!((encoded.part.clone(), encoded.bits, encoded.runs), (part(&bytes), 4086, 1));
         assert!(encoded.is_worth_it());
     }
 
@@ -375,14 +315,7 @@ mod tests {
     fn wire_vli_refuses_by_name() {
         let whole = part(&[0xb2, 0x3f, 0xc5, 0x0e]);
         let past = check_part(&whole, 1, 4086);
-        assert!(matches!(
-            past,
-            Err(VliError::PastEnd {
-                start: 1,
-                len: 4086,
-                ..
-            })
-        ));
+        assert!(matches!(past, Err(VliError::PastEnd { start: 1, len: 4086, .. })));
         let far = check_part(&whole, u64::MAX - 5, u64::MAX);
         assert!(matches!(far, Err(VliError::PastEnd { .. })));
         let cut = check_part(&part(&[0xb2, 0x3f, 0xc5]), 0, 4086);
@@ -390,13 +323,7 @@ mod tests {
         let code = check_part(&part(&[0xb1, 0x3f]), 0, 9);
         assert_eq!(code, Err(VliError::UnknownCode { encoding: 0xb1 }));
         let none = check_part(&part(&[0xb2]), 0, 9);
-        assert_eq!(
-            none,
-            Err(VliError::Empty {
-                len: 0,
-                pad_bits: 3
-            })
-        );
+        assert_eq!(none, Err(VliError::Empty { len: 0, pad_bits: 3 }));
         let mut runs = decode_part(&whole, 0, 10).unwrap();
         assert!(runs.next().is_some_and(|r| r.is_err()) && runs.next().is_none());
     }

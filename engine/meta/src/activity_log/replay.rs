@@ -40,9 +40,7 @@ pub enum ReplayError {
     #[error("activity log transaction number {0} is there twice")]
     DuplicateNumber(u32),
     /// The numbers of the transactions are not those of one pass over the ring.
-    #[error(
-        "activity log transactions {oldest} to {newest} are not consecutive: {found} were found"
-    )]
+    #[error("activity log transactions {oldest} to {newest} are not consecutive: {found} were found")]
     NotConsecutive {
         /// Lowest number.
         oldest: u32,
@@ -96,12 +94,7 @@ pub fn replay<'a>(
     sort_by_number(&mut updates)?;
     let extents = hot_extents(&updates, device_extents)?;
     let newest_tr_number = updates.last().map(|transaction| transaction.tr_number);
-    Ok(HotSet {
-        extents,
-        newest_tr_number,
-        valid_blocks,
-        torn_blocks,
-    })
+    Ok(HotSet { extents, newest_tr_number, valid_blocks, torn_blocks })
 }
 
 /// Sorts by transaction number, which wraps, and checks that the numbers are consecutive.
@@ -109,13 +102,9 @@ fn sort_by_number(updates: &mut [AlTransaction]) -> Result<(), ReplayError> {
     let Some(base) = updates.first().map(|transaction| transaction.tr_number) else {
         return Ok(());
     };
-    let distance =
-        |transaction: &AlTransaction| transaction.tr_number.wrapping_sub(base).cast_signed();
+    let distance = |transaction: &AlTransaction| transaction.tr_number.wrapping_sub(base).cast_signed();
     updates.sort_by_key(distance);
-    if let Some(pair) = updates
-        .windows(2)
-        .find(|pair| pair[0].tr_number == pair[1].tr_number)
-    {
+    if let Some(pair) = updates.windows(2).find(|pair| pair[0].tr_number == pair[1].tr_number) {
         return Err(ReplayError::DuplicateNumber(pair[0].tr_number));
     }
     let (oldest, newest) = (&updates[0], &updates[updates.len() - 1]);
@@ -133,17 +122,11 @@ fn sort_by_number(updates: &mut [AlTransaction]) -> Result<(), ReplayError> {
 /// Fills the table from the oldest to the newest transaction and collects what is in it.
 fn hot_extents(updates: &[AlTransaction], device_extents: u32) -> Result<Vec<u32>, ReplayError> {
     // The table may have changed its size while attached. What a larger one held stays in: too much is safe.
-    let slots = updates
-        .iter()
-        .map(|transaction| usize::from(transaction.context_size))
-        .max()
-        .unwrap_or(0);
+    let slots = updates.iter().map(|transaction| usize::from(transaction.context_size)).max().unwrap_or(0);
     let mut table = vec![AL_FREE; slots];
     for transaction in updates {
         // Decoding has checked that changes and a window that is not empty lie inside of the table.
-        let window = table
-            .iter_mut()
-            .skip(usize::from(transaction.context_start));
+        let window = table.iter_mut().skip(usize::from(transaction.context_start));
         for (slot, &extent_nr) in window.zip(&transaction.context) {
             *slot = extent_nr;
         }
@@ -151,17 +134,13 @@ fn hot_extents(updates: &[AlTransaction], device_extents: u32) -> Result<Vec<u32
             table[usize::from(update.slot_nr)] = update.extent_nr;
         }
     }
-    let mut extents: Vec<u32> = table
-        .into_iter()
-        .filter(|&extent_nr| extent_nr != AL_FREE)
-        .collect();
+    let mut extents: Vec<u32> = table.into_iter().filter(|&extent_nr| extent_nr != AL_FREE).collect();
     extents.sort_unstable();
     extents.dedup();
     match extents.last() {
-        Some(&extent_nr) if extent_nr >= device_extents => Err(ReplayError::ExtentBeyondDevice {
-            extent_nr,
-            device_extents,
-        }),
+        Some(&extent_nr) if extent_nr >= device_extents => {
+            Err(ReplayError::ExtentBeyondDevice { extent_nr, device_extents })
+        }
         _ => Ok(extents),
     }
 }

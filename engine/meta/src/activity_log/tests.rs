@@ -12,10 +12,7 @@ fn update(tr_number: u32, slots: u16, updates: &[(u16, u32)]) -> AlTransaction {
     AlTransaction {
         tr_number,
         kind: TransactionKind::Update,
-        updates: updates
-            .iter()
-            .map(|&(slot_nr, extent_nr)| AlUpdate { slot_nr, extent_nr })
-            .collect(),
+        updates: updates.iter().map(|&(slot_nr, extent_nr)| AlUpdate { slot_nr, extent_nr }).collect(),
         context_size: slots,
         context_start: 0,
         context: vec![AL_FREE; window_len(0, slots)],
@@ -35,14 +32,7 @@ struct Ring {
 impl Ring {
     fn new(stripes: u32, stripe_size: u32, slots: u16, tr_number: u32) -> Self {
         let blocks = vec![initialized_block(); (stripes * stripe_size) as usize];
-        Self {
-            blocks,
-            stripes,
-            stripe_size,
-            tr_number,
-            context_start: 0,
-            table: vec![AL_FREE; slots.into()],
-        }
+        Self { blocks, stripes, stripe_size, tr_number, context_start: 0, table: vec![AL_FREE; slots.into()] }
     }
 
     fn place(&self) -> usize {
@@ -54,8 +44,7 @@ impl Ring {
         let start = usize::from(self.context_start);
         let mut transaction = update(self.tr_number, slots, changes);
         transaction.context_start = self.context_start;
-        transaction.context =
-            self.table[start..start + window_len(self.context_start, slots)].to_vec();
+        transaction.context = self.table[start..start + window_len(self.context_start, slots)].to_vec();
         let place = self.place();
         self.blocks[place] = encoded(&transaction);
         for &(slot, extent_nr) in changes {
@@ -66,12 +55,7 @@ impl Ring {
     }
 
     fn hot(&self) -> Vec<u32> {
-        let mut hot: Vec<u32> = self
-            .table
-            .iter()
-            .copied()
-            .filter(|&extent| extent != AL_FREE)
-            .collect();
+        let mut hot: Vec<u32> = self.table.iter().copied().filter(|&extent| extent != AL_FREE).collect();
         hot.sort_unstable();
         hot.dedup();
         hot
@@ -81,17 +65,9 @@ impl Ring {
 #[test]
 fn meta_al_initialised_block_has_the_known_checksum() {
     let block = initialized_block();
-    assert_eq!(
-        block[..16],
-        [
-            0x69, 0xcb, 0x65, 0xa2, 0, 0, 0, 0, 0x70, 0x9c, 0xc6, 0x51, 0xff, 0xff, 0, 0
-        ]
-    );
+    assert_eq!(block[..16], [0x69, 0xcb, 0x65, 0xa2, 0, 0, 0, 0, 0x70, 0x9c, 0xc6, 0x51, 0xff, 0xff, 0, 0]);
     assert!(block[16..].iter().all(|&byte| byte == 0));
-    assert_eq!(
-        AlTransaction::decode(&block),
-        Ok(AlTransaction::initialized(0))
-    );
+    assert_eq!(AlTransaction::decode(&block), Ok(AlTransaction::initialized(0)));
 }
 
 #[test]
@@ -104,14 +80,8 @@ fn meta_al_fields_lie_where_the_format_says() {
     assert_eq!(block[12..20], [0, 0, 0, 1, 0x03, 0xe8, 0x03, 0x97]);
     assert_eq!(block[20..36], [0; 16]);
     assert_eq!(block[36..40], [0, 5, 0xff, 0xff]);
-    assert_eq!(
-        block[164..172],
-        [0x0a, 0x0b, 0x0c, 0x0d, 0xff, 0xff, 0xff, 0xff]
-    );
-    assert_eq!(
-        block[420 + 80 * 4..420 + 82 * 4],
-        [0, 0, 0, 80, 0xff, 0xff, 0xff, 0xff]
-    );
+    assert_eq!(block[164..172], [0x0a, 0x0b, 0x0c, 0x0d, 0xff, 0xff, 0xff, 0xff]);
+    assert_eq!(block[420 + 80 * 4..420 + 82 * 4], [0, 0, 0, 80, 0xff, 0xff, 0xff, 0xff]);
 }
 
 #[test]
@@ -124,24 +94,12 @@ fn meta_al_errors_have_names() {
         block[CRC_RANGE].copy_from_slice(&crc.to_be_bytes());
         AlTransaction::decode(&block).unwrap_err()
     };
-    assert_eq!(
-        AlTransaction::decode(&good[..4095]),
-        Err(AlError::Length(4095))
-    );
+    assert_eq!(AlTransaction::decode(&good[..4095]), Err(AlError::Length(4095)));
     assert_eq!(broken(0, &[0; 4]), AlError::Magic(0));
-    assert_eq!(
-        broken(0, &AL_PMEM_MAGIC.to_be_bytes()),
-        AlError::PersistentMemory
-    );
+    assert_eq!(broken(0, &AL_PMEM_MAGIC.to_be_bytes()), AlError::PersistentMemory);
     assert_eq!(broken(12, &[0, 1]), AlError::Kind(1));
     assert_eq!(broken(14, &[0, 65]), AlError::UpdateCount(65));
-    assert_eq!(
-        broken(36, &[0, 100]),
-        AlError::UpdateSlot {
-            slot_nr: 100,
-            context_size: 100
-        }
-    );
+    assert_eq!(broken(36, &[0, 100]), AlError::UpdateSlot { slot_nr: 100, context_size: 100 });
     assert_eq!(broken(38, &[0, 5]), AlError::UnusedEntry(1));
     assert_eq!(broken(420 + 400, &[0; 4]), AlError::UnusedEntry(100));
     let mut torn = good;
@@ -153,11 +111,7 @@ fn meta_al_errors_have_names() {
 
 #[test]
 fn meta_al_slots_are_spread_over_the_stripes() {
-    let places = |stripes, size| {
-        (0..stripes * size)
-            .map(|t| slot_block(t, stripes, size))
-            .collect::<Vec<_>>()
-    };
+    let places = |stripes, size| (0..stripes * size).map(|t| slot_block(t, stripes, size)).collect::<Vec<_>>();
     assert_eq!(places(1, 8), [0, 1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(places(2, 4), [0, 4, 1, 5, 2, 6, 3, 7]);
     assert_eq!(slot_block(8 + 3, 2, 4), 5);
@@ -171,10 +125,7 @@ fn meta_al_table_is_bounded_by_the_ring() {
     assert_eq!(max_extents(1, 73), 65_534);
     assert_eq!(max_extents(u32::MAX, u32::MAX), 65_534);
     assert_eq!(max_extents(0, 8), 0);
-    assert_eq!(
-        [next_context_start(0, 1237), next_context_start(919, 1237)],
-        [919, 0]
-    );
+    assert_eq!([next_context_start(0, 1237), next_context_start(919, 1237)], [919, 0]);
     assert_eq!(next_context_start(0, 919), 0);
 }
 
@@ -182,15 +133,7 @@ fn meta_al_table_is_bounded_by_the_ring() {
 fn meta_al_replay_of_an_initialised_ring_is_empty() {
     let ring = Ring::new(1, 8, 67, 0);
     let hot = replay(&ring.blocks, 10).unwrap();
-    assert_eq!(
-        hot,
-        HotSet {
-            extents: vec![],
-            newest_tr_number: None,
-            valid_blocks: 8,
-            torn_blocks: 0
-        }
-    );
+    assert_eq!(hot, HotSet { extents: vec![], newest_tr_number: None, valid_blocks: 8, torn_blocks: 0 });
 }
 
 #[test]
@@ -199,33 +142,14 @@ fn meta_al_replay_errors_have_names() {
     assert_eq!(replay(&[zero; 8], 10), Err(ReplayError::NoValidBlock));
     assert_eq!(replay(&[], 10), Err(ReplayError::NoValidBlock));
     let one = |tr_number| encoded(&update(tr_number, 67, &[(1, tr_number % 10)]));
-    assert_eq!(
-        replay(&[one(1), zero, zero], 10),
-        Err(ReplayError::TooManyTorn(2))
-    );
-    assert_eq!(
-        replay(&[one(1), one(1)], 10),
-        Err(ReplayError::DuplicateNumber(1))
-    );
-    let gap = ReplayError::NotConsecutive {
-        oldest: 1,
-        newest: 3,
-        found: 2,
-    };
+    assert_eq!(replay(&[one(1), zero, zero], 10), Err(ReplayError::TooManyTorn(2)));
+    assert_eq!(replay(&[one(1), one(1)], 10), Err(ReplayError::DuplicateNumber(1)));
+    let gap = ReplayError::NotConsecutive { oldest: 1, newest: 3, found: 2 };
     assert_eq!(replay(&[one(1), zero, one(3)], 10), Err(gap));
-    assert_eq!(
-        replay(&[one(9)], 9),
-        Err(ReplayError::ExtentBeyondDevice {
-            extent_nr: 9,
-            device_extents: 9
-        })
-    );
+    assert_eq!(replay(&[one(9)], 9), Err(ReplayError::ExtentBeyondDevice { extent_nr: 9, device_extents: 9 }));
     let mut pmem = zero;
     pmem[..4].copy_from_slice(&AL_PMEM_MAGIC.to_be_bytes());
-    let malformed = ReplayError::Malformed {
-        block: 1,
-        error: AlError::PersistentMemory,
-    };
+    let malformed = ReplayError::Malformed { block: 1, error: AlError::PersistentMemory };
     assert_eq!(replay(&[one(1), pmem], 10), Err(malformed));
     assert!(replay(&[one(u32::MAX), one(0), one(i32::MAX as u32)], 10).is_err());
 }
@@ -243,22 +167,13 @@ fn meta_al_replay_after_the_table_shrank_keeps_the_old_slots() {
 
 fn any_transaction() -> impl Strategy<Value = AlTransaction> {
     let updates = proptest::collection::vec(any::<(u16, u32)>(), 0..=AL_UPDATES_MAX);
-    (any::<u32>(), 1u16.., any::<u16>(), updates, any::<u32>()).prop_map(
-        |(tr_number, slots, start, updates, seed)| {
-            let updates: Vec<_> = updates
-                .into_iter()
-                .map(|(slot, extent)| (slot % slots, extent))
-                .collect();
-            let context_start = start % slots;
-            let window = u32::try_from(window_len(context_start, slots)).unwrap();
-            let context = (0..window).map(|i| i.wrapping_mul(seed)).collect();
-            AlTransaction {
-                context_start,
-                context,
-                ..update(tr_number, slots, &updates)
-            }
-        },
-    )
+    (any::<u32>(), 1u16.., any::<u16>(), updates, any::<u32>()).prop_map(|(tr_number, slots, start, updates, seed)| {
+        let updates: Vec<_> = updates.into_iter().map(|(slot, extent)| (slot % slots, extent)).collect();
+        let context_start = start % slots;
+        let window = u32::try_from(window_len(context_start, slots)).unwrap();
+        let context = (0..window).map(|i| i.wrapping_mul(seed)).collect();
+        AlTransaction { context_start, context, ..update(tr_number, slots, &updates) }
+    })
 }
 
 proptest! {

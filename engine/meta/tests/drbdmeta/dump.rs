@@ -31,11 +31,7 @@ impl Dump {
             } else if line == "}" {
                 section.clear();
             } else {
-                for item in line
-                    .split(';')
-                    .map(str::trim)
-                    .filter(|item| !item.is_empty())
-                {
+                for item in line.split(';').map(str::trim).filter(|item| !item.is_empty()) {
                     dump.item(&section, item);
                 }
             }
@@ -44,13 +40,8 @@ impl Dump {
     }
 
     fn comment(&mut self, comment: &str) {
-        if let [
-            key @ ("md_size_sect" | "md_offset" | "al_offset" | "bm_offset" | "al-extents"),
-            value,
-        ] = comment
-            .trim_end_matches(';')
-            .split_whitespace()
-            .collect::<Vec<_>>()[..]
+        if let [key @ ("md_size_sect" | "md_offset" | "al_offset" | "bm_offset" | "al-extents"), value] =
+            comment.trim_end_matches(';').split_whitespace().collect::<Vec<_>>()[..]
         {
             self.fields.insert(key.to_owned(), value.to_owned());
         }
@@ -68,10 +59,7 @@ impl Dump {
         if section.starts_with("bitmap[") || section == "bm" {
             let (count, word) = item.split_once(" times ").unwrap_or(("1", item));
             let words = self.bitmaps.last_mut().expect("inside of a bitmap");
-            words.extend(std::iter::repeat_n(
-                number(word),
-                usize::try_from(number(count)).expect("a count"),
-            ));
+            words.extend(std::iter::repeat_n(number(word), usize::try_from(number(count)).expect("a count")));
         } else if let Some((key, value)) = item.split_once(' ') {
             let fields = if section.starts_with("peer[") {
                 self.peers.last_mut().expect("inside of a peer")
@@ -86,11 +74,7 @@ impl Dump {
 
     /// A field, as a number.
     pub(crate) fn field(&self, key: &str) -> u64 {
-        number(
-            self.fields
-                .get(key)
-                .unwrap_or_else(|| panic!("no field {key} in {self:?}")),
-        )
+        number(self.fields.get(key).unwrap_or_else(|| panic!("no field {key} in {self:?}")))
     }
 
     /// A field of a peer.

@@ -3,8 +3,8 @@
 use zea_meta::create::{create_md, create_md_v08};
 use zea_meta::superblock::{Format, detect};
 use zea_meta::{
-    CreateParams, DeviceFlags, Layout, LayoutParams, MD_BLOCK_SIZE, PeerFlags, Placement,
-    SuperBlock, SuperBlockV08, V08Flags, foreign, replay,
+    CreateParams, DeviceFlags, Layout, LayoutParams, MD_BLOCK_SIZE, PeerFlags, Placement, SuperBlock, SuperBlockV08,
+    V08Flags, foreign, replay,
 };
 
 use crate::image::{Image, device_bytes, layouts};
@@ -13,10 +13,7 @@ use crate::tool::{MdFormat, Tool};
 /// Lets `drbdmeta` create v09 meta data.
 fn create_by_tool(tool: &Tool, params: &LayoutParams) -> Image {
     let image = Image::new(device_bytes(params));
-    let (stripes, stripe_kib) = (
-        params.al_stripes.to_string(),
-        (params.al_stripe_size_4k * 4).to_string(),
-    );
+    let (stripes, stripe_kib) = (params.al_stripes.to_string(), (params.al_stripe_size_4k * 4).to_string());
     let peers = params.max_peers.to_string();
     let mut command = vec!["create-md"];
     if (params.al_stripes, params.al_stripe_size_4k) != (1, 8) {
@@ -36,21 +33,14 @@ fn assert_same_bytes(found: &Image, expected: &Image, offset_bytes: u64, len: u6
     let window = len.min(1 << 20);
     for offset in [offset_bytes, offset_bytes + len - window] {
         let window = usize::try_from(window).expect("a window");
-        assert!(
-            found.read(offset, window) == expected.read(offset, window),
-            "{len} bytes at {offset_bytes}"
-        );
+        assert!(found.read(offset, window) == expected.read(offset, window), "{len} bytes at {offset_bytes}");
     }
 }
 
 fn stripe_variants() -> Vec<LayoutParams> {
     let base = LayoutParams::internal(64 * 2048, 3);
     [(4, 16), (2, 8), (1, 16), (3, 21)]
-        .map(|(al_stripes, al_stripe_size_4k)| LayoutParams {
-            al_stripes,
-            al_stripe_size_4k,
-            ..base
-        })
+        .map(|(al_stripes, al_stripe_size_4k)| LayoutParams { al_stripes, al_stripe_size_4k, ..base })
         .to_vec()
 }
 
@@ -68,19 +58,9 @@ fn drbdmeta_and_zea_create_the_same_bytes() {
 
         let ours = Image::new(device_bytes(&params));
         ours.perform(&created.writes);
-        assert_same_bytes(
-            &theirs,
-            &ours,
-            layout.super_block_offset_bytes,
-            MD_BLOCK_SIZE as u64,
-        );
+        assert_same_bytes(&theirs, &ours, layout.super_block_offset_bytes, MD_BLOCK_SIZE as u64);
         assert_same_bytes(&theirs, &ours, layout.al_offset_bytes, layout.al_size_bytes);
-        assert_same_bytes(
-            &theirs,
-            &ours,
-            layout.bitmap_offset_bytes,
-            layout.bitmap_size_bytes,
-        );
+        assert_same_bytes(&theirs, &ours, layout.bitmap_offset_bytes, layout.bitmap_size_bytes);
     }
 }
 
@@ -89,20 +69,11 @@ fn drbdmeta_and_zea_create_the_same_v08_bytes() {
     let Some(tool) = Tool::find() else { return };
     for params in layouts().into_iter().filter(|params| params.max_peers == 1) {
         let theirs = Image::new(device_bytes(&params));
-        tool.ok(
-            MdFormat::V08,
-            &theirs.path(),
-            params.placement,
-            &["create-md"],
-        );
+        tool.ok(MdFormat::V08, &theirs.path(), params.placement, &["create-md"]);
         let created = create_md_v08(&CreateParams::new(params)).unwrap();
         let layout = created.layout;
         let block = theirs.read_block(layout.super_block_offset_bytes);
-        assert_eq!(
-            SuperBlockV08::decode(&block),
-            Ok(created.super_block.clone()),
-            "{params:?}"
-        );
+        assert_eq!(SuperBlockV08::decode(&block), Ok(created.super_block.clone()), "{params:?}");
         assert_eq!(layout.check_v08(&created.super_block), Ok(()));
         let ours = Image::new(device_bytes(&params));
         ours.perform(&created.writes);
@@ -117,12 +88,7 @@ fn drbdmeta_set_gi_is_read_back() {
     let params = LayoutParams::internal(131_072, 2);
     let image = create_by_tool(&tool, &params);
     let gi = "0123456789ABCDEF:1111111111111111:2222222222222222:3333333333333333:1:1:1:1:0:0:1:1:1:0:1:1";
-    tool.ok(
-        MdFormat::V09,
-        &image.path(),
-        Placement::Internal,
-        &["set-gi", "--node-id", "7", gi],
-    );
+    tool.ok(MdFormat::V09, &image.path(), Placement::Internal, &["set-gi", "--node-id", "7", gi]);
     let super_block = decode(&image, &Layout::compute(&params).unwrap());
     assert_eq!(super_block.uuid_set(7), gi[..68].parse().unwrap());
     assert_eq!(super_block.uuid_set(6).bitmap, 0);
@@ -132,8 +98,7 @@ fn drbdmeta_set_gi_is_read_back() {
         | DeviceFlags::CRASHED_PRIMARY
         | DeviceFlags::PRIMARY_LOST_QUORUM;
     assert_eq!(super_block.flags, device);
-    let peer =
-        PeerFlags::CONNECTED | PeerFlags::OUTDATED | PeerFlags::FULL_SYNC | PeerFlags::DEVICE_SEEN;
+    let peer = PeerFlags::CONNECTED | PeerFlags::OUTDATED | PeerFlags::FULL_SYNC | PeerFlags::DEVICE_SEEN;
     assert_eq!(super_block.peers[7].flags, peer);
 }
 
@@ -142,19 +107,9 @@ fn drbdmeta_set_gi_of_v08_is_read_back() {
     let Some(tool) = Tool::find() else { return };
     let params = LayoutParams::internal(131_072, 1);
     let image = Image::new(device_bytes(&params));
-    tool.ok(
-        MdFormat::V08,
-        &image.path(),
-        params.placement,
-        &["create-md"],
-    );
+    tool.ok(MdFormat::V08, &image.path(), params.placement, &["create-md"]);
     let gi = "0123456789ABCDEF:1111111111111111:2222222222222222:3333333333333333:1:0:1:1:0:1:1";
-    tool.ok(
-        MdFormat::V08,
-        &image.path(),
-        params.placement,
-        &["set-gi", gi],
-    );
+    tool.ok(MdFormat::V08, &image.path(), params.placement, &["set-gi", gi]);
     let block = image.read_block(Layout::compute(&params).unwrap().super_block_offset_bytes);
     let super_block = SuperBlockV08::decode(&block).unwrap();
     assert_eq!(super_block.uuid_set(), gi[..68].parse().unwrap());
@@ -164,13 +119,7 @@ fn drbdmeta_set_gi_of_v08_is_read_back() {
         | V08Flags::PEER_OUT_DATED
         | V08Flags::CRASHED_PRIMARY;
     assert!(super_block.flags.contains(flags), "{:?}", super_block.flags);
-    assert!(
-        !super_block
-            .flags
-            .intersects(V08Flags::WAS_UP_TO_DATE | V08Flags::FULL_SYNC),
-        "{:?}",
-        super_block.flags
-    );
+    assert!(!super_block.flags.intersects(V08Flags::WAS_UP_TO_DATE | V08Flags::FULL_SYNC), "{:?}", super_block.flags);
 }
 
 #[test]
@@ -179,53 +128,23 @@ fn drbdmeta_outdate_invalidate_and_wipe_are_read_back() {
     let params = LayoutParams::internal(131_072, 2);
     let layout = Layout::compute(&params).unwrap();
     let image = create_by_tool(&tool, &params);
-    tool.ok(
-        MdFormat::V09,
-        &image.path(),
-        Placement::Internal,
-        &["set-gi", "--node-id", "1", "4:0:0:0:1:1"],
-    );
+    tool.ok(MdFormat::V09, &image.path(), Placement::Internal, &["set-gi", "--node-id", "1", "4:0:0:0:1:1"]);
     let good = DeviceFlags::CONSISTENT | DeviceFlags::WAS_UP_TO_DATE | DeviceFlags::AL_CLEAN;
     assert_eq!(decode(&image, &layout).flags, good);
-    tool.ok(
-        MdFormat::V09,
-        &image.path(),
-        Placement::Internal,
-        &["outdate"],
-    );
-    assert_eq!(
-        decode(&image, &layout).flags,
-        DeviceFlags::CONSISTENT | DeviceFlags::AL_CLEAN
-    );
-    tool.ok(
-        MdFormat::V09,
-        &image.path(),
-        Placement::Internal,
-        &["invalidate"],
-    );
+    tool.ok(MdFormat::V09, &image.path(), Placement::Internal, &["outdate"]);
+    assert_eq!(decode(&image, &layout).flags, DeviceFlags::CONSISTENT | DeviceFlags::AL_CLEAN);
+    tool.ok(MdFormat::V09, &image.path(), Placement::Internal, &["invalidate"]);
     assert_eq!(decode(&image, &layout).flags, DeviceFlags::AL_CLEAN);
-    tool.ok(
-        MdFormat::V09,
-        &image.path(),
-        Placement::Internal,
-        &["wipe-md"],
-    );
-    assert_eq!(
-        detect(&image.read_block(layout.super_block_offset_bytes)),
-        Format::None
-    );
+    tool.ok(MdFormat::V09, &image.path(), Placement::Internal, &["wipe-md"]);
+    assert_eq!(detect(&image.read_block(layout.super_block_offset_bytes)), Format::None);
 }
 
 #[test]
 fn drbdmeta_and_zea_forget_a_peer_alike() {
     let Some(tool) = Tool::find() else { return };
     let params = LayoutParams::internal(131_072, 3);
-    let created = create_md(&CreateParams {
-        node_id: Some(0),
-        peers: vec![1, 2],
-        ..CreateParams::new(params)
-    })
-    .unwrap();
+    let created =
+        create_md(&CreateParams { node_id: Some(0), peers: vec![1, 2], ..CreateParams::new(params) }).unwrap();
     let mut super_block = created.super_block;
     super_block.current_uuid = 0xabcd_0000;
     super_block.peers[1].bitmap_uuid = 0x1000;
@@ -240,12 +159,7 @@ fn drbdmeta_and_zea_forget_a_peer_alike() {
     let image = Image::new(device_bytes(&params));
     image.perform(&created.writes);
     image.write(created.layout.super_block_offset_bytes, &block);
-    tool.ok(
-        MdFormat::V09,
-        &image.path(),
-        Placement::Internal,
-        &["forget-peer", "--node-id", "1"],
-    );
+    tool.ok(MdFormat::V09, &image.path(), Placement::Internal, &["forget-peer", "--node-id", "1"]);
     super_block.forget_peer(1).unwrap();
     assert_eq!(decode(&image, &created.layout), super_block);
 }
@@ -262,21 +176,13 @@ fn drbdmeta_meta_data_is_recognised_as_foreign() {
     for (format, placement, name) in cases {
         let size_bytes = (300 << 20) + 5 * 512;
         let image = Image::new(size_bytes);
-        let command: &[&str] = if format == MdFormat::V09 {
-            &["create-md", "2"]
-        } else {
-            &["create-md"]
-        };
+        let command: &[&str] = if format == MdFormat::V09 { &["create-md", "2"] } else { &["create-md"] };
         tool.ok(format, &image.path(), placement, command);
         let found = foreign::probe_foreign(size_bytes, &mut |offset, buffer: &mut [u8]| {
             buffer.copy_from_slice(&image.read(offset, buffer.len()));
             Ok::<(), ()>(())
         });
-        let names: Vec<_> = found
-            .unwrap()
-            .into_iter()
-            .map(|signature| signature.name)
-            .collect();
+        let names: Vec<_> = found.unwrap().into_iter().map(|signature| signature.name).collect();
         assert_eq!(names, [name], "{placement:?}");
     }
 }

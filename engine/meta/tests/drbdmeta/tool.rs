@@ -26,23 +26,14 @@ impl Tool {
             .map(|folder| folder.join("drbdmeta"))
             .find(|path| path.is_file());
         if found.is_none() {
-            assert!(
-                std::env::var("CI").as_deref() != Ok("true"),
-                "drbdmeta is missing: install drbd-utils"
-            );
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "drbdmeta is missing: install drbd-utils");
             eprintln!("SKIPPED, nothing was tested: drbdmeta is missing, install drbd-utils");
         }
         found.map(|path| Self { path })
     }
 
     /// Runs a command on an image, without a minor number and without questions.
-    pub(crate) fn run(
-        &self,
-        format: MdFormat,
-        image: &Path,
-        placement: Placement,
-        command: &[&str],
-    ) -> Output {
+    pub(crate) fn run(&self, format: MdFormat, image: &Path, placement: Placement, command: &[&str]) -> Output {
         let format = match format {
             MdFormat::V08 => "v08",
             MdFormat::V09 => "v09",
@@ -62,23 +53,10 @@ impl Tool {
     }
 
     /// Runs a command that must succeed and gives what it printed.
-    pub(crate) fn ok(
-        &self,
-        format: MdFormat,
-        image: &Path,
-        placement: Placement,
-        command: &[&str],
-    ) -> String {
+    pub(crate) fn ok(&self, format: MdFormat, image: &Path, placement: Placement, command: &[&str]) -> String {
         let output = self.run(format, image, placement, command);
-        let (stdout, stderr) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
-        assert!(
-            output.status.success(),
-            "drbdmeta {command:?}: {}\n{stdout}\n{stderr}",
-            output.status
-        );
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "drbdmeta {command:?}: {}\n{stdout}\n{stderr}", output.status);
         stdout.into_owned()
     }
 }

@@ -38,11 +38,7 @@ pub struct Event {
 
 /// The object of an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(
-    tag = "object",
-    rename_all = "kebab-case",
-    rename_all_fields = "kebab-case"
-)]
+#[serde(tag = "object", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
 pub enum EventBody {
     /// The resource itself.
     Resource {
@@ -101,14 +97,8 @@ pub enum EventBody {
 impl Event {
     /// The state of a resource as a list of `exists` events, parents before children.
     pub fn dump(status: &ResourceStatus) -> Vec<Event> {
-        let exists = |body| Event {
-            action: EventAction::Exists,
-            name: status.name.clone(),
-            body,
-        };
-        let mut events = vec![exists(EventBody::Resource {
-            role: Some(status.role.clone()),
-        })];
+        let exists = |body| Event { action: EventAction::Exists, name: status.name.clone(), body };
+        let mut events = vec![exists(EventBody::Resource { role: Some(status.role.clone()) })];
         events.extend(status.connections.iter().map(|connection| {
             exists(EventBody::Connection {
                 peer_node_id: connection.peer_node_id,
@@ -118,11 +108,7 @@ impl Event {
             })
         }));
         events.extend(status.devices.iter().map(|device| {
-            exists(EventBody::Device {
-                volume: device.volume,
-                disk: device.disk_state.clone(),
-                size: device.size,
-            })
+            exists(EventBody::Device { volume: device.volume, disk: device.disk_state.clone(), size: device.size })
         }));
         for connection in &status.connections {
             events.extend(connection.peer_devices.iter().map(|peer_device| {
@@ -140,20 +126,12 @@ impl Event {
 
     /// The line behind the initial dump.
     pub fn end_of_dump() -> Event {
-        Event {
-            action: EventAction::Exists,
-            name: String::new(),
-            body: EventBody::Mark { count: 0 },
-        }
+        Event { action: EventAction::Exists, name: String::new(), body: EventBody::Mark { count: 0 } }
     }
 
     /// The line that stands for `count` events which a slow reader missed.
     pub fn skipped(count: u64) -> Event {
-        Event {
-            action: EventAction::Skipped,
-            name: String::new(),
-            body: EventBody::Mark { count },
-        }
+        Event { action: EventAction::Skipped, name: String::new(), body: EventBody::Mark { count } }
     }
 }
 
@@ -181,29 +159,15 @@ impl fmt::Display for Event {
             EventBody::Resource { role: Some(role) } => {
                 write!(f, "{action} resource name:{name} role:{role}")
             }
-            EventBody::Connection {
-                peer_node_id,
-                conn_name,
-                connection,
-                role,
-            } => write!(
+            EventBody::Connection { peer_node_id, conn_name, connection, role } => write!(
                 f,
                 "{action} connection name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} \
                  connection:{connection} role:{role}"
             ),
             EventBody::Device { volume, disk, size } => {
-                write!(
-                    f,
-                    "{action} device name:{name} volume:{volume} disk:{disk} size:{size}"
-                )
+                write!(f, "{action} device name:{name} volume:{volume} disk:{disk} size:{size}")
             }
-            EventBody::PeerDevice {
-                peer_node_id,
-                conn_name,
-                volume,
-                replication,
-                peer_disk,
-            } => write!(
+            EventBody::PeerDevice { peer_node_id, conn_name, volume, replication, peer_disk } => write!(
                 f,
                 "{action} peer-device name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} volume:{volume} \
                  replication:{replication} peer-disk:{peer_disk}"
@@ -224,16 +188,9 @@ mod tests {
         let event = Event {
             action: EventAction::Change,
             name: "r0".into(),
-            body: EventBody::Device {
-                volume: 0,
-                disk: "UpToDate".into(),
-                size: 16344,
-            },
+            body: EventBody::Device { volume: 0, disk: "UpToDate".into(), size: 16344 },
         };
-        assert_eq!(
-            event.to_string(),
-            "change device name:r0 volume:0 disk:UpToDate size:16344"
-        );
+        assert_eq!(event.to_string(), "change device name:r0 volume:0 disk:UpToDate size:16344");
         assert_eq!(Event::end_of_dump().to_string(), "exists -");
         assert_eq!(Event::skipped(7).to_string(), "- skipped 7");
     }
@@ -242,18 +199,10 @@ mod tests {
     fn events_survive_json() {
         for event in [
             Event::end_of_dump(),
-            Event {
-                action: EventAction::Destroy,
-                name: "r0".into(),
-                body: EventBody::Resource { role: None },
-            },
+            Event { action: EventAction::Destroy, name: "r0".into(), body: EventBody::Resource { role: None } },
         ] {
             let text = serde_json::to_string(&event).unwrap();
-            assert_eq!(
-                serde_json::from_str::<Event>(&text).unwrap(),
-                event,
-                "{text}"
-            );
+            assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{text}");
         }
     }
 }

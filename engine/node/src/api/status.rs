@@ -177,9 +177,7 @@ impl PeerDeviceStatus {
         if total_sectors == 0 {
             return 100.0;
         }
-        two_decimals(
-            100.0 * total_sectors.saturating_sub(left_sectors) as f64 / total_sectors as f64,
-        )
+        two_decimals(100.0 * total_sectors.saturating_sub(left_sectors) as f64 / total_sectors as f64)
     }
 }
 

@@ -63,11 +63,7 @@ pub struct Problem {
 
 impl Problem {
     fn new(at: &[Step], message: impl Into<String>, help: impl Into<String>) -> Self {
-        Problem {
-            at: At(at.to_vec()),
-            message: message.into(),
-            help: help.into(),
-        }
+        Problem { at: At(at.to_vec()), message: message.into(), help: help.into() }
     }
 }
 
@@ -81,9 +77,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
         return Err(format!("a name has 1 to {MAX_NAME_CHARS} characters"));
     }
     if let Some(wrong) = name.chars().find(|c| !legal(*c)) {
-        return Err(format!(
-            "{wrong:?} cannot be part of a name: use letters, digits, '.', '_' and '-'"
-        ));
+        return Err(format!("{wrong:?} cannot be part of a name: use letters, digits, '.', '_' and '-'"));
     }
     if name.starts_with(['.', '-']) {
         return Err("a name cannot begin with '.' or '-': begin with a letter or a digit".into());
@@ -108,9 +102,8 @@ impl<'a> Check<'a> {
     /// # Errors
     /// The first problem in the order of the file.
     pub fn all(self) -> Result<(), Problem> {
-        check_name(&self.file.name).map_err(|help| {
-            Problem::new(&[Step::Key("name")], "this is no name for a resource", help)
-        })?;
+        check_name(&self.file.name)
+            .map_err(|help| Problem::new(&[Step::Key("name")], "this is no name for a resource", help))?;
         self.net()?;
         self.disk()?;
         self.nodes()?;
@@ -126,21 +119,11 @@ impl<'a> Check<'a> {
         if self.file.node(own).is_some() {
             return Ok(());
         }
-        let ids: Vec<String> = self
-            .file
-            .nodes
-            .iter()
-            .map(|node| node.id.to_string())
-            .collect();
+        let ids: Vec<String> = self.file.nodes.iter().map(|node| node.id.to_string()).collect();
         Err(Problem::new(
             &[Step::Key("node")],
-            format!(
-                "this daemon is node {own}, and the resource has only nodes {}",
-                ids.join(", ")
-            ),
-            format!(
-                "add an entry with id {own}, or give the resource to the daemon of one of its nodes"
-            ),
+            format!("this daemon is node {own}, and the resource has only nodes {}", ids.join(", ")),
+            format!("add an entry with id {own}, or give the resource to the daemon of one of its nodes"),
         ))
     }
 
@@ -192,14 +175,9 @@ impl<'a> Check<'a> {
     fn nodes(self) -> Result<(), Problem> {
         let nodes = &self.file.nodes;
         if nodes.is_empty() {
-            return Err(Problem::new(
-                &[Step::Key("node")],
-                "a resource needs a node",
-                "add a [[node]] table",
-            ));
+            return Err(Problem::new(&[Step::Key("node")], "a resource needs a node", "add a [[node]] table"));
         }
-        let (mut ids, mut names, mut addresses) =
-            (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (mut ids, mut names, mut addresses) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (index, node) in nodes.iter().enumerate() {
             let at = |key| [Step::Key("node"), Step::Index(index), Step::Key(key)];
             if node.id > MAX_NODE_ID {
@@ -209,8 +187,7 @@ impl<'a> Check<'a> {
                     format!("choose 0 to {MAX_NODE_ID}"),
                 ));
             }
-            check_name(&node.name)
-                .map_err(|help| Problem::new(&at("name"), "this is no name for a node", help))?;
+            check_name(&node.name).map_err(|help| Problem::new(&at("name"), "this is no name for a node", help))?;
             if node.address.0.port() == 0 {
                 return Err(Problem::new(
                     &at("address"),
@@ -218,28 +195,10 @@ impl<'a> Check<'a> {
                     "name the port, for example 7789",
                 ));
             }
-            unique(
-                &mut ids,
-                node.id.to_string(),
-                index,
-                &at("id"),
-                "node id",
-                "give every node an id of its own",
-            )?;
-            unique(
-                &mut names,
-                node.name.clone(),
-                index,
-                &at("name"),
-                "name",
-                "give every node a name of its own",
-            )?;
+            unique(&mut ids, node.id.to_string(), index, &at("id"), "node id", "give every node an id of its own")?;
+            unique(&mut names, node.name.clone(), index, &at("name"), "name", "give every node a name of its own")?;
             // Node ids do not travel before the handshake: who calls is known by its IP address (wire-protocol.md 2.1).
-            if nodes.len() > 2
-                && nodes[..index]
-                    .iter()
-                    .any(|other| other.address.0.ip() == node.address.0.ip())
-            {
+            if nodes.len() > 2 && nodes[..index].iter().any(|other| other.address.0.ip() == node.address.0.ip()) {
                 return Err(Problem::new(
                     &at("address"),
                     format!("IP address {} is there twice", node.address.0.ip()),
@@ -286,10 +245,7 @@ impl<'a> Check<'a> {
                 "number the volumes 0, 1, 2, …",
             )?;
             let external = volume.meta_disk.path().map(|path| ("meta-disk", path));
-            for (key, path) in [Some(("disk", volume.disk.as_path())), external]
-                .into_iter()
-                .flatten()
-            {
+            for (key, path) in [Some(("disk", volume.disk.as_path())), external].into_iter().flatten() {
                 if !path.is_absolute() {
                     return Err(Problem::new(
                         &at(key),
@@ -317,11 +273,7 @@ impl<'a> Check<'a> {
         };
         let at = [Step::Key("volume"), Step::Index(index), Step::Key("size")];
         if !(MIN_SIZE_BYTES..=MAX_SIZE_BYTES).contains(&size.0) {
-            return Err(Problem::new(
-                &at,
-                format!("a volume cannot have {size}"),
-                "choose 1M to 1024T",
-            ));
+            return Err(Problem::new(&at, format!("a volume cannot have {size}"), "choose 1M to 1024T"));
         }
         if !size.0.is_multiple_of(4096) {
             return Err(Problem::new(
@@ -346,11 +298,9 @@ fn unique(
     let message = format!("{what} {value} is there twice");
     match (seen.insert(value, index), &at[0]) {
         (None, _) => Ok(()),
-        (Some(first), Step::Key(list)) => Err(Problem::new(
-            at,
-            format!("{message}: first in {list} number {}", first + 1),
-            help,
-        )),
+        (Some(first), Step::Key(list)) => {
+            Err(Problem::new(at, format!("{message}: first in {list} number {}", first + 1), help))
+        }
         (Some(_), Step::Index(_)) => unreachable!("lists have a name"),
     }
 }

@@ -26,13 +26,7 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// A mistake at the bytes `span` of `text`; `None` points at the beginning.
-    pub fn new(
-        file: &Path,
-        text: &str,
-        span: Option<Range<usize>>,
-        message: String,
-        help: Option<String>,
-    ) -> Self {
+    pub fn new(file: &Path, text: &str, span: Option<Range<usize>>, message: String, help: Option<String>) -> Self {
         let span = span.unwrap_or(0..0);
         let start = floor_char(text, span.start);
         let end = floor_char(text, span.end).max(start);
@@ -46,11 +40,7 @@ impl Diagnostic {
             file: file.display().to_string(),
             line: text[..start].matches('\n').count() + 1,
             column,
-            source_line: text[line_start..line_end]
-                .trim_end_matches('\r')
-                .chars()
-                .take(MAX_SHOWN_CHARS)
-                .collect(),
+            source_line: text[line_start..line_end].trim_end_matches('\r').chars().take(MAX_SHOWN_CHARS).collect(),
             width: width.min(MAX_SHOWN_CHARS.saturating_sub(column - 1).max(1)),
         }
     }
@@ -59,10 +49,7 @@ impl Diagnostic {
 /// The greatest character boundary that is not above `at`.
 fn floor_char(text: &str, at: usize) -> usize {
     let at = at.min(text.len());
-    (0..=at)
-        .rev()
-        .find(|&i| text.is_char_boundary(i))
-        .unwrap_or(0)
+    (0..=at).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0)
 }
 
 impl fmt::Display for Diagnostic {
@@ -74,12 +61,8 @@ impl fmt::Display for Diagnostic {
         writeln!(f, "{margin} |")?;
         writeln!(f, "{number} | {}", self.source_line)?;
         // Tabs stay tabs, so that the caret stands under its character.
-        let indent: String = self
-            .source_line
-            .chars()
-            .take(self.column - 1)
-            .map(|c| if c == '\t' { '\t' } else { ' ' })
-            .collect();
+        let indent: String =
+            self.source_line.chars().take(self.column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
         write!(f, "{margin} | {indent}{}", "^".repeat(self.width))?;
         match &self.help {
             Some(help) => write!(f, "\n{margin} = help: {help}"),
@@ -98,18 +81,9 @@ mod tests {
     fn config_diagnostic_points_at_characters_not_bytes() {
         let text = "a = 1\n\tnäme = \"ö\" # x\n";
         let at = text.find("\"ö").unwrap();
-        let shown = Diagnostic::new(
-            Path::new("r.toml"),
-            text,
-            Some(at..at + 4),
-            "wrong".into(),
-            None,
-        );
+        let shown = Diagnostic::new(Path::new("r.toml"), text, Some(at..at + 4), "wrong".into(), None);
         assert_eq!((shown.line, shown.column), (2, 9));
-        assert_eq!(
-            shown.to_string(),
-            "wrong\n --> r.toml:2:9\n  |\n2 | \tnäme = \"ö\" # x\n  | \t       ^^^"
-        );
+        assert_eq!(shown.to_string(), "wrong\n --> r.toml:2:9\n  |\n2 | \tnäme = \"ö\" # x\n  | \t       ^^^");
     }
 
     #[test]
@@ -118,17 +92,13 @@ mod tests {
             let shown = Diagnostic::new(Path::new("r"), "é\n", span, "m".into(), Some("h".into()));
             assert!(shown.to_string().contains("= help: h"));
         }
-        assert_eq!(
-            Diagnostic::new(Path::new("r"), "", Some(3..4), "m".into(), None).line,
-            1
-        );
+        assert_eq!(Diagnostic::new(Path::new("r"), "", Some(3..4), "m".into(), None).line, 1);
     }
 
     #[test]
     fn config_diagnostic_cuts_endless_lines() {
         let text = "x".repeat(100_000);
-        let shown =
-            Diagnostic::new(Path::new("r"), &text, Some(5..90_000), "m".into(), None).to_string();
+        let shown = Diagnostic::new(Path::new("r"), &text, Some(5..90_000), "m".into(), None).to_string();
         assert!(shown.len() < 600, "{}", shown.len());
     }
 }

@@ -21,34 +21,19 @@ const SIMILAR: f64 = 0.75;
 pub fn parse(file: &Path, text: &str, own: Option<u8>) -> Result<ResourceFile, Box<Diagnostic>> {
     if text.len() > MAX_FILE_BYTES {
         let message = format!("the file is longer than {MAX_FILE_BYTES} bytes");
-        return Err(Box::new(Diagnostic::new(
-            file,
-            "",
-            None,
-            message,
-            Some("is it a resource file?".into()),
-        )));
+        return Err(Box::new(Diagnostic::new(file, "", None, message, Some("is it a resource file?".into()))));
     }
     let parsed: ResourceFile = toml::from_str(text).map_err(|error| syntax(file, text, &error))?;
     let check = Check::new(&parsed);
-    own.map_or_else(|| check.all(), |own| check.for_node(own))
-        .map_err(|problem| meaning(file, text, &problem))?;
+    own.map_or_else(|| check.all(), |own| check.for_node(own)).map_err(|problem| meaning(file, text, &problem))?;
     Ok(parsed)
 }
 
 /// What the TOML reader or a field's type did not like.
 fn syntax(file: &Path, text: &str, error: &toml::de::Error) -> Box<Diagnostic> {
     let message = error.message().trim_end();
-    let help = suggestion(message)
-        .or_else(|| missing(message))
-        .or_else(|| expected(message));
-    Box::new(Diagnostic::new(
-        file,
-        text,
-        error.span(),
-        first_line(message),
-        help,
-    ))
+    let help = suggestion(message).or_else(|| missing(message)).or_else(|| expected(message));
+    Box::new(Diagnostic::new(file, text, error.span(), first_line(message), help))
 }
 
 fn first_line(message: &str) -> String {
@@ -64,9 +49,7 @@ fn first_line(message: &str) -> String {
 /// What to do about a key that is left out.
 fn missing(message: &str) -> Option<String> {
     let key = quoted(message.strip_prefix("missing field ")?)?.0;
-    Some(format!(
-        "add `{key} = …`; docs/reference/resource-file.md describes all keys"
-    ))
+    Some(format!("add `{key} = …`; docs/reference/resource-file.md describes all keys"))
 }
 
 /// What kind of value belongs here, from serde's "…, expected u8".
@@ -92,17 +75,10 @@ fn suggestion(message: &str) -> Option<String> {
         rest = more;
     }
     let near = |word: &&str| strsim::jaro_winkler(&wrong.to_lowercase(), &word.to_lowercase());
-    let best = known
-        .iter()
-        .map(|word| (near(word), *word))
-        .max_by(|a, b| a.0.total_cmp(&b.0))?;
+    let best = known.iter().map(|word| (near(word), *word)).max_by(|a, b| a.0.total_cmp(&b.0))?;
     let what = if kind == "field" { "keys" } else { "values" };
     let all = format!("{what} that are known here: {}", known.join(", "));
-    Some(if best.0 >= SIMILAR {
-        format!("did you mean `{}`? {all}", best.1)
-    } else {
-        all
-    })
+    Some(if best.0 >= SIMILAR { format!("did you mean `{}`? {all}", best.1) } else { all })
 }
 
 /// The first word between back-ticks, and what follows it.
@@ -114,13 +90,7 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
 /// A file that reads well and makes no sense.
 fn meaning(file: &Path, text: &str, problem: &Problem) -> Box<Diagnostic> {
     let span = find(text, &problem.at);
-    Box::new(Diagnostic::new(
-        file,
-        text,
-        span,
-        problem.message.clone(),
-        Some(problem.help.clone()),
-    ))
+    Box::new(Diagnostic::new(file, text, span, problem.message.clone(), Some(problem.help.clone())))
 }
 
 /// The bytes of the innermost thing on the path that is in the text: a key that is left out is shown by its table.
@@ -189,10 +159,7 @@ meta-disk = "/dev/vg/r0-meta"
     #[test]
     fn config_round_trip_keeps_everything() {
         let file = parse(Path::new("r0.toml"), GOOD, Some(1)).unwrap();
-        assert_eq!(
-            parse(Path::new("again"), &file.to_toml(), Some(1)).unwrap(),
-            file
-        );
+        assert_eq!(parse(Path::new("again"), &file.to_toml(), Some(1)).unwrap(), file);
         insta::assert_snapshot!(file.to_toml());
     }
 
@@ -215,59 +182,36 @@ meta-disk = "/dev/vg/r0-meta"
             ("out of the type", GOOD.replace("id = 1", "id = 300")),
             ("left out", GOOD.replace("name = \"bravo\"\n", "")),
             ("no TOML", GOOD.replace("[disk]", "[disk")),
-            (
-                "address without port",
-                GOOD.replace("127.0.0.1:7789", "127.0.0.1"),
-            ),
+            ("address without port", GOOD.replace("127.0.0.1:7789", "127.0.0.1")),
             ("size without sense", GOOD.replace("256M", "256 megs")),
             ("size of odd bytes", GOOD.replace("256M", "2049K")),
             ("node id twice", GOOD.replace("id = 1", "id = 0")),
-            (
-                "address twice",
-                GOOD.replace("[::1]:7790", "127.0.0.1:7789"),
-            ),
+            ("address twice", GOOD.replace("[::1]:7790", "127.0.0.1:7789")),
             (
                 "three nodes on two hosts",
-                GOOD.replace("[[volume]]\nnr = 0", "[[node]]\nid = 2\nname = \"charlie\"\naddress = \"127.0.0.1:7791\"\n\n[[volume]]\nnr = 0"),
+                GOOD.replace(
+                    "[[volume]]\nnr = 0",
+                    "[[node]]\nid = 2\nname = \"charlie\"\naddress = \"127.0.0.1:7791\"\n\n[[volume]]\nnr = 0",
+                ),
             ),
             ("volume twice", GOOD.replace("nr = 1", "nr = 0")),
-            (
-                "device twice",
-                GOOD.replace("/dev/vg/r0-meta", "/dev/vg/r0"),
-            ),
+            ("device twice", GOOD.replace("/dev/vg/r0-meta", "/dev/vg/r0")),
             ("relative path", GOOD.replace("/var/lib/zea/r0.1", "r0.img")),
             ("node id too high", GOOD.replace("id = 1", "id = 32")),
             ("bad name", GOOD.replace("\"r0\"", "\"r/0\"")),
-            (
-                "no secret",
-                GOOD.replace("secret-file = \"../secrets/r0\"\n", ""),
-            ),
-            (
-                "no digest",
-                GOOD.replace("cram-hmac-alg = \"sha256\"\n", ""),
-            ),
+            ("no secret", GOOD.replace("secret-file = \"../secrets/r0\"\n", "")),
+            ("no digest", GOOD.replace("cram-hmac-alg = \"sha256\"\n", "")),
             ("short log", GOOD.replace("1237", "3")),
             ("this node left out", GOOD.replace("id = 0", "id = 7")),
         ];
-        let shown: Vec<String> = cases
-            .iter()
-            .map(|(title, text)| format!("## {title}\n{}\n", report(text)))
-            .collect();
+        let shown: Vec<String> = cases.iter().map(|(title, text)| format!("## {title}\n{}\n", report(text))).collect();
         insta::assert_snapshot!(shown.join("\n"));
     }
 
     #[test]
     fn config_odd_files_are_refused_without_a_panic() {
         let deep = "a = ".to_owned() + &"[".repeat(50_000);
-        for text in [
-            "",
-            "\u{feff}",
-            "name",
-            "name = 1",
-            "[[node]]",
-            &deep,
-            &"#".repeat(MAX_FILE_BYTES + 1),
-        ] {
+        for text in ["", "\u{feff}", "name", "name = 1", "[[node]]", &deep, &"#".repeat(MAX_FILE_BYTES + 1)] {
             assert!(parse(Path::new("x"), text, Some(0)).is_err());
         }
         // Cut anywhere, the file is either refused or read.

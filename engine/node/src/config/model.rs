@@ -86,11 +86,7 @@ impl Serialize for MetaDisk {
 impl<'de> Deserialize<'de> for MetaDisk {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Ok(if text == "internal" {
-            MetaDisk::Internal
-        } else {
-            MetaDisk::External(text.into())
-        })
+        Ok(if text == "internal" { MetaDisk::Internal } else { MetaDisk::External(text.into()) })
     }
 }
 
@@ -174,10 +170,7 @@ pub struct Disk {
 
 impl Default for Disk {
     fn default() -> Self {
-        Disk {
-            al_extents: 6433,
-            disk_flushes: true,
-        }
+        Disk { al_extents: 6433, disk_flushes: true }
     }
 }
 

@@ -44,17 +44,10 @@ impl Client {
     /// # Errors
     /// [`ClientError::Unreachable`].
     pub fn connect(path: &Path) -> Result<Client, ClientError> {
-        let unreachable = |source| ClientError::Unreachable {
-            path: path.to_owned(),
-            source,
-        };
+        let unreachable = |source| ClientError::Unreachable { path: path.to_owned(), source };
         let stream = UnixStream::connect(path).map_err(unreachable)?;
-        stream
-            .set_write_timeout(Some(ANSWER_TIMEOUT))
-            .map_err(unreachable)?;
-        Ok(Client {
-            stream: BufReader::new(stream),
-        })
+        stream.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(unreachable)?;
+        Ok(Client { stream: BufReader::new(stream) })
     }
 
     /// Sends a request and waits for its answer.
@@ -64,8 +57,7 @@ impl Client {
     pub fn call<T: DeserializeOwned>(&mut self, request: &Request) -> Result<T, ClientError> {
         self.send(request, Some(ANSWER_TIMEOUT))?;
         match self.reply()? {
-            Reply::Ok(value) => serde_json::from_value(value)
-                .map_err(|error| ClientError::Broken(error.to_string())),
+            Reply::Ok(value) => serde_json::from_value(value).map_err(|error| ClientError::Broken(error.to_string())),
             Reply::Error(failure) => Err(failure.into()),
             Reply::Event(_) => Err(ClientError::Broken("an event instead of an answer".into())),
         }
@@ -94,9 +86,7 @@ impl Client {
     fn send(&mut self, request: &Request, timeout: Option<Duration>) -> Result<(), ClientError> {
         let broken = |error: &dyn std::fmt::Display| ClientError::Broken(error.to_string());
         let stream = self.stream.get_mut();
-        stream
-            .set_read_timeout(timeout)
-            .map_err(|error| broken(&error))?;
+        stream.set_read_timeout(timeout).map_err(|error| broken(&error))?;
         let mut text = serde_json::to_vec(request).map_err(|error| broken(&error))?;
         text.push(b'\n');
         stream.write_all(&text).map_err(|error| broken(&error))
@@ -104,8 +94,9 @@ impl Client {
 
     fn reply(&mut self) -> Result<Reply, ClientError> {
         match read_line(&mut self.stream, MAX_REPLY_BYTES) {
-            Ok(Line::Text(text)) => serde_json::from_slice(&text)
-                .map_err(|error| ClientError::Broken(error.to_string())),
+            Ok(Line::Text(text)) => {
+                serde_json::from_slice(&text).map_err(|error| ClientError::Broken(error.to_string()))
+            }
             Ok(Line::End) => Err(ClientError::Broken("it closed the connection".into())),
             Ok(Line::TooLong) => Err(ClientError::Broken("its answer has no end".into())),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {

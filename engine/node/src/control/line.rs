@@ -20,11 +20,7 @@ pub(super) fn read_line(reader: &mut impl BufRead, limit: usize) -> io::Result<L
     if text.pop_if(|last| *last == b'\n').is_some() {
         return Ok(Line::Text(text));
     }
-    Ok(if read == limit {
-        Line::TooLong
-    } else {
-        Line::End
-    })
+    Ok(if read == limit { Line::TooLong } else { Line::End })
 }
 
 #[cfg(test)]
@@ -34,10 +30,7 @@ mod tests {
     #[test]
     fn control_lines_are_bounded() {
         let mut input: &[u8] = b"one\n\n12345678\nhalf";
-        assert_eq!(
-            read_line(&mut input, 8).unwrap(),
-            Line::Text(b"one".to_vec())
-        );
+        assert_eq!(read_line(&mut input, 8).unwrap(), Line::Text(b"one".to_vec()));
         assert_eq!(read_line(&mut input, 8).unwrap(), Line::Text(Vec::new()));
         assert_eq!(read_line(&mut input, 8).unwrap(), Line::TooLong);
         let mut input: &[u8] = b"half";

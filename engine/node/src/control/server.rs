@@ -70,23 +70,13 @@ impl Server {
     pub fn start(path: &Path, node: Arc<Node>) -> Result<Server> {
         let listener = Arc::new(bind(path, Duration::ZERO)?);
         let clients = Mutex::default();
-        let shared = Arc::new(Shared {
-            node,
-            stopping: AtomicBool::new(false),
-            next_id: AtomicU64::new(0),
-            clients,
-        });
+        let shared = Arc::new(Shared { node, stopping: AtomicBool::new(false), next_id: AtomicU64::new(0), clients });
         let for_thread = (Arc::clone(&listener), Arc::clone(&shared));
         let acceptor = thread::Builder::new()
             .name("control".into())
             .spawn(move || accept(&for_thread.0, &for_thread.1))
             .context("cannot start the control thread")?;
-        Ok(Server {
-            path: path.to_owned(),
-            listener,
-            shared,
-            acceptor,
-        })
+        Ok(Server { path: path.to_owned(), listener, shared, acceptor })
     }
 
     /// Stops accepting, ends all clients and removes the socket. Waits at most 5 s for commands that run.
@@ -114,19 +104,13 @@ impl Server {
 /// Makes the socket beside its place and moves it there, so that it is never open to others, not even for a moment.
 /// `patience`: how long a listener that still answers may need to go.
 pub(crate) fn bind(path: &Path, patience: Duration) -> Result<UnixListener> {
-    if path
-        .symlink_metadata()
-        .is_ok_and(|meta| !meta.file_type().is_socket())
-    {
+    if path.symlink_metadata().is_ok_and(|meta| !meta.file_type().is_socket()) {
         bail!("{} is not a socket: choose another path", path.display());
     }
     let end = Instant::now() + patience;
     while UnixStream::connect(path).is_ok() {
         if Instant::now() >= end {
-            bail!(
-                "another daemon listens on {}: stop it, or choose another socket",
-                path.display()
-            );
+            bail!("another daemon listens on {}: stop it, or choose another socket", path.display());
         }
         thread::sleep(ACCEPT_REST);
     }
@@ -134,10 +118,7 @@ pub(crate) fn bind(path: &Path, patience: Duration) -> Result<UnixListener> {
     temporary.push(".new");
     std::fs::remove_file(&temporary).ok();
     let listener = UnixListener::bind(&temporary).with_context(|| {
-        format!(
-            "cannot listen on {} (the path of a Unix socket has at most 107 bytes)",
-            path.display()
-        )
+        format!("cannot listen on {} (the path of a Unix socket has at most 107 bytes)", path.display())
     })?;
     std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))
         .and_then(|()| std::fs::rename(&temporary, path))
@@ -165,23 +146,16 @@ fn admit(mut stream: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
     {
         let mut clients = shared.clients();
         if clients.len() >= MAX_CLIENTS {
-            let failure = Failure::failed(format!(
-                "{MAX_CLIENTS} clients are connected, which is the most: try again later"
-            ));
+            let failure =
+                Failure::failed(format!("{MAX_CLIENTS} clients are connected, which is the most: try again later"));
             // The client may be gone already; that is its own affair.
             write_reply(&mut stream, &Reply::Error(failure)).ok();
             return Ok(());
         }
         clients.insert(id, stream.try_clone()?);
     }
-    let seat = Seat {
-        id,
-        shared: Arc::clone(shared),
-    };
-    thread::Builder::new()
-        .name(format!("client-{id}"))
-        .spawn(move || serve(stream, &seat))
-        .map(|_| ())
+    let seat = Seat { id, shared: Arc::clone(shared) };
+    thread::Builder::new().name(format!("client-{id}")).spawn(move || serve(stream, &seat)).map(|_| ())
 }
 
 /// A client's place among [`MAX_CLIENTS`]; free again when dropped, also by a panic.
@@ -202,8 +176,7 @@ fn serve(stream: UnixStream, seat: &Seat) {
         let result = match read_line(&mut reader, MAX_REQUEST_BYTES) {
             Ok(Line::Text(text)) => answer(&text, reader.get_mut(), seat),
             Ok(Line::TooLong) => {
-                let failure =
-                    Failure::usage(format!("a request has at most {MAX_REQUEST_BYTES} bytes"));
+                let failure = Failure::usage(format!("a request has at most {MAX_REQUEST_BYTES} bytes"));
                 write_reply(reader.get_mut(), &Reply::Error(failure)).ok();
                 return;
             }
@@ -246,8 +219,7 @@ fn events(name: Option<&str>, stream: &mut UnixStream, seat: &Seat) -> io::Resul
         Ok(found) => found,
         Err(failure) => return write_reply(stream, &Reply::Error(failure)),
     };
-    dump.into_iter()
-        .try_for_each(|event| write_event(stream, event))?;
+    dump.into_iter().try_for_each(|event| write_event(stream, event))?;
     while !seat.shared.stopping() {
         match subscription.next(STREAM_TICK) {
             Some(event) => write_event(stream, event)?,
@@ -261,14 +233,7 @@ fn events(name: Option<&str>, stream: &mut UnixStream, seat: &Seat) -> io::Resul
 /// True if the client closed, or said something, which ends a stream as well.
 fn reader_is_gone(stream: &mut UnixStream) -> io::Result<bool> {
     let mut fds = [PollFd::new(stream, PollFlags::IN | PollFlags::RDHUP)];
-    if poll(
-        &mut fds,
-        Some(&Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        }),
-    )? == 0
-    {
+    if poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? == 0 {
         return Ok(false);
     }
     stream.read(&mut [0]).map(|_| true)

@@ -10,8 +10,8 @@ use zea_wire::state::ConnState;
 
 use super::Command;
 use crate::api::{
-    ConnectionStatus, DeviceStatus, EventBody, Failure, PathStatus, PeerDeviceStatus,
-    ResourceStatus, Secret, SocketAddress,
+    ConnectionStatus, DeviceStatus, EventBody, Failure, PathStatus, PeerDeviceStatus, ResourceStatus, Secret,
+    SocketAddress,
 };
 use crate::config::{Address, Peer, Protocol, ResourceFile, Volume};
 
@@ -40,24 +40,14 @@ pub(super) fn net_options(file: &ResourceFile, secret: Option<&Secret>) -> core:
         ping_timeout_ms: net.ping_timeout_ms,
         timeout_ms: net.timeout_ms,
         ko_count: net.ko_count,
-        cram_hmac_alg: net
-            .cram_hmac_alg
-            .map(|algorithm| algorithm.name().to_owned()),
+        cram_hmac_alg: net.cram_hmac_alg.map(|algorithm| algorithm.name().to_owned()),
         shared_secret: secret.map(|secret| secret.0.clone()).unwrap_or_default(),
         ..core::NetOptions::default()
     }
 }
 
-pub(super) fn peer_config(
-    file: &ResourceFile,
-    secret: Option<&Secret>,
-    peer: &Peer,
-) -> core::PeerConfig {
-    core::PeerConfig {
-        node_id: NodeId(peer.id),
-        name: peer.name.clone(),
-        net: net_options(file, secret),
-    }
+pub(super) fn peer_config(file: &ResourceFile, secret: Option<&Secret>, peer: &Peer) -> core::PeerConfig {
+    core::PeerConfig { node_id: NodeId(peer.id), name: peer.name.clone(), net: net_options(file, secret) }
 }
 
 pub(super) fn volume_config(file: &ResourceFile, volume: &Volume) -> core::VolumeConfig {
@@ -66,11 +56,7 @@ pub(super) fn volume_config(file: &ResourceFile, volume: &Volume) -> core::Volum
         disk_flushes: file.disk.disk_flushes,
         ..core::DiskOptions::default()
     };
-    core::VolumeConfig {
-        volume: VolumeNr(volume.nr),
-        size_sectors: volume.size.map(|size| size.sectors()),
-        disk,
-    }
+    core::VolumeConfig { volume: VolumeNr(volume.nr), size_sectors: volume.size.map(|size| size.sectors()), disk }
 }
 
 pub(super) fn path(file: &ResourceFile, own: &Peer, peer: &Peer) -> PathConfig {
@@ -81,47 +67,26 @@ pub(super) fn path(file: &ResourceFile, own: &Peer, peer: &Peer) -> PathConfig {
         ping_timeout_ms: ms(file.net.ping_timeout_ms),
         ..PathOptions::default()
     };
-    PathConfig {
-        own: own.address.0,
-        peer: peer.address.0,
-        options,
-    }
+    PathConfig { own: own.address.0, peer: peer.address.0, options }
 }
 
 /// The core's command; attaching goes another way, because the shard opens the device.
 pub(super) fn command(command: &Command) -> Option<CoreCommand> {
     Some(match *command {
         Command::Attach { .. } => return None,
-        Command::Detach { volume, force } => CoreCommand::Detach {
-            volume: VolumeNr(volume),
-            force,
-        },
-        Command::Connect {
-            peer,
-            discard_my_data,
-        } => CoreCommand::Connect {
-            peer: NodeId(peer),
-            discard_my_data,
-        },
-        Command::Disconnect { peer, force } => CoreCommand::Disconnect {
-            peer: NodeId(peer),
-            force,
-        },
+        Command::Detach { volume, force } => CoreCommand::Detach { volume: VolumeNr(volume), force },
+        Command::Connect { peer, discard_my_data } => CoreCommand::Connect { peer: NodeId(peer), discard_my_data },
+        Command::Disconnect { peer, force } => CoreCommand::Disconnect { peer: NodeId(peer), force },
         Command::Promote { force } => CoreCommand::Promote { force },
         Command::Demote => CoreCommand::Demote,
-        Command::Invalidate { volume } => CoreCommand::Invalidate {
-            volume: VolumeNr(volume),
-        },
+        Command::Invalidate { volume } => CoreCommand::Invalidate { volume: VolumeNr(volume) },
     })
 }
 
 pub(super) fn admin_failure(error: &AdminError) -> Failure {
     match error.code {
         0 => Failure::refused(0, error.message.clone()),
-        SS_TIMEOUT => Failure::timeout(format!(
-            "State change failed: ({SS_TIMEOUT}) {}",
-            error.message
-        )),
+        SS_TIMEOUT => Failure::timeout(format!("State change failed: ({SS_TIMEOUT}) {}", error.message)),
         code => Failure::state_change(code, &error.message),
     }
 }
@@ -146,22 +111,9 @@ pub(super) fn status(status: &Status, around: &Around<'_>) -> ResourceStatus {
         suspended_no_data: false,
         suspended_fencing: false,
         suspended_quorum: false,
-        write_ordering: if file.disk.disk_flushes {
-            "flush"
-        } else {
-            "drain"
-        }
-        .into(),
-        devices: status
-            .devices
-            .iter()
-            .map(|device| self::device(device, around))
-            .collect(),
-        connections: status
-            .connections
-            .iter()
-            .map(|connection| self::connection(status, connection, around))
-            .collect(),
+        write_ordering: if file.disk.disk_flushes { "flush" } else { "drain" }.into(),
+        devices: status.devices.iter().map(|device| self::device(device, around)).collect(),
+        connections: status.connections.iter().map(|connection| self::connection(status, connection, around)).collect(),
     }
 }
 
@@ -173,11 +125,7 @@ fn device(device: &zea_core::event::DeviceStatus, around: &Around<'_>) -> Device
         disk_state: device.disk.to_string(),
         open: open_count > 0,
         open_count,
-        backing_dev: around
-            .file
-            .volume(nr)
-            .map(|volume| volume.disk.display().to_string())
-            .unwrap_or_default(),
+        backing_dev: around.file.volume(nr).map(|volume| volume.disk.display().to_string()).unwrap_or_default(),
         // The node knows its sockets.
         export: String::new(),
         size: device.size_sectors / 2,
@@ -197,21 +145,12 @@ fn connection(
 ) -> ConnectionStatus {
     let peer = connection.peer.0;
     let established = connection.conn == ConnState::Connected;
-    let reason = || {
-        connection
-            .last_error
-            .clone()
-            .or_else(|| (around.link_error)(peer))
-    };
-    let path = around
-        .file
-        .node(around.own)
-        .zip(around.file.node(peer))
-        .map(|(own, peer)| PathStatus {
-            this_host: socket_address(&own.address),
-            remote_host: socket_address(&peer.address),
-            established,
-        });
+    let reason = || connection.last_error.clone().or_else(|| (around.link_error)(peer));
+    let path = around.file.node(around.own).zip(around.file.node(peer)).map(|(own, peer)| PathStatus {
+        this_host: socket_address(&own.address),
+        remote_host: socket_address(&peer.address),
+        established,
+    });
     ConnectionStatus {
         peer_node_id: peer,
         name: connection.name.clone(),
@@ -220,20 +159,13 @@ fn connection(
         protocol_version: connection.version,
         last_error: if established { None } else { reason() },
         paths: path.into_iter().collect(),
-        peer_devices: connection
-            .peer_devices
-            .iter()
-            .map(|it| peer_device(status, it))
-            .collect(),
+        peer_devices: connection.peer_devices.iter().map(|it| peer_device(status, it)).collect(),
     }
 }
 
 fn peer_device(status: &Status, it: &CorePeerDevice) -> PeerDeviceStatus {
-    let size_sectors = status
-        .devices
-        .iter()
-        .find(|device| device.volume == it.volume)
-        .map_or(0, |device| device.size_sectors);
+    let size_sectors =
+        status.devices.iter().find(|device| device.volume == it.volume).map_or(0, |device| device.size_sectors);
     let (left, total) = (it.out_of_sync_sectors, it.resync_total_sectors);
     let resync = total > 0;
     PeerDeviceStatus {
@@ -267,40 +199,26 @@ pub(super) fn event(event: &CoreEvent, file: Option<&ResourceFile>) -> EventBody
         node.map_or_else(|| peer.to_string(), |node| node.name.clone())
     };
     match event {
-        CoreEvent::Role { role } => EventBody::Resource {
-            role: Some(role.to_string()),
-        },
-        CoreEvent::Device {
-            volume,
-            disk,
-            size_sectors,
-        } => EventBody::Device {
-            volume: volume.0,
-            disk: disk.to_string(),
-            size: size_sectors / 2,
-        },
+        CoreEvent::Role { role } => EventBody::Resource { role: Some(role.to_string()) },
+        CoreEvent::Device { volume, disk, size_sectors } => {
+            EventBody::Device { volume: volume.0, disk: disk.to_string(), size: size_sectors / 2 }
+        }
         CoreEvent::Connection { peer, conn, role } => EventBody::Connection {
             peer_node_id: peer.0,
             conn_name: name_of(peer),
             connection: conn.to_string(),
             role: role.to_string(),
         },
-        CoreEvent::PeerDevice {
-            peer,
-            volume,
-            repl,
-            peer_disk,
-        } => EventBody::PeerDevice {
+        CoreEvent::PeerDevice { peer, volume, repl, peer_disk } => EventBody::PeerDevice {
             peer_node_id: peer.0,
             conn_name: name_of(peer),
             volume: volume.0,
             replication: repl.to_string(),
             peer_disk: peer_disk.to_string(),
         },
-        CoreEvent::Notice { severity, text } => EventBody::Text {
-            severity: severity_name(*severity).into(),
-            text: text.clone(),
-        },
+        CoreEvent::Notice { severity, text } => {
+            EventBody::Text { severity: severity_name(*severity).into(), text: text.clone() }
+        }
     }
 }
 
@@ -370,20 +288,12 @@ mod tests {
 
     #[test]
     fn engine_refusals_keep_their_code() {
-        let failure = |code| {
-            admin_failure(&AdminError {
-                code,
-                message: "no".into(),
-            })
-        };
+        let failure = |code| admin_failure(&AdminError { code, message: "no".into() });
         assert_eq!(
             (failure(-2).kind, failure(-2).message.as_str()),
             (FailureKind::Refused, "State change failed: (-2) no")
         );
-        assert_eq!(
-            (failure(0).kind, failure(0).message.as_str()),
-            (FailureKind::Refused, "no")
-        );
+        assert_eq!((failure(0).kind, failure(0).message.as_str()), (FailureKind::Refused, "no"));
         assert_eq!(failure(SS_TIMEOUT).kind, FailureKind::Timeout);
     }
 }

@@ -44,9 +44,7 @@ impl Links {
     }
 
     fn connector(&self) -> &Connector {
-        self.connector
-            .get()
-            .expect("set before anybody knows of it")
+        self.connector.get().expect("set before anybody knows of it")
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,19 +60,13 @@ impl Links {
     ) -> Result<(), ConnectorError> {
         self.state().routes.insert(resource.0, shard.clone());
         for (peer, path) in peers {
-            self.set(resource, *peer, path)
-                .inspect_err(|_| self.remove(resource))?;
+            self.set(resource, *peer, path).inspect_err(|_| self.remove(resource))?;
         }
         Ok(())
     }
 
     /// Sets or changes the way to a peer.
-    pub(super) fn set(
-        &self,
-        resource: ResourceId,
-        peer: u8,
-        path: &PathConfig,
-    ) -> Result<(), ConnectorError> {
+    pub(super) fn set(&self, resource: ResourceId, peer: u8, path: &PathConfig) -> Result<(), ConnectorError> {
         self.connector().set_peer((resource.0, peer), *path)?;
         self.state().own.insert((resource.0, peer), path.own);
         Ok(())
@@ -85,12 +77,7 @@ impl Links {
         let keys: Vec<PeerKey> = {
             let mut state = self.state();
             state.routes.remove(&resource.0);
-            state
-                .own
-                .keys()
-                .filter(|key| key.0 == resource.0)
-                .copied()
-                .collect()
+            state.own.keys().filter(|key| key.0 == resource.0).copied().collect()
         };
         for key in keys {
             if let Err(error) = self.connector().remove_peer(key) {
@@ -112,12 +99,7 @@ impl Links {
 
     fn on_event(&self, event: Event) {
         match event {
-            Event::Established {
-                key,
-                data,
-                control,
-                resolve_conflicts,
-            } => {
+            Event::Established { key, data, control, resolve_conflicts } => {
                 let shard = {
                     let mut state = self.state();
                     state.attempts.remove(&key);
@@ -126,11 +108,7 @@ impl Links {
                     }
                     state.routes.get(&key.0).cloned()
                 };
-                let sockets = LinkSockets {
-                    data,
-                    control,
-                    resolve_conflicts,
-                };
+                let sockets = LinkSockets { data, control, resolve_conflicts };
                 // Without a shard the resource is gone, and the sockets close here.
                 if let Some(shard) = shard
                     && let Err(error) = shard.new_link(ResourceId(key.0), NodeId(key.1), sockets)
@@ -140,9 +118,7 @@ impl Links {
             }
             Event::ListenFailed { addr, error } => {
                 warn!("cannot listen on {addr}: {error}");
-                self.state()
-                    .deaf
-                    .insert(addr, format!("cannot listen on {addr}: {error}"));
+                self.state().deaf.insert(addr, format!("cannot listen on {addr}: {error}"));
             }
             Event::Attempt { key, error } => {
                 debug!("resource {} node {}: {error}", key.0, key.1);

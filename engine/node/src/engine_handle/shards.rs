@@ -14,8 +14,8 @@ use zea_core::config::ResourceConfig;
 use zea_core::event::{Event as CoreEvent, Severity};
 use zea_core::io::{AdminError, Command as CoreCommand};
 use zea_shard::{
-    BackingPaths, EventStream, ExportDirectory, LinkMaker, OpenError, Pending, ResourceEvent,
-    ResourceId, Shard, ShardConfig, ShardError, ShardHandle, shard_for,
+    BackingPaths, EventStream, ExportDirectory, LinkMaker, OpenError, Pending, ResourceEvent, ResourceId, Shard,
+    ShardConfig, ShardError, ShardHandle, shard_for,
 };
 use zea_tcp::ConnectorError;
 use zea_wire::ids::{NodeId, VolumeNr};
@@ -72,9 +72,7 @@ struct Resource {
 
 impl std::fmt::Debug for ShardEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ShardEngine")
-            .field("shards", &self.shards)
-            .finish_non_exhaustive()
+        f.debug_struct("ShardEngine").field("shards", &self.shards).finish_non_exhaustive()
     }
 }
 
@@ -87,11 +85,7 @@ impl ShardEngine {
     ///
     /// # Errors
     /// A thread or a ring is not to be had.
-    pub fn start(
-        options: ShardOptions,
-        hub: &Arc<Hub>,
-        ended: &Sender<u16>,
-    ) -> Result<Arc<ShardEngine>> {
+    pub fn start(options: ShardOptions, hub: &Arc<Hub>, ended: &Sender<u16>) -> Result<Arc<ShardEngine>> {
         let links = Links::start().context("cannot start the connector")?;
         let exports = ExportDirectory::new();
         let running = Arc::new(Mutex::new(Running::new()));
@@ -115,14 +109,7 @@ impl ShardEngine {
                 .context("cannot start a thread for events")?;
             shards.push(shard);
         }
-        Ok(Arc::new(ShardEngine {
-            own: options.node_id,
-            shards,
-            links,
-            exports,
-            running,
-            stopping,
-        }))
+        Ok(Arc::new(ShardEngine { own: options.node_id, shards, links, exports, running, stopping }))
     }
 
     /// Serves NBD clients of a listening socket.
@@ -145,38 +132,23 @@ impl ShardEngine {
     }
 
     fn resource(&self, name: &str) -> Result<Arc<Resource>, Failure> {
-        lock(&self.running)
-            .get(name)
-            .cloned()
-            .ok_or_else(|| Failure::failed(format!("{name} is not up")))
+        lock(&self.running).get(name).cloned().ok_or_else(|| Failure::failed(format!("{name} is not up")))
     }
 
     /// Builds the resource up in its shard.
-    fn build(
-        &self,
-        resource: &Resource,
-        file: &ResourceFile,
-        secret: Option<&Secret>,
-    ) -> Result<(), Failure> {
+    fn build(&self, resource: &Resource, file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
         let Resource { id, shard, .. } = resource;
         shard
             .add_resource(*id, ResourceConfig::new(&file.name, NodeId(self.own)))
             .map_err(|e| convert::shard_failure(&e))?;
-        let volumes = file
-            .volumes
-            .iter()
-            .map(|volume| CoreCommand::AddVolume(convert::volume_config(file, volume)));
-        let peers = file
-            .peers(self.own)
-            .map(|peer| CoreCommand::AddPeer(convert::peer_config(file, secret, peer)));
+        let volumes = file.volumes.iter().map(|volume| CoreCommand::AddVolume(convert::volume_config(file, volume)));
+        let peers = file.peers(self.own).map(|peer| CoreCommand::AddPeer(convert::peer_config(file, secret, peer)));
         for command in volumes.chain(peers) {
             ask(shard.admin(*id, command))?;
         }
         for volume in &file.volumes {
             let export = format!("{}/{}", file.name, volume.nr);
-            shard
-                .add_export(*id, VolumeNr(volume.nr), export)
-                .map_err(|e| convert::shard_failure(&e))?;
+            shard.add_export(*id, VolumeNr(volume.nr), export).map_err(|e| convert::shard_failure(&e))?;
         }
         Ok(())
     }
@@ -184,9 +156,7 @@ impl ShardEngine {
     fn attach(&self, resource: &Resource, volume: u16) -> Result<(), Failure> {
         let paths = {
             let file = lock(&resource.file);
-            let volume = file
-                .volume(volume)
-                .ok_or_else(|| Failure::failed(format!("there is no volume {volume}")))?;
+            let volume = file.volume(volume).ok_or_else(|| Failure::failed(format!("there is no volume {volume}")))?;
             BackingPaths {
                 data: volume.disk.clone(),
                 meta: volume.meta_disk.path().map(ToOwned::to_owned),
@@ -195,13 +165,8 @@ impl ShardEngine {
         };
         let end = Instant::now() + LOCK_TIMEOUT;
         loop {
-            match resource
-                .shard
-                .open_backing(resource.id, VolumeNr(volume), &paths)
-            {
-                Err(ShardError::Open(OpenError::InUse { .. })) if Instant::now() < end => {
-                    thread::sleep(LOCK_TICK)
-                }
+            match resource.shard.open_backing(resource.id, VolumeNr(volume), &paths) {
+                Err(ShardError::Open(OpenError::InUse { .. })) if Instant::now() < end => thread::sleep(LOCK_TICK),
                 answer => return ask(answer),
             }
         }
@@ -228,51 +193,30 @@ fn ask(pending: Result<Pending<Result<(), AdminError>>, ShardError>) -> Result<(
     wait(pending, ADMIN_TIMEOUT)
 }
 
-fn wait(
-    pending: Result<Pending<Result<(), AdminError>>, ShardError>,
-    timeout: Duration,
-) -> Result<(), Failure> {
-    let answer = pending
-        .and_then(|pending| pending.wait_for(timeout))
-        .map_err(|error| convert::shard_failure(&error))?;
+fn wait(pending: Result<Pending<Result<(), AdminError>>, ShardError>, timeout: Duration) -> Result<(), Failure> {
+    let answer =
+        pending.and_then(|pending| pending.wait_for(timeout)).map_err(|error| convert::shard_failure(&error))?;
     match answer {
         Some(answer) => answer.map_err(|error| convert::admin_failure(&error)),
-        None => Err(Failure::timeout(format!(
-            "not done after {} s, and still under way",
-            timeout.as_secs()
-        ))),
+        None => Err(Failure::timeout(format!("not done after {} s, and still under way", timeout.as_secs()))),
     }
 }
 
 impl Engine for ShardEngine {
     fn start(&self, file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
-        let own = file
-            .node(self.own)
-            .expect("checked: this node is one of the resource's");
+        let own = file.node(self.own).expect("checked: this node is one of the resource's");
         let shard = self.shards[shard_for(&file.name, self.shards.len())].clone();
         if lock(&self.running).contains_key(&file.name) {
             return Err(Failure::refused(0, "it is up already"));
         }
-        let resource = Arc::new(Resource {
-            id: ResourceId::next(),
-            shard,
-            file: Mutex::new(file.clone()),
-        });
-        let paths: Vec<_> = file
-            .peers(self.own)
-            .map(|peer| (peer.id, convert::path(file, own, peer)))
-            .collect();
-        let added = self
-            .links
-            .add(resource.id, &resource.shard, &paths)
-            .map_err(|error| connector_failure(&error));
-        added
-            .and_then(|()| self.build(&resource, file, secret))
-            .inspect_err(|_| {
-                if let Err(failure) = self.dismantle(&file.name, &resource) {
-                    warn!("{}: {failure}", file.name);
-                }
-            })?;
+        let resource = Arc::new(Resource { id: ResourceId::next(), shard, file: Mutex::new(file.clone()) });
+        let paths: Vec<_> = file.peers(self.own).map(|peer| (peer.id, convert::path(file, own, peer))).collect();
+        let added = self.links.add(resource.id, &resource.shard, &paths).map_err(|error| connector_failure(&error));
+        added.and_then(|()| self.build(&resource, file, secret)).inspect_err(|_| {
+            if let Err(failure) = self.dismantle(&file.name, &resource) {
+                warn!("{}: {failure}", file.name);
+            }
+        })?;
         // Seen by others when it is whole.
         lock(&self.running).insert(file.name.clone(), resource);
         Ok(())
@@ -283,19 +227,13 @@ impl Engine for ShardEngine {
         let mut timeout = ADMIN_TIMEOUT;
         if let Some(grace) = grace {
             let begin = Instant::now();
-            let closed = resource
-                .shard
-                .close_exports(resource.id)
-                .and_then(|pending| pending.wait_for(grace / 2));
+            let closed = resource.shard.close_exports(resource.id).and_then(|pending| pending.wait_for(grace / 2));
             if !matches!(closed, Ok(Some(()))) {
                 warn!("{name}: NBD clients did not go in time");
             }
             timeout = grace.saturating_sub(begin.elapsed());
         }
-        wait(
-            resource.shard.admin(resource.id, CoreCommand::Down),
-            timeout,
-        )?;
+        wait(resource.shard.admin(resource.id, CoreCommand::Down), timeout)?;
         self.dismantle(name, &resource)
     }
 
@@ -310,22 +248,12 @@ impl Engine for ShardEngine {
 
     fn reconfigure(&self, file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
         let resource = self.resource(&file.name)?;
-        let own = file
-            .node(self.own)
-            .expect("checked: this node is one of the resource's");
+        let own = file.node(self.own).expect("checked: this node is one of the resource's");
         for peer in file.peers(self.own) {
             let path = convert::path(file, own, peer);
-            self.links
-                .set(resource.id, peer.id, &path)
-                .map_err(|error| connector_failure(&error))?;
+            self.links.set(resource.id, peer.id, &path).map_err(|error| connector_failure(&error))?;
             let net = convert::net_options(file, secret);
-            ask(resource.shard.admin(
-                resource.id,
-                CoreCommand::SetNetOptions {
-                    peer: NodeId(peer.id),
-                    net,
-                },
-            ))?;
+            ask(resource.shard.admin(resource.id, CoreCommand::SetNetOptions { peer: NodeId(peer.id), net }))?;
         }
         *lock(&resource.file) = file.clone();
         Ok(())
@@ -333,11 +261,7 @@ impl Engine for ShardEngine {
 
     fn status(&self, name: &str) -> Result<ResourceStatus, Failure> {
         let resource = self.resource(name)?;
-        let status = resource
-            .shard
-            .status(resource.id)
-            .map_err(|error| convert::shard_failure(&error))?
-            .status;
+        let status = resource.shard.status(resource.id).map_err(|error| convert::shard_failure(&error))?.status;
         let file = lock(&resource.file).clone();
         let around = Around {
             file: &file,
@@ -354,9 +278,7 @@ fn connector_failure(error: &ConnectorError) -> Failure {
         // DRBD's protocol has no resource name at its beginning: address and port have to say which one it is.
         ConnectorError::Ambiguous { own, .. } => Failure::refused(
             0,
-            format!(
-                "another resource has {own} towards the same host: give every resource a port of its own"
-            ),
+            format!("another resource has {own} towards the same host: give every resource a port of its own"),
         ),
         other => Failure::failed(other.to_string()),
     }
@@ -401,19 +323,12 @@ impl EventPump {
                 Severity::Error => error!("{name}: {text}"),
             }
         }
-        let action = if matches!(event.event, CoreEvent::Notice { .. }) {
-            EventAction::Notice
-        } else {
-            EventAction::Change
-        };
+        let action =
+            if matches!(event.event, CoreEvent::Notice { .. }) { EventAction::Notice } else { EventAction::Change };
         let resource = lock(&self.running).get(&**name).cloned();
         let file = resource.as_ref().map(|resource| lock(&resource.file));
         let body = convert::event(&event.event, file.as_deref());
         drop(file);
-        self.hub.publish(&Event {
-            action,
-            name: name.to_string(),
-            body,
-        });
+        self.hub.publish(&Event { action, name: name.to_string(), body });
     }
 }

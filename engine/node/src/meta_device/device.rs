@@ -28,27 +28,16 @@ impl Device {
         let fail = |error: io::Error| failure(path, "cannot be opened", &error);
         let kind = path.metadata().map_err(fail)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
-            return Err(Failure::failed(format!(
-                "{} is neither a block device nor a file",
-                path.display()
-            )));
+            return Err(Failure::failed(format!("{} is neither a block device nor a file", path.display())));
         }
-        let exclusive = if kind.is_block_device() {
-            OFlags::EXCL
-        } else {
-            OFlags::empty()
-        };
+        let exclusive = if kind.is_block_device() { OFlags::EXCL } else { OFlags::empty() };
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
             .custom_flags((exclusive | OFlags::CLOEXEC).bits().cast_signed())
             .open(path)
             .map_err(|error| {
-                if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) {
-                    in_use(path)
-                } else {
-                    fail(error)
-                }
+                if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) { in_use(path) } else { fail(error) }
             })?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
@@ -56,29 +45,13 @@ impl Device {
             Err(error) => return Err(fail(error.into())),
         }
         let size_bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
-        Ok(Device {
-            path: path.to_owned(),
-            file,
-            size_bytes,
-        })
+        Ok(Device { path: path.to_owned(), file, size_bytes })
     }
 
     /// Makes a file with all of its space allocated: a full file system shows now and not under a running volume.
     pub(super) fn create_file(path: &Path, size_bytes: u64) -> Result<(), Failure> {
-        let fail = |error: io::Error| {
-            failure(
-                path,
-                &format!("cannot be made with {size_bytes} bytes"),
-                &error,
-            )
-        };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(fail)?;
+        let fail = |error: io::Error| failure(path, &format!("cannot be made with {size_bytes} bytes"), &error);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path).map_err(fail)?;
         let result = match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, size_bytes) {
             // Some file systems cannot preallocate; there the file is sparse.
             Err(Errno::OPNOTSUPP) => file.set_len(size_bytes),
@@ -100,9 +73,7 @@ impl Device {
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
-        self.file
-            .read_exact_at(buffer, offset)
-            .map_err(|error| failure(&self.path, "cannot be read", &error))
+        self.file.read_exact_at(buffer, offset).map_err(|error| failure(&self.path, "cannot be read", &error))
     }
 
     /// The 4 KiB at an offset.
@@ -113,18 +84,14 @@ impl Device {
     }
 
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-        self.file
-            .write_all_at(bytes, offset)
-            .map_err(|error| failure(&self.path, "cannot be written", &error))
+        self.file.write_all_at(bytes, offset).map_err(|error| failure(&self.path, "cannot be written", &error))
     }
 
     pub(super) fn write_zeros(&self, mut offset: u64, len: u64) -> Result<(), Failure> {
         let zeros = vec![0; ZEROS_BYTES];
         let end = offset + len;
         while offset < end {
-            let part = usize::try_from(end - offset)
-                .unwrap_or(ZEROS_BYTES)
-                .min(ZEROS_BYTES);
+            let part = usize::try_from(end - offset).unwrap_or(ZEROS_BYTES).min(ZEROS_BYTES);
             self.write(offset, &zeros[..part])?;
             offset += part as u64;
         }
@@ -132,9 +99,7 @@ impl Device {
     }
 
     pub(super) fn sync(&self) -> Result<(), Failure> {
-        self.file
-            .sync_all()
-            .map_err(|error| failure(&self.path, "cannot be flushed", &error))
+        self.file.sync_all().map_err(|error| failure(&self.path, "cannot be flushed", &error))
     }
 }
 
@@ -152,9 +117,6 @@ fn failure(path: &Path, what: &str, error: &io::Error) -> Failure {
 fn in_use(path: &Path) -> Failure {
     Failure::refused(
         0,
-        format!(
-            "{} is in use: unmount it, or stop what has it open (lsof {0} shows who)",
-            path.display()
-        ),
+        format!("{} is in use: unmount it, or stop what has it open (lsof {0} shows who)", path.display()),
     )
 }

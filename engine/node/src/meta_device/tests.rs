@@ -26,10 +26,7 @@ fn meta_device_makes_a_file_with_exactly_the_size() {
         prepare(&resource, 0, false, |_| true).unwrap();
         let backing = fs::metadata(disk(&resource)).unwrap().len();
         let layout = Layout::compute(&LayoutParams::internal(backing / 512, SLOTS)).unwrap();
-        assert!(
-            layout.usable_sectors >= size.sectors(),
-            "{size}: {layout:?}"
-        );
+        assert!(layout.usable_sectors >= size.sectors(), "{size}: {layout:?}");
         assert!(backing - size.0 < (1 << 20), "{size}: {backing}");
     }
 }
@@ -40,24 +37,14 @@ fn meta_device_gives_every_other_node_a_slot_and_keeps_its_work() {
     let mut resource = sample_resource("r0", dir.path());
     assert_eq!(prepare(&resource, 0, false, |_| true).unwrap().len(), 1);
     let first = super_block(&disk(&resource));
-    assert_eq!(
-        (first.node_id, first.current_uuid),
-        (Some(0), UUID_JUST_CREATED)
-    );
-    assert_eq!(
-        (first.slot_of(0), first.slot_of(1), first.slot_of(2)),
-        (None, Some(0), None)
-    );
+    assert_eq!((first.node_id, first.current_uuid), (Some(0), UUID_JUST_CREATED));
+    assert_eq!((first.slot_of(0), first.slot_of(1), first.slot_of(2)), (None, Some(0), None));
     assert_ne!(first.device_uuid, 0);
     // Nothing to do the second time.
     assert!(prepare(&resource, 0, false, |_| true).unwrap().is_empty());
     assert_eq!(super_block(&disk(&resource)), first);
     // A node joins.
-    let third = crate::config::Peer {
-        id: 9,
-        name: "charlie".into(),
-        address: "127.0.0.9:7789".parse().unwrap(),
-    };
+    let third = crate::config::Peer { id: 9, name: "charlie".into(), address: "127.0.0.9:7789".parse().unwrap() };
     resource.nodes.push(third);
     assert_eq!(prepare(&resource, 0, false, |_| true).unwrap().len(), 1);
     assert_eq!(super_block(&disk(&resource)).slot_of(9), Some(1));
@@ -74,12 +61,7 @@ fn meta_device_marks_a_node_that_joins_later_for_a_full_sync() {
     used.encode(&mut block);
     {
         let device = Device::open(&disk(&resource)).unwrap();
-        device
-            .write(
-                internal_super_block_offset(device.size_bytes()).unwrap(),
-                &block,
-            )
-            .unwrap();
+        device.write(internal_super_block_offset(device.size_bytes()).unwrap(), &block).unwrap();
     }
     resource.nodes[1].id = 5;
     prepare(&resource, 0, false, |_| true).unwrap();
@@ -96,10 +78,7 @@ fn meta_device_refuses_another_nodes_meta_data() {
     prepare(&resource, 1, false, |_| true).unwrap();
     let failure = prepare(&resource, 0, false, |_| true).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused);
-    assert!(
-        failure.message.contains("node id 1") && failure.message.contains("--force"),
-        "{failure}"
-    );
+    assert!(failure.message.contains("node id 1") && failure.message.contains("--force"), "{failure}");
     assert_eq!(super_block(&disk(&resource)).node_id, Some(1));
     prepare(&resource, 0, true, |_| true).unwrap();
     assert_eq!(super_block(&disk(&resource)).node_id, Some(0));
@@ -115,15 +94,8 @@ fn meta_device_refuses_a_file_system() {
     fs::write(disk(&resource), &image).unwrap();
     let failure = prepare(&resource, 0, false, |_| true).unwrap_err();
     assert_eq!(failure.kind, FailureKind::Refused);
-    assert!(
-        failure.message.contains("XFS file system") && failure.message.contains("--force"),
-        "{failure}"
-    );
-    assert_eq!(
-        fs::read(disk(&resource)).unwrap(),
-        image,
-        "refused, so not touched"
-    );
+    assert!(failure.message.contains("XFS file system") && failure.message.contains("--force"), "{failure}");
+    assert_eq!(fs::read(disk(&resource)).unwrap(), image, "refused, so not touched");
     prepare(&resource, 0, true, |_| true).unwrap();
     assert_eq!(super_block(&disk(&resource)).node_id, Some(0));
 }
@@ -135,20 +107,10 @@ fn meta_device_on_a_device_of_its_own() {
     let meta = dir.path().join("meta");
     resource.volumes[0].meta_disk = MetaDisk::External(meta.clone());
     prepare(&resource, 0, false, |_| true).unwrap();
-    assert_eq!(
-        fs::metadata(disk(&resource)).unwrap().len(),
-        4 << 20,
-        "all of the data file is data"
-    );
-    assert_eq!(
-        detect(&fs::read(&meta).unwrap()[..MD_BLOCK_SIZE]),
-        Format::V09
-    );
+    assert_eq!(fs::metadata(disk(&resource)).unwrap().len(), 4 << 20, "all of the data file is data");
+    assert_eq!(detect(&fs::read(&meta).unwrap()[..MD_BLOCK_SIZE]), Format::V09);
     assert_eq!(wipe(&resource).unwrap().len(), 1);
-    assert_eq!(
-        detect(&fs::read(&meta).unwrap()[..MD_BLOCK_SIZE]),
-        Format::None
-    );
+    assert_eq!(detect(&fs::read(&meta).unwrap()[..MD_BLOCK_SIZE]), Format::None);
 }
 
 #[test]

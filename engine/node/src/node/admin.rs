@@ -15,37 +15,23 @@ const SS_ALREADY_STANDALONE: i32 = -9;
 impl Node {
     pub(super) fn promote(&self, name: &str, force: bool) -> Result<Done, Failure> {
         self.running(name)?;
-        self.engine
-            .command(name, Command::Promote { force })
-            .map_err(|failure| failure.about(name))?;
+        self.engine.command(name, Command::Promote { force }).map_err(|failure| failure.about(name))?;
         Ok(Done::default())
     }
 
     pub(super) fn demote(&self, name: &str) -> Result<Done, Failure> {
         self.running(name)?;
         self.refuse_if_open(name)?;
-        self.engine
-            .command(name, Command::Demote)
-            .map_err(|failure| failure.about(name))?;
+        self.engine.command(name, Command::Demote).map_err(|failure| failure.about(name))?;
         Ok(Done::default())
     }
 
-    pub(super) fn connect(
-        &self,
-        name: &str,
-        peer: Option<&str>,
-        discard_my_data: bool,
-    ) -> Result<Done, Failure> {
+    pub(super) fn connect(&self, name: &str, peer: Option<&str>, discard_my_data: bool) -> Result<Done, Failure> {
         let resource = self.running(name)?;
         let _admin = lock(&resource.admin);
         for peer in self.peers(&resource.saved(), peer)? {
-            let command = Command::Connect {
-                peer,
-                discard_my_data,
-            };
-            self.engine
-                .command(name, command)
-                .map_err(|failure| failure.about(name))?;
+            let command = Command::Connect { peer, discard_my_data };
+            self.engine.command(name, command).map_err(|failure| failure.about(name))?;
             self.intend(&resource, |intent| {
                 intent.disconnected.remove(&peer);
             })?;
@@ -53,19 +39,11 @@ impl Node {
         Ok(Done::default())
     }
 
-    pub(super) fn disconnect(
-        &self,
-        name: &str,
-        peer: Option<&str>,
-        force: bool,
-    ) -> Result<Done, Failure> {
+    pub(super) fn disconnect(&self, name: &str, peer: Option<&str>, force: bool) -> Result<Done, Failure> {
         let resource = self.running(name)?;
         let _admin = lock(&resource.admin);
         for peer in self.peers(&resource.saved(), peer)? {
-            match self
-                .engine
-                .command(name, Command::Disconnect { peer, force })
-            {
+            match self.engine.command(name, Command::Disconnect { peer, force }) {
                 // What is wanted is so already; that it is to stay so is new.
                 Err(failure) if failure.code == SS_ALREADY_STANDALONE => {}
                 done => done.map_err(|failure| failure.about(name))?,
@@ -80,25 +58,16 @@ impl Node {
     pub(super) fn attach(&self, name: &str, volume: Option<u16>) -> Result<Done, Failure> {
         let resource = self.running(name)?;
         let _admin = lock(&resource.admin);
-        let status = self
-            .engine
-            .status(name)
-            .map_err(|failure| failure.about(name))?;
-        let attached = |nr: u16| {
-            status
-                .devices
-                .iter()
-                .any(|device| device.volume == nr && device.disk_state != "Diskless")
-        };
+        let status = self.engine.status(name).map_err(|failure| failure.about(name))?;
+        let attached =
+            |nr: u16| status.devices.iter().any(|device| device.volume == nr && device.disk_state != "Diskless");
         for nr in volumes(&resource.saved(), volume)? {
             if volume.is_none() && attached(nr) {
                 continue;
             }
             let volume = nr;
             let about = format!("{name}/{volume}");
-            self.engine
-                .command(name, Command::Attach { volume })
-                .map_err(|failure| failure.about(&about))?;
+            self.engine.command(name, Command::Attach { volume }).map_err(|failure| failure.about(&about))?;
             self.intend(&resource, |intent| {
                 intent.detached.remove(&volume);
             })?;
@@ -106,19 +75,12 @@ impl Node {
         Ok(Done::default())
     }
 
-    pub(super) fn detach(
-        &self,
-        name: &str,
-        volume: Option<u16>,
-        force: bool,
-    ) -> Result<Done, Failure> {
+    pub(super) fn detach(&self, name: &str, volume: Option<u16>, force: bool) -> Result<Done, Failure> {
         let resource = self.running(name)?;
         let _admin = lock(&resource.admin);
         for volume in volumes(&resource.saved(), volume)? {
             let about = format!("{name}/{volume}");
-            self.engine
-                .command(name, Command::Detach { volume, force })
-                .map_err(|failure| failure.about(&about))?;
+            self.engine.command(name, Command::Detach { volume, force }).map_err(|failure| failure.about(&about))?;
             self.intend(&resource, |intent| {
                 intent.detached.insert(volume);
             })?;
@@ -130,9 +92,7 @@ impl Node {
         let resource = self.running(name)?;
         volumes(&resource.saved(), Some(volume))?;
         let about = format!("{name}/{volume}");
-        self.engine
-            .command(name, Command::Invalidate { volume })
-            .map_err(|failure| failure.about(&about))?;
+        self.engine.command(name, Command::Invalidate { volume }).map_err(|failure| failure.about(&about))?;
         Ok(Done::default())
     }
 
@@ -140,13 +100,10 @@ impl Node {
         let resource = self.find(name)?;
         let _admin = lock(&resource.admin);
         if self.engine.status(name).is_ok() {
-            return Ok(Done {
-                notes: vec![format!("{name} is up already")],
-            });
+            return Ok(Done { notes: vec![format!("{name} is up already")] });
         }
         self.intend(&resource, |intent| *intent = Intent::default())?;
-        self.bring_up(&resource.saved())
-            .map_err(|failure| failure.about(name))?;
+        self.bring_up(&resource.saved()).map_err(|failure| failure.about(name))?;
         Ok(Done::default())
     }
 
@@ -155,20 +112,12 @@ impl Node {
         let _admin = lock(&resource.admin);
         if self.engine.status(name).is_err() {
             self.intend(&resource, |intent| intent.up = false)?;
-            return Ok(Done {
-                notes: vec![format!("{name} is down already")],
-            });
+            return Ok(Done { notes: vec![format!("{name} is down already")] });
         }
         self.refuse_if_open(name)?;
-        self.engine
-            .stop(name, None)
-            .map_err(|failure| failure.about(name))?;
+        self.engine.stop(name, None).map_err(|failure| failure.about(name))?;
         self.intend(&resource, |intent| intent.up = false)?;
-        self.publish(
-            EventAction::Destroy,
-            name,
-            EventBody::Resource { role: None },
-        );
+        self.publish(EventAction::Destroy, name, EventBody::Resource { role: None });
         Ok(Done::default())
     }
 
@@ -177,28 +126,18 @@ impl Node {
         let resource = self.find(name)?;
         match self.engine.status(name) {
             Ok(_) => Ok(resource),
-            Err(_) => Err(Failure::refused(
-                0,
-                format!("{name} is down: bring it up with `zea up {name}`"),
-            )),
+            Err(_) => Err(Failure::refused(0, format!("{name} is down: bring it up with `zea up {name}`"))),
         }
     }
 
     /// Refuses while a front end has a volume open, and says how many.
     pub(super) fn refuse_if_open(&self, name: &str) -> Result<(), Failure> {
-        let status = self
-            .engine
-            .status(name)
-            .map_err(|failure| failure.about(name))?;
+        let status = self.engine.status(name).map_err(|failure| failure.about(name))?;
         match status.devices.iter().find(|device| device.open_count > 0) {
             None => Ok(()),
             Some(device) => {
                 let (nr, count) = (device.volume, device.open_count);
-                let clients = if count == 1 {
-                    "1 NBD client has"
-                } else {
-                    &format!("{count} NBD clients have")
-                };
+                let clients = if count == 1 { "1 NBD client has" } else { &format!("{count} NBD clients have") };
                 let text = format!(
                     "Device is held open by someone: {clients} {name}/{nr} open; \
                      unmount and disconnect them, then try again"
@@ -214,41 +153,20 @@ impl Node {
             return Ok(saved.file.peers(self.id).map(|peer| peer.id).collect());
         };
         let id = wanted.parse::<u8>().ok();
-        let found = saved
-            .file
-            .peers(self.id)
-            .find(|peer| peer.name == wanted || Some(peer.id) == id);
+        let found = saved.file.peers(self.id).find(|peer| peer.name == wanted || Some(peer.id) == id);
         found.map(|peer| vec![peer.id]).ok_or_else(|| {
-            let known: Vec<&str> = saved
-                .file
-                .peers(self.id)
-                .map(|peer| peer.name.as_str())
-                .collect();
-            Failure::failed(format!(
-                "{} has no peer `{wanted}`; its peers are {}",
-                saved.file.name,
-                known.join(", ")
-            ))
+            let known: Vec<&str> = saved.file.peers(self.id).map(|peer| peer.name.as_str()).collect();
+            Failure::failed(format!("{} has no peer `{wanted}`; its peers are {}", saved.file.name, known.join(", ")))
         })
     }
 
     /// Changes what is wanted of a resource, on disk first.
-    pub(super) fn intend(
-        &self,
-        resource: &Resource,
-        change: impl FnOnce(&mut Intent),
-    ) -> Result<(), Failure> {
-        let Saved {
-            file, mut intent, ..
-        } = resource.saved();
+    pub(super) fn intend(&self, resource: &Resource, change: impl FnOnce(&mut Intent)) -> Result<(), Failure> {
+        let Saved { file, mut intent, .. } = resource.saved();
         change(&mut intent);
         self.store
             .save_intent(&file.name, &intent)
-            .map_err(|error| {
-                Failure::failed(format!(
-                    "it is done, but will not survive a restart: {error:#}"
-                ))
-            })?;
+            .map_err(|error| Failure::failed(format!("it is done, but will not survive a restart: {error:#}")))?;
         lock(&resource.saved).intent = intent;
         Ok(())
     }
@@ -262,10 +180,7 @@ fn volumes(saved: &Saved, volume: Option<u16>) -> Result<Vec<u16>, Failure> {
         Some(nr) => {
             let known: Vec<String> = all.iter().map(u16::to_string).collect();
             let name = &saved.file.name;
-            Err(Failure::failed(format!(
-                "{name} has no volume {nr}; its volumes are {}",
-                known.join(", ")
-            )))
+            Err(Failure::failed(format!("{name} has no volume {nr}; its volumes are {}", known.join(", "))))
         }
     }
 }

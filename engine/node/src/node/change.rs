@@ -12,32 +12,18 @@ use crate::store::{Intent, Saved};
 
 impl Node {
     /// Makes a resource: meta data, files, start.
-    pub(super) fn create(
-        &self,
-        file: ResourceFile,
-        secret: Option<Secret>,
-        force: bool,
-    ) -> Result<Done, Failure> {
-        Check::new(&file).for_node(self.id).map_err(|problem| {
-            Failure::usage(format!(
-                "{}: {}: {}",
-                problem.at, problem.message, problem.help
-            ))
-        })?;
+    pub(super) fn create(&self, file: ResourceFile, secret: Option<Secret>, force: bool) -> Result<Done, Failure> {
+        Check::new(&file)
+            .for_node(self.id)
+            .map_err(|problem| Failure::usage(format!("{}: {}: {}", problem.at, problem.message, problem.help)))?;
         check_secret(&file, secret.as_ref())?;
         let name = file.name.clone();
-        let new = Resource::new(Saved {
-            file,
-            secret,
-            intent: Intent::default(),
-        });
+        let new = Resource::new(Saved { file, secret, intent: Intent::default() });
         // Taken before others can see the resource, and held until it is whole.
         let _admin = lock(&new.admin);
         {
             let mut resources = lock(&self.resources);
-            if resources.contains_key(&name)
-                || lock(&self.broken).iter().any(|broken| broken.name == name)
-            {
+            if resources.contains_key(&name) || lock(&self.broken).iter().any(|broken| broken.name == name) {
                 return Err(Failure::refused(
                     0,
                     format!(
@@ -46,10 +32,7 @@ impl Node {
                 ));
             }
             if resources.len() >= MAX_RESOURCES {
-                return Err(Failure::refused(
-                    0,
-                    format!("this node has {MAX_RESOURCES} resources, which is the most"),
-                ));
+                return Err(Failure::refused(0, format!("this node has {MAX_RESOURCES} resources, which is the most")));
             }
             resources.insert(name.clone(), std::sync::Arc::clone(&new));
         }
@@ -64,37 +47,23 @@ impl Node {
         let mut saved = new.saved();
         self.refuse_shared_devices(&saved.file)?;
         let notes = meta_device::prepare(&saved.file, self.id, force, |_| true)?;
-        self.store
-            .save(&mut saved)
-            .map_err(|error| Failure::failed(format!("{error:#}")))?;
+        self.store.save(&mut saved).map_err(|error| Failure::failed(format!("{error:#}")))?;
         *lock(&new.saved) = saved.clone();
         info!("{} is created", saved.file.name);
-        self.bring_up(&saved)
-            .map_err(|failure| failure.about("it is created, but"))?;
+        self.bring_up(&saved).map_err(|failure| failure.about("it is created, but"))?;
         Ok(Done { notes })
     }
 
     /// Two resources must not write to one device.
     fn refuse_shared_devices(&self, file: &ResourceFile) -> Result<(), Failure> {
         let paths = |file: &ResourceFile| -> Vec<std::path::PathBuf> {
-            let both = |volume: &config::Volume| {
-                [
-                    Some(volume.disk.clone()),
-                    volume.meta_disk.path().map(Path::to_owned),
-                ]
-            };
-            file.volumes
-                .iter()
-                .flat_map(both)
-                .flatten()
-                .map(|path| path.canonicalize().unwrap_or(path))
-                .collect()
+            let both =
+                |volume: &config::Volume| [Some(volume.disk.clone()), volume.meta_disk.path().map(Path::to_owned)];
+            file.volumes.iter().flat_map(both).flatten().map(|path| path.canonicalize().unwrap_or(path)).collect()
         };
         let wanted = paths(file);
         for (name, other) in self.all() {
-            let shared = paths(&other.saved().file)
-                .into_iter()
-                .find(|path| name != file.name && wanted.contains(path));
+            let shared = paths(&other.saved().file).into_iter().find(|path| name != file.name && wanted.contains(path));
             if let Some(path) = shared {
                 let path = path.display();
                 return Err(Failure::refused(
@@ -107,15 +76,9 @@ impl Node {
     }
 
     /// Creates a resource from a file, or changes the one of that name.
-    pub(super) fn apply(
-        &self,
-        file: &str,
-        text: &str,
-        secret: Option<Secret>,
-        force: bool,
-    ) -> Result<Done, Failure> {
-        let wanted = config::parse(Path::new(file), text, Some(self.id))
-            .map_err(|error| Failure::usage(error.to_string()))?;
+    pub(super) fn apply(&self, file: &str, text: &str, secret: Option<Secret>, force: bool) -> Result<Done, Failure> {
+        let wanted =
+            config::parse(Path::new(file), text, Some(self.id)).map_err(|error| Failure::usage(error.to_string()))?;
         check_secret(&wanted, secret.as_ref())?;
         let Some(resource) = lock(&self.resources).get(&wanted.name).cloned() else {
             return self.create(wanted, secret, force);
@@ -123,25 +86,15 @@ impl Node {
         let _admin = lock(&resource.admin);
         let name = wanted.name.clone();
         let old = resource.saved();
-        let mut new = Saved {
-            file: wanted,
-            secret,
-            intent: old.intent.clone(),
-        };
+        let mut new = Saved { file: wanted, secret, intent: old.intent.clone() };
         // The saved file names the daemon's own copy of the secret; what counts is what is in it.
         if old.secret.is_some() && new.secret.is_some() {
-            new.file
-                .net
-                .secret_file
-                .clone_from(&old.file.net.secret_file);
+            new.file.net.secret_file.clone_from(&old.file.net.secret_file);
         }
         let status = self.engine.status(&name).ok();
         let diskless = |nr: u16| {
             let device = |status: &ResourceStatus| {
-                status
-                    .devices
-                    .iter()
-                    .any(|device| device.volume == nr && device.disk_state == "Diskless")
+                status.devices.iter().any(|device| device.volume == nr && device.disk_state == "Diskless")
             };
             status.as_ref().is_none_or(device)
         };
@@ -160,8 +113,8 @@ impl Node {
         // that are not attached: this is how a new disk gets its meta data.
         if same_net || new.file.volumes != old.file.volumes || new.file.nodes != old.file.nodes {
             self.refuse_shared_devices(&new.file)?;
-            notes = meta_device::prepare(&new.file, self.id, force, diskless)
-                .map_err(|failure| failure.about(&name))?;
+            notes =
+                meta_device::prepare(&new.file, self.id, force, diskless).map_err(|failure| failure.about(&name))?;
         }
         if same_net && new.file == old.file {
             if notes.is_empty() {
@@ -169,18 +122,12 @@ impl Node {
             }
             return Ok(Done { notes });
         }
-        self.store
-            .save(&mut new)
-            .map_err(|error| Failure::failed(format!("{error:#}")).about(&name))?;
+        self.store.save(&mut new).map_err(|error| Failure::failed(format!("{error:#}")).about(&name))?;
         *lock(&resource.saved) = new.clone();
         if status.is_some() {
-            self.engine
-                .reconfigure(&new.file, new.secret.as_ref())
-                .map_err(|failure| failure.about(&name))?;
+            self.engine.reconfigure(&new.file, new.secret.as_ref()).map_err(|failure| failure.about(&name))?;
             if !same_net {
-                notes.push(format!(
-                    "in force from the next connect: zea disconnect {name} && zea connect {name}"
-                ));
+                notes.push(format!("in force from the next connect: zea disconnect {name} && zea connect {name}"));
             }
         }
         Ok(Done { notes })
@@ -193,30 +140,15 @@ impl Node {
         if let Ok(status) = self.engine.status(name) {
             self.refuse_if_open(name)?;
             if status.role == "Primary" {
-                return Err(Failure::refused(
-                    0,
-                    format!("{name} is Primary: `zea demote {name}` first"),
-                ));
+                return Err(Failure::refused(0, format!("{name} is Primary: `zea demote {name}` first")));
             }
-            self.engine
-                .stop(name, None)
-                .map_err(|failure| failure.about(name))?;
-            self.publish(
-                EventAction::Destroy,
-                name,
-                EventBody::Resource { role: None },
-            );
+            self.engine.stop(name, None).map_err(|failure| failure.about(name))?;
+            self.publish(EventAction::Destroy, name, EventBody::Resource { role: None });
             // Should the rest fail, it is not to come back by itself.
             self.intend(&resource, |intent| intent.up = false)?;
         }
-        let notes = if wipe_metadata {
-            meta_device::wipe(&resource.saved().file)?
-        } else {
-            Vec::new()
-        };
-        self.store
-            .remove(name)
-            .map_err(|error| Failure::failed(format!("{error:#}")).about(name))?;
+        let notes = if wipe_metadata { meta_device::wipe(&resource.saved().file)? } else { Vec::new() };
+        self.store.remove(name).map_err(|error| Failure::failed(format!("{error:#}")).about(name))?;
         lock(&self.resources).remove(name);
         info!("{name} is deleted");
         Ok(Done { notes })
@@ -226,15 +158,8 @@ impl Node {
 /// Whether a resource that is up can become `new`: its connections' options may differ, and the devices of volumes that
 /// are `diskless`.
 fn can_change_live(old: &ResourceFile, new: &ResourceFile, diskless: impl Fn(u16) -> bool) -> bool {
-    let mut masked = ResourceFile {
-        net: old.net.clone(),
-        ..new.clone()
-    };
-    for volume in masked
-        .volumes
-        .iter_mut()
-        .filter(|volume| diskless(volume.nr))
-    {
+    let mut masked = ResourceFile { net: old.net.clone(), ..new.clone() };
+    for volume in masked.volumes.iter_mut().filter(|volume| diskless(volume.nr)) {
         if let Some(old) = old.volume(volume.nr) {
             volume.disk.clone_from(&old.disk);
             volume.meta_disk.clone_from(&old.meta_disk);
@@ -245,17 +170,10 @@ fn can_change_live(old: &ResourceFile, new: &ResourceFile, diskless: impl Fn(u16
 
 fn check_secret(file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
     match (&file.net.secret_file, secret) {
-        (Some(_), None) => Err(Failure::usage(
-            "the request lacks the contents of the secret file",
-        )),
+        (Some(_), None) => Err(Failure::usage("the request lacks the contents of the secret file")),
         (None, Some(_)) => Err(Failure::usage("there is a secret, but no `cram-hmac-alg`")),
-        (_, Some(Secret(text)))
-            if text.is_empty() || text.len() > config::check::MAX_SECRET_BYTES =>
-        {
-            Err(Failure::usage(format!(
-                "a secret has 1 to {} bytes",
-                config::check::MAX_SECRET_BYTES
-            )))
+        (_, Some(Secret(text))) if text.is_empty() || text.len() > config::check::MAX_SECRET_BYTES => {
+            Err(Failure::usage(format!("a secret has 1 to {} bytes", config::check::MAX_SECRET_BYTES)))
         }
         _ => Ok(()),
     }

@@ -34,11 +34,7 @@ impl Daemon {
     /// Starts a daemon on `dir` and waits until it has started what was up before.
     pub(crate) fn spawn(id: u8, dir: &Path) -> Daemon {
         std::fs::create_dir_all(dir).unwrap();
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(dir.join("log"))
-            .unwrap();
+        let log = File::options().append(true).create(true).open(dir.join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_zead"))
             .args(["--node-id", &id.to_string(), "--state-dir"])
             .arg(dir)
@@ -48,11 +44,7 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut daemon = Daemon {
-            id,
-            dir: dir.to_owned(),
-            child,
-        };
+        let mut daemon = Daemon { id, dir: dir.to_owned(), child };
         let end = Instant::now() + PATIENCE;
         while !daemon.answers() {
             let ended = daemon.child.try_wait().unwrap();
@@ -68,8 +60,7 @@ impl Daemon {
 
     /// The daemon of this process answers, not one that was here before.
     fn answers(&self) -> bool {
-        let version = Client::connect(&self.socket())
-            .and_then(|mut client| client.call::<Version>(&Request::Version));
+        let version = Client::connect(&self.socket()).and_then(|mut client| client.call::<Version>(&Request::Version));
         version.is_ok_and(|version| version.pid == self.child.id() && version.ready)
     }
 
@@ -89,28 +80,15 @@ impl Daemon {
     /// Carries out a request that works.
     pub(crate) fn ok(&self, request: &Request) {
         if let Err(failure) = self.call(request) {
-            panic!(
-                "node {}: {request:?}: {failure}\n{}",
-                self.id,
-                self.log_tail()
-            );
+            panic!("node {}: {request:?}: {failure}\n{}", self.id, self.log_tail());
         }
     }
 
     /// The status of a resource that is up.
     pub(crate) fn status(&self, name: &str) -> ResourceStatus {
-        let request = Request::Status {
-            name: Some(name.into()),
-        };
-        let reply: StatusReply = Client::connect(&self.socket())
-            .unwrap()
-            .call(&request)
-            .unwrap();
-        reply
-            .resources
-            .into_iter()
-            .next()
-            .unwrap_or_else(|| panic!("{name} is down on node {}", self.id))
+        let request = Request::Status { name: Some(name.into()) };
+        let reply: StatusReply = Client::connect(&self.socket()).unwrap().call(&request).unwrap();
+        reply.resources.into_iter().next().unwrap_or_else(|| panic!("{name} is down on node {}", self.id))
     }
 
     /// Waits until the status of `r0` is as wanted.
@@ -121,12 +99,7 @@ impl Daemon {
             if wanted(&status) {
                 return;
             }
-            assert!(
-                Instant::now() < end,
-                "node {}: waited for {what}\n{status:#?}\n{}",
-                self.id,
-                self.log_tail()
-            );
+            assert!(Instant::now() < end, "node {}: waited for {what}\n{status:#?}\n{}", self.id, self.log_tail());
             sleep(TICK);
         }
     }
@@ -134,10 +107,7 @@ impl Daemon {
     /// Waits until all of `r0` is UpToDate and replicated everywhere.
     pub(crate) fn wait_synced(&self) {
         self.wait("synced", |status| {
-            status
-                .devices
-                .iter()
-                .all(|device| device.disk_state == "UpToDate")
+            status.devices.iter().all(|device| device.disk_state == "UpToDate")
                 && status.connections.iter().all(|connection| {
                     connection.connection_state == "Connected"
                         && connection.peer_devices.iter().all(|it| {
@@ -157,9 +127,7 @@ impl Daemon {
 
     /// Why an NBD client is not let in.
     pub(crate) fn nbd_refusal(&self) -> String {
-        NbdClient::open(&self.dir.join("nbd.sock"), "r0/0")
-            .err()
-            .expect("refused")
+        NbdClient::open(&self.dir.join("nbd.sock"), "r0/0").err().expect("refused")
     }
 
     /// Ends it as a power failure would.
@@ -177,12 +145,7 @@ impl Daemon {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
             }
-            assert!(
-                Instant::now() < end,
-                "node {} does not stop\n{}",
-                self.id,
-                self.log_tail()
-            );
+            assert!(Instant::now() < end, "node {} does not stop\n{}", self.id, self.log_tail());
             sleep(TICK);
         }
     }
@@ -228,14 +191,8 @@ impl Cluster {
     pub(crate) fn empty(count: u8) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let addresses = loopback_addresses(count);
-        let nodes = (0..count)
-            .map(|id| Daemon::spawn(id, &dir.path().join(id.to_string())))
-            .collect();
-        Cluster {
-            nodes,
-            addresses,
-            dir,
-        }
+        let nodes = (0..count).map(|id| Daemon::spawn(id, &dir.path().join(id.to_string()))).collect();
+        Cluster { nodes, addresses, dir }
     }
 
     /// Starts daemons and creates `r0` on each.
@@ -243,11 +200,7 @@ impl Cluster {
         let cluster = Cluster::empty(count);
         for (id, node) in (0..count).zip(&cluster.nodes) {
             let resource = Box::new(cluster.resource(id));
-            node.ok(&Request::ResourceCreate {
-                resource,
-                secret: None,
-                force: false,
-            });
+            node.ok(&Request::ResourceCreate { resource, secret: None, force: false });
         }
         cluster
     }
@@ -255,10 +208,7 @@ impl Cluster {
     /// [`Cluster::new`] with equal data everywhere; node 0 is Primary.
     pub(crate) fn synced(count: u8) -> Cluster {
         let cluster = Cluster::new(count);
-        cluster
-            .nodes
-            .iter()
-            .for_each(|node| node.wait("connected", connected));
+        cluster.nodes.iter().for_each(|node| node.wait("connected", connected));
         cluster.nodes[0].ok(&promote(true));
         cluster.nodes.iter().for_each(Daemon::wait_synced);
         cluster
@@ -273,10 +223,7 @@ impl Cluster {
         };
         ResourceFile {
             name: "r0".into(),
-            net: Net {
-                ping_timeout_ms: 3000,
-                ..Net::default()
-            },
+            net: Net { ping_timeout_ms: 3000, ..Net::default() },
             disk: Disk::default(),
             nodes: (0..).zip(&self.addresses).map(peer).collect(),
             volumes: vec![Volume {
@@ -290,36 +237,24 @@ impl Cluster {
 
     /// Takes `r0` down everywhere and compares what is on the disks.
     pub(crate) fn assert_equal_disks(&self) {
-        self.nodes
-            .iter()
-            .for_each(|node| node.ok(&Request::Down { name: "r0".into() }));
+        self.nodes.iter().for_each(|node| node.ok(&Request::Down { name: "r0".into() }));
         let first = self.nodes[0].backing();
         for node in &self.nodes[1..] {
             let other = node.backing();
             let differs = first.iter().zip(&other).position(|(a, b)| a != b);
-            assert_eq!(
-                differs, None,
-                "first byte that differs between nodes 0 and {}",
-                node.id
-            );
+            assert_eq!(differs, None, "first byte that differs between nodes 0 and {}", node.id);
         }
     }
 }
 
 /// All peers are connected.
 pub(crate) fn connected(status: &ResourceStatus) -> bool {
-    status
-        .connections
-        .iter()
-        .all(|connection| connection.connection_state == "Connected")
+    status.connections.iter().all(|connection| connection.connection_state == "Connected")
 }
 
 /// Promote `r0`.
 pub(crate) fn promote(force: bool) -> Request {
-    Request::Promote {
-        name: "r0".into(),
-        force,
-    }
+    Request::Promote { name: "r0".into(), force }
 }
 
 /// Demote `r0`.
@@ -332,16 +267,7 @@ fn loopback_addresses(count: u8) -> Vec<SocketAddr> {
     static CLUSTER: AtomicU8 = AtomicU8::new(0);
     let first = CLUSTER.fetch_add(1, Ordering::Relaxed) * 8 + 1;
     let [.., high, low] = std::process::id().to_be_bytes();
-    let hosts: Vec<Ipv4Addr> = (0..count)
-        .map(|id| Ipv4Addr::new(127, high | 0x40, low, first + id))
-        .collect();
-    let port = TcpListener::bind((hosts[0], 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    hosts
-        .into_iter()
-        .map(|host| SocketAddr::from((host, port)))
-        .collect()
+    let hosts: Vec<Ipv4Addr> = (0..count).map(|id| Ipv4Addr::new(127, high | 0x40, low, first + id)).collect();
+    let port = TcpListener::bind((hosts[0], 0)).unwrap().local_addr().unwrap().port();
+    hosts.into_iter().map(|host| SocketAddr::from((host, port))).collect()
 }

@@ -45,9 +45,7 @@ impl NbdClient {
         stream.write_all(&hello).unwrap();
         loop {
             let mut head = [0; 20];
-            stream
-                .read_exact(&mut head)
-                .map_err(|error| error.to_string())?;
+            stream.read_exact(&mut head).map_err(|error| error.to_string())?;
             let mut data = vec![0; be32(&head[16..]) as usize];
             stream.read_exact(&mut data).unwrap();
             match be32(&head[12..16]) {
@@ -77,11 +75,7 @@ impl NbdClient {
 
     /// Reads at an offset.
     pub(crate) fn read(&mut self, offset: u64, len: usize) -> Vec<u8> {
-        assert_eq!(
-            self.request(CMD_READ, offset, len, &[]),
-            0,
-            "read at {offset}"
-        );
+        assert_eq!(self.request(CMD_READ, offset, len, &[]), 0, "read at {offset}");
         let mut data = vec![0; len];
         self.stream.read_exact(&mut data).unwrap();
         data
@@ -89,11 +83,7 @@ impl NbdClient {
 
     /// Writes at an offset.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) {
-        assert_eq!(
-            self.request(CMD_WRITE, offset, data.len(), data),
-            0,
-            "write at {offset}"
-        );
+        assert_eq!(self.request(CMD_WRITE, offset, data.len(), data), 0, "write at {offset}");
     }
 
     /// Everything that was written is stable.

@@ -57,17 +57,10 @@ impl Disk {
             } else {
                 "its meta data is external, but no meta-data device is given"
             };
-            return Err(OpenError::NotUsable {
-                path: paths.data.clone(),
-                why: why.into(),
-            });
+            return Err(OpenError::NotUsable { path: paths.data.clone(), why: why.into() });
         }
         let data = DiskFile::open(&paths.data)?;
-        let meta = paths
-            .meta
-            .as_deref()
-            .map(DiskFile::open_shared)
-            .transpose()?;
+        let meta = paths.meta.as_deref().map(DiskFile::open_shared).transpose()?;
         Ok(Disk {
             data,
             meta,
@@ -106,11 +99,7 @@ impl Disk {
     }
 
     pub(super) fn side_of_meta(&self) -> Side {
-        if self.meta.is_some() {
-            Side::Separate
-        } else {
-            Side::Same
-        }
+        if self.meta.is_some() { Side::Separate } else { Side::Same }
     }
 
     /// Whether a command stays within its device and is aligned to sectors.
@@ -120,22 +109,15 @@ impl Disk {
             len > 0 && len.is_multiple_of(512) && end.is_some_and(|end| end <= size)
         };
         match cmd {
-            DiskCmd::Read { sector, payload }
-            | DiskCmd::Write {
-                sector, payload, ..
-            } => fits(sector.checked_mul(512), payload.len, self.data.size_bytes()),
+            DiskCmd::Read { sector, payload } | DiskCmd::Write { sector, payload, .. } => {
+                fits(sector.checked_mul(512), payload.len, self.data.size_bytes())
+            }
             DiskCmd::ReadNew { sector, len }
             | DiskCmd::Discard { sector, len }
-            | DiskCmd::WriteZeroes { sector, len, .. } => {
-                fits(sector.checked_mul(512), *len, self.data.size_bytes())
-            }
+            | DiskCmd::WriteZeroes { sector, len, .. } => fits(sector.checked_mul(512), *len, self.data.size_bytes()),
             DiskCmd::Flush => true,
-            DiskCmd::MetaRead { offset_bytes, len } => {
-                fits(Some(*offset_bytes), *len, self.meta().size_bytes())
-            }
-            DiskCmd::MetaWrite { offset_bytes, .. } => {
-                fits(Some(*offset_bytes), 4096, self.meta().size_bytes())
-            }
+            DiskCmd::MetaRead { offset_bytes, len } => fits(Some(*offset_bytes), *len, self.meta().size_bytes()),
+            DiskCmd::MetaWrite { offset_bytes, .. } => fits(Some(*offset_bytes), 4096, self.meta().size_bytes()),
         }
     }
 }

@@ -143,10 +143,7 @@ impl Disks {
     /// While commands are in flight.
     pub(crate) fn close(&mut self, id: DiskId) {
         let disk = self.disks.remove(id.0);
-        assert_eq!(
-            disk.in_flight, 0,
-            "a backing device was closed with commands in flight"
-        );
+        assert_eq!(disk.in_flight, 0, "a backing device was closed with commands in flight");
     }
 
     /// Installs or removes a fault.
@@ -165,14 +162,7 @@ impl Disks {
     }
 
     /// Starts a command. Its end comes out of [`Disks::take_done`].
-    pub(crate) fn submit(
-        &mut self,
-        ring: &mut Ring<Token>,
-        pool: &mut Pool,
-        id: DiskId,
-        owner: Owner,
-        cmd: DiskCmd,
-    ) {
+    pub(crate) fn submit(&mut self, ring: &mut Ring<Token>, pool: &mut Pool, id: DiskId, owner: Owner, cmd: DiskCmd) {
         let disk = &mut self.disks[id.0];
         disk.in_flight += 1;
         if let Some(error) = disk.fault.as_mut().and_then(|fault| fault.hits(&cmd)) {
@@ -212,13 +202,7 @@ impl Disks {
             DiskCmd::MetaWrite { block, .. } => Some(block),
             _ => None,
         };
-        self.done.push_back(DiskDone {
-            owner,
-            result: Err(error),
-            buf: None,
-            meta: None,
-            block,
-        });
+        self.done.push_back(DiskDone { owner, result: Err(error), buf: None, meta: None, block });
     }
 
     /// Gives the command back where its own buffer cannot be had.
@@ -247,30 +231,12 @@ impl Disks {
         let (work, at, len) = match cmd {
             DiskCmd::Read { sector, payload } => {
                 let (buf, offset, len) = named(pool, payload);
-                (
-                    Work::Read {
-                        buf,
-                        offset,
-                        new: false,
-                    },
-                    sector * SECTOR,
-                    len,
-                )
+                (Work::Read { buf, offset, new: false }, sector * SECTOR, len)
             }
-            DiskCmd::ReadNew { sector, len } => (
-                Work::Read {
-                    buf: taken(own),
-                    offset: 0,
-                    new: true,
-                },
-                sector * SECTOR,
-                len.into(),
-            ),
-            DiskCmd::Write {
-                sector,
-                payload,
-                fua,
-            } => {
+            DiskCmd::ReadNew { sector, len } => {
+                (Work::Read { buf: taken(own), offset: 0, new: true }, sector * SECTOR, len.into())
+            }
+            DiskCmd::Write { sector, payload, fua } => {
                 let (buf, offset, len) = named(pool, payload);
                 (Work::Write { buf, offset, fua }, sector * SECTOR, len)
             }
@@ -278,29 +244,12 @@ impl Disks {
                 let by_fallocate = !disk.data().is_block_device();
                 (Work::Discard { by_fallocate }, sector * SECTOR, len.into())
             }
-            DiskCmd::WriteZeroes { sector, len, unmap } => (
-                Work::Zero {
-                    unmap,
-                    by_write: false,
-                },
-                sector * SECTOR,
-                len.into(),
-            ),
-            DiskCmd::Flush => (
-                Work::Flush {
-                    meta_written: disk.meta_written,
-                },
-                0,
-                0,
-            ),
-            DiskCmd::MetaRead { offset_bytes, len } => {
-                (Work::MetaRead { buf: taken(own) }, offset_bytes, len.into())
+            DiskCmd::WriteZeroes { sector, len, unmap } => {
+                (Work::Zero { unmap, by_write: false }, sector * SECTOR, len.into())
             }
-            DiskCmd::MetaWrite {
-                offset_bytes,
-                block,
-                sync,
-            } => {
+            DiskCmd::Flush => (Work::Flush { meta_written: disk.meta_written }, 0, 0),
+            DiskCmd::MetaRead { offset_bytes, len } => (Work::MetaRead { buf: taken(own) }, offset_bytes, len.into()),
+            DiskCmd::MetaWrite { offset_bytes, block, sync } => {
                 let buf = taken(own);
                 pool.fill(buf, 0, &block[..]);
                 let sync = match (sync, disk.meta_written == disk.meta_stable) {
@@ -308,28 +257,11 @@ impl Disks {
                     (true, true) => MetaSync::WithTheWrite,
                     (true, false) => MetaSync::Follows,
                 };
-                (
-                    Work::MetaWrite {
-                        buf,
-                        block: Some(block),
-                        sync,
-                    },
-                    offset_bytes,
-                    4096,
-                )
+                (Work::MetaWrite { buf, block: Some(block), sync }, offset_bytes, 4096)
             }
         };
-        let key = self.ops.insert(Op {
-            disk: id.0,
-            owner,
-            work,
-            at,
-            len,
-            done: 0,
-            pending: 0,
-            again: false,
-            error: None,
-        });
+        let key =
+            self.ops.insert(Op { disk: id.0, owner, work, at, len, done: 0, pending: 0, again: false, error: None });
         self.issue(ring, pool, key);
         Ok(())
     }
@@ -341,37 +273,23 @@ impl Disks {
         let (at, left) = (op.at + op.done, op.len - op.done);
         let data = Fd(disk.data().raw_fd());
         let meta = Fd(disk.meta().raw_fd());
-        let mut memory =
-            |buf: Buf, offset: u32| memory(ring, pool, buf, offset + op.done as u32, left as u32);
+        let mut memory = |buf: Buf, offset: u32| memory(ring, pool, buf, offset + op.done as u32, left as u32);
         let mut second = None;
         let first = match &op.work {
             Work::Read { buf, offset, .. } => read(data, memory(*buf, *offset), at),
             Work::MetaRead { buf } => read(meta, memory(*buf, 0), at),
             Work::Write { buf, offset, fua } => write(data, memory(*buf, *offset), at, *fua),
-            Work::MetaWrite {
-                sync: MetaSync::Running { .. },
-                ..
-            } => sync_file(meta),
-            Work::MetaWrite { buf, sync, .. } => {
-                write(meta, memory(*buf, 0), at, *sync == MetaSync::WithTheWrite)
-            }
+            Work::MetaWrite { sync: MetaSync::Running { .. }, .. } => sync_file(meta),
+            Work::MetaWrite { buf, sync, .. } => write(meta, memory(*buf, 0), at, *sync == MetaSync::WithTheWrite),
             Work::Flush { .. } => {
                 second = (disk.side_of_meta() == Side::Separate).then(|| sync_file(meta));
                 sync_file(data)
             }
-            Work::Discard {
-                by_fallocate: false,
-            } => discard_command(data, at, left),
-            Work::Discard { by_fallocate: true } => {
-                fallocate(data, libc::FALLOC_FL_PUNCH_HOLE, at, left)
-            }
+            Work::Discard { by_fallocate: false } => discard_command(data, at, left),
+            Work::Discard { by_fallocate: true } => fallocate(data, libc::FALLOC_FL_PUNCH_HOLE, at, left),
             Work::Zero { by_write: true, .. } => write_zeroes(data, at, left),
             Work::Zero { unmap, .. } => {
-                let mode = if *unmap {
-                    libc::FALLOC_FL_PUNCH_HOLE
-                } else {
-                    libc::FALLOC_FL_ZERO_RANGE
-                };
+                let mode = if *unmap { libc::FALLOC_FL_PUNCH_HOLE } else { libc::FALLOC_FL_ZERO_RANGE };
                 fallocate(data, mode, at, left)
             }
         };
@@ -384,13 +302,7 @@ impl Disks {
     }
 
     /// An operation of the ring ended.
-    pub(crate) fn complete(
-        &mut self,
-        ring: &mut Ring<Token>,
-        pool: &mut Pool,
-        key: u32,
-        result: i32,
-    ) {
+    pub(crate) fn complete(&mut self, ring: &mut Ring<Token>, pool: &mut Pool, key: u32, result: i32) {
         let key = key as usize;
         self.ops[key].pending -= 1;
         let next = self.advance(key, result);
@@ -416,15 +328,8 @@ impl Disks {
         }
         let moved = result as u64;
         match &mut op.work {
-            Work::Discard { .. }
-            | Work::Zero {
-                by_write: false, ..
-            }
-            | Work::Flush { .. } => Next::Done,
-            Work::MetaWrite {
-                sync: MetaSync::Running { .. },
-                ..
-            } => Next::Done,
+            Work::Discard { .. } | Work::Zero { by_write: false, .. } | Work::Flush { .. } => Next::Done,
+            Work::MetaWrite { sync: MetaSync::Running { .. }, .. } => Next::Done,
             work => {
                 // Direct I/O goes on at a sector.
                 op.done += moved - moved % SECTOR;
@@ -442,9 +347,7 @@ impl Disks {
                             MetaSync::WithTheWrite => Next::Done,
                             MetaSync::Follows => {
                                 disk.meta_written += 1;
-                                *sync = MetaSync::Running {
-                                    written: disk.meta_written,
-                                };
+                                *sync = MetaSync::Running { written: disk.meta_written };
                                 Next::Again
                             }
                             _ => {
@@ -464,19 +367,11 @@ impl Disks {
         let disk = &mut self.disks[op.disk];
         disk.in_flight -= 1;
         let result = op.error.map_or(Ok(()), Err);
-        let mut done = DiskDone {
-            owner: op.owner,
-            result,
-            buf: None,
-            meta: None,
-            block: None,
-        };
+        let mut done = DiskDone { owner: op.owner, result, buf: None, meta: None, block: None };
         match op.work {
             Work::Read { buf, new: true, .. } if result.is_ok() => done.buf = Some(buf),
             Work::MetaRead { buf } if result.is_ok() => done.meta = Some((buf, op.len as u32)),
-            Work::Read { buf, .. } | Work::Write { buf, .. } | Work::MetaRead { buf } => {
-                pool.release(buf)
-            }
+            Work::Read { buf, .. } | Work::Write { buf, .. } | Work::MetaRead { buf } => pool.release(buf),
             Work::MetaWrite { buf, block, sync } => {
                 pool.release(buf);
                 done.block = block;
@@ -496,10 +391,7 @@ impl Disks {
 impl Op {
     /// The device said no: another way, or the command's end.
     fn failed(&mut self, errno: i32) -> Next {
-        let unsupported = matches!(
-            errno,
-            libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY | libc::EINVAL | libc::ENODEV
-        );
+        let unsupported = matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY | libc::EINVAL | libc::ENODEV);
         match &mut self.work {
             Work::Discard { by_fallocate } if unsupported && !*by_fallocate => {
                 *by_fallocate = true;

@@ -35,9 +35,7 @@ impl Fault {
     pub(super) fn hits(&mut self, cmd: &DiskCmd) -> Option<DiskError> {
         let kind = match cmd {
             DiskCmd::Read { .. } | DiskCmd::ReadNew { .. } => FaultKind::Read,
-            DiskCmd::Write { .. } | DiskCmd::Discard { .. } | DiskCmd::WriteZeroes { .. } => {
-                FaultKind::Write
-            }
+            DiskCmd::Write { .. } | DiskCmd::Discard { .. } | DiskCmd::WriteZeroes { .. } => FaultKind::Write,
             DiskCmd::Flush => FaultKind::Flush,
             DiskCmd::MetaRead { .. } => FaultKind::MetaRead,
             DiskCmd::MetaWrite { .. } => FaultKind::MetaWrite,
@@ -66,19 +64,9 @@ mod tests {
     #[test]
     fn disk_fault_counts_only_its_kind() {
         let error = DiskError::Io(5);
-        let mut fault = Fault {
-            kind: FaultKind::Flush,
-            after: 1,
-            times: 2,
-            error,
-        };
-        let read = DiskCmd::ReadNew {
-            sector: 0,
-            len: 512,
-        };
-        let hits: Vec<_> = (0..5)
-            .map(|_| (fault.hits(&read), fault.hits(&DiskCmd::Flush)))
-            .collect();
+        let mut fault = Fault { kind: FaultKind::Flush, after: 1, times: 2, error };
+        let read = DiskCmd::ReadNew { sector: 0, len: 512 };
+        let hits: Vec<_> = (0..5).map(|_| (fault.hits(&read), fault.hits(&DiskCmd::Flush))).collect();
         let (no, yes) = ((None, None), (None, Some(error)));
         assert_eq!(hits, [no, yes, yes, no, no]);
     }

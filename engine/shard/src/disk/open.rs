@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags,
-    fallocate, flock, fstat, ioctl_blksszget, major, minor, open, seek, statx,
+    AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, StatxFlags, fallocate, flock, fstat,
+    ioctl_blksszget, major, minor, open, seek, statx,
 };
 use rustix::io::Errno;
 use thiserror::Error;
@@ -65,44 +65,29 @@ impl DiskFile {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(path: &Path) -> Result<DiskFile, OpenError> {
-        let system = |e: Errno| OpenError::System {
-            path: path.to_owned(),
-            source: e.into(),
-        };
-        let not_usable = |why: String| OpenError::NotUsable {
-            path: path.to_owned(),
-            why,
-        };
+        let system = |e: Errno| OpenError::System { path: path.to_owned(), source: e.into() };
+        let not_usable = |why: String| OpenError::NotUsable { path: path.to_owned(), why };
         let kind = FileType::from_raw_mode(rustix::fs::stat(path).map_err(system)?.st_mode);
         let block_device = match kind {
             FileType::BlockDevice => true,
             FileType::RegularFile => false,
             other => {
-                return Err(not_usable(format!(
-                    "it is a {other:?}, not a block device or a file"
-                )));
+                return Err(not_usable(format!("it is a {other:?}, not a block device or a file")));
             }
         };
         let (fd, direct) = open_direct(path, block_device).map_err(|e| match e {
-            Errno::BUSY => OpenError::InUse {
-                path: path.to_owned(),
-            },
+            Errno::BUSY => OpenError::InUse { path: path.to_owned() },
             e => system(e),
         })?;
         if !block_device {
             flock(&fd, FlockOperation::NonBlockingLockExclusive).map_err(|e| match e {
-                Errno::WOULDBLOCK => OpenError::InUse {
-                    path: path.to_owned(),
-                },
+                Errno::WOULDBLOCK => OpenError::InUse { path: path.to_owned() },
                 e => system(e),
             })?;
         }
         let size_bytes = seek(&fd, SeekFrom::End(0)).map_err(system)?;
-        let logical_block_bytes = if block_device {
-            ioctl_blksszget(&fd).map_err(system)?
-        } else {
-            file_block_bytes(&fd, direct)
-        };
+        let logical_block_bytes =
+            if block_device { ioctl_blksszget(&fd).map_err(system)? } else { file_block_bytes(&fd, direct) };
         if !matches!(logical_block_bytes, 512 | 4096) {
             return Err(not_usable(format!(
                 "its blocks have {logical_block_bytes} bytes, only 512 and 4096 are supported"
@@ -112,20 +97,8 @@ impl DiskFile {
         if size_bytes == 0 {
             return Err(not_usable("it is empty".into()));
         }
-        let discard = if block_device {
-            device_discards(&fd)
-        } else {
-            file_punches(&fd, size_bytes)
-        };
-        Ok(DiskFile {
-            fd,
-            path: path.to_owned(),
-            size_bytes,
-            logical_block_bytes,
-            block_device,
-            discard,
-            direct,
-        })
+        let discard = if block_device { device_discards(&fd) } else { file_punches(&fd, size_bytes) };
+        Ok(DiskFile { fd, path: path.to_owned(), size_bytes, logical_block_bytes, block_device, discard, direct })
     }
 
     /// Opens `path`, or shares it with who opened it before: for meta data of several volumes.
@@ -134,23 +107,12 @@ impl DiskFile {
     /// See [`OpenError`].
     pub fn open_shared(path: &Path) -> Result<Arc<DiskFile>, OpenError> {
         static SHARED: Mutex<Vec<Shared>> = Mutex::new(Vec::new());
-        let stat = rustix::fs::stat(path).map_err(|e| OpenError::System {
-            path: path.to_owned(),
-            source: e.into(),
-        })?;
+        let stat = rustix::fs::stat(path).map_err(|e| OpenError::System { path: path.to_owned(), source: e.into() })?;
         let device = FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
-        let key = if device {
-            (u64::MAX, stat.st_rdev)
-        } else {
-            (stat.st_dev, stat.st_ino)
-        };
+        let key = if device { (u64::MAX, stat.st_rdev) } else { (stat.st_dev, stat.st_ino) };
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         shared.retain(|(_, file)| file.strong_count() > 0);
-        if let Some(file) = shared
-            .iter()
-            .find(|(k, _)| *k == key)
-            .and_then(|(_, file)| file.upgrade())
-        {
+        if let Some(file) = shared.iter().find(|(k, _)| *k == key).and_then(|(_, file)| file.upgrade()) {
             return Ok(file);
         }
         let file = Arc::new(DiskFile::open(path)?);
@@ -212,9 +174,7 @@ fn file_block_bytes(fd: &OwnedFd, direct: bool) -> u32 {
         return 512;
     }
     match statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
-        Ok(stat) if stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
-            stat.stx_dio_offset_align.max(512)
-        }
+        Ok(stat) if stat.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => stat.stx_dio_offset_align.max(512),
         _ => 512,
     }
 }
@@ -222,22 +182,12 @@ fn file_block_bytes(fd: &OwnedFd, direct: bool) -> u32 {
 /// A hole behind the end changes nothing and tells whether holes can be punched.
 fn file_punches(fd: &OwnedFd, size_bytes: u64) -> bool {
     let behind = size_bytes.next_multiple_of(1 << 20);
-    fallocate(
-        fd,
-        FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-        behind,
-        4096,
-    )
-    .is_ok()
+    fallocate(fd, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, behind, 4096).is_ok()
 }
 
 fn device_discards(fd: &OwnedFd) -> bool {
     let Ok(stat) = fstat(fd) else { return false };
-    let base = format!(
-        "/sys/dev/block/{}:{}",
-        major(stat.st_rdev),
-        minor(stat.st_rdev)
-    );
+    let base = format!("/sys/dev/block/{}:{}", major(stat.st_rdev), minor(stat.st_rdev));
     // A partition has its queue in the directory of the whole device.
     ["queue", "../queue"].iter().any(|queue| {
         std::fs::read_to_string(format!("{base}/{queue}/discard_max_bytes"))
@@ -252,9 +202,7 @@ mod tests {
 
     fn file(dir: &tempfile::TempDir, name: &str, bytes: u64) -> PathBuf {
         let path = dir.path().join(name);
-        File::create(&path)
-            .and_then(|f| f.set_len(bytes))
-            .expect("a file");
+        File::create(&path).and_then(|f| f.set_len(bytes)).expect("a file");
         path
     }
 
@@ -270,14 +218,8 @@ mod tests {
     #[test]
     fn disk_open_refuses_what_is_no_device() {
         let dir = tempfile::tempdir().expect("a directory");
-        assert!(matches!(
-            DiskFile::open(dir.path()),
-            Err(OpenError::NotUsable { .. })
-        ));
-        assert!(matches!(
-            DiskFile::open(&dir.path().join("none")),
-            Err(OpenError::System { .. })
-        ));
+        assert!(matches!(DiskFile::open(dir.path()), Err(OpenError::NotUsable { .. })));
+        assert!(matches!(DiskFile::open(&dir.path().join("none")), Err(OpenError::System { .. })));
         let empty = DiskFile::open(&file(&dir, "empty", 0)).expect_err("empty");
         assert!(empty.to_string().ends_with("it is empty"), "{empty}");
     }
@@ -301,10 +243,7 @@ mod tests {
         let a = DiskFile::open_shared(&path).expect("opens");
         let b = DiskFile::open_shared(&path).expect("shares");
         assert!(Arc::ptr_eq(&a, &b));
-        assert!(
-            matches!(DiskFile::open(&path), Err(OpenError::InUse { .. })),
-            "not as data, too"
-        );
+        assert!(matches!(DiskFile::open(&path), Err(OpenError::InUse { .. })), "not as data, too");
         drop((a, b));
         DiskFile::open_shared(&path).expect("opens again");
     }

@@ -29,22 +29,14 @@ fn ensure_registered(ring: &Ring<Token>, pool: &mut Pool, buf: Buf) {
 }
 
 /// Memory of a pool buffer for an operation.
-pub(super) fn memory(
-    ring: &Ring<Token>,
-    pool: &mut Pool,
-    buf: Buf,
-    offset: u32,
-    len: u32,
-) -> Region {
+pub(super) fn memory(ring: &Ring<Token>, pool: &mut Pool, buf: Buf, offset: u32, len: u32) -> Region {
     ensure_registered(ring, pool, buf);
     pool.region(buf, offset, len)
 }
 
 pub(super) fn read(fd: Fd, to: Region, at: u64) -> squeue::Entry {
     match to.fixed {
-        Some(index) => opcode::ReadFixed::new(fd, to.ptr, to.len, index)
-            .offset(at)
-            .build(),
+        Some(index) => opcode::ReadFixed::new(fd, to.ptr, to.len, index).offset(at).build(),
         None => opcode::Read::new(fd, to.ptr, to.len).offset(at).build(),
     }
 }
@@ -53,14 +45,8 @@ pub(super) fn read(fd: Fd, to: Region, at: u64) -> squeue::Entry {
 pub(super) fn write(fd: Fd, from: Region, at: u64, dsync: bool) -> squeue::Entry {
     let flags = if dsync { libc::RWF_DSYNC } else { 0 };
     match from.fixed {
-        Some(index) => opcode::WriteFixed::new(fd, from.ptr, from.len, index)
-            .offset(at)
-            .rw_flags(flags)
-            .build(),
-        None => opcode::Write::new(fd, from.ptr, from.len)
-            .offset(at)
-            .rw_flags(flags)
-            .build(),
+        Some(index) => opcode::WriteFixed::new(fd, from.ptr, from.len, index).offset(at).rw_flags(flags).build(),
+        None => opcode::Write::new(fd, from.ptr, from.len).offset(at).rw_flags(flags).build(),
     }
 }
 
@@ -69,37 +55,24 @@ pub(super) fn sync_file(fd: Fd) -> squeue::Entry {
 }
 
 pub(super) fn fallocate(fd: Fd, mode: i32, at: u64, len: u64) -> squeue::Entry {
-    opcode::Fallocate::new(fd, len)
-        .offset(at)
-        .mode(mode | libc::FALLOC_FL_KEEP_SIZE)
-        .build()
+    opcode::Fallocate::new(fd, len).offset(at).mode(mode | libc::FALLOC_FL_KEEP_SIZE).build()
 }
 
 /// A block device's discard: first byte in `addr`, bytes in `addr3`, which the command area overlays.
 pub(super) fn discard_command(fd: Fd, at: u64, len: u64) -> squeue::Entry {
     let mut cmd = [0; 16];
     cmd[..8].copy_from_slice(&len.to_ne_bytes());
-    let mut entry = opcode::UringCmd16::new(fd, BLOCK_URING_CMD_DISCARD)
-        .cmd(cmd)
-        .build();
+    let mut entry = opcode::UringCmd16::new(fd, BLOCK_URING_CMD_DISCARD).cmd(cmd).build();
     const ADDR: usize = 16;
     const _: () = assert!(size_of::<squeue::Entry>() == 64 && align_of::<squeue::Entry>() >= 8);
     // SAFETY: an entry is a repr(C) wrapper of the kernel's io_uring_sqe, in which bytes 16..24 are `addr`; the crate
     // has no setter for it with this opcode.
-    unsafe {
-        (&raw mut entry)
-            .cast::<u8>()
-            .add(ADDR)
-            .cast::<u64>()
-            .write(at)
-    };
+    unsafe { (&raw mut entry).cast::<u8>().add(ADDR).cast::<u64>().write(at) };
     entry
 }
 
 /// Writes up to `len` zeroes from a static page-aligned buffer.
 pub(super) fn write_zeroes(fd: Fd, at: u64, len: u64) -> squeue::Entry {
     let len = len.min(ZERO_BYTES as u64) as u32;
-    opcode::Write::new(fd, ZEROES.0.as_ptr(), len)
-        .offset(at)
-        .build()
+    opcode::Write::new(fd, ZEROES.0.as_ptr(), len).offset(at).build()
 }

@@ -60,16 +60,7 @@ impl Export {
         max_payload: u32,
     ) -> Export {
         let state = Mutex::default();
-        Export {
-            name,
-            resource,
-            resource_name,
-            volume,
-            shard,
-            mail,
-            max_payload,
-            state,
-        }
+        Export { name, resource, resource_name, volume, shard, mail, max_payload, state }
     }
 
     fn state(&self) -> MutexGuard<'_, ExportState> {
@@ -80,10 +71,7 @@ impl Export {
     /// Stores what the core says now. The number of clients stays.
     pub(crate) fn publish(&self, new: ExportState) {
         let mut state = self.state();
-        *state = ExportState {
-            opens: state.opens,
-            ..new
-        };
+        *state = ExportState { opens: state.opens, ..new };
     }
 
     /// Clients that use it.
@@ -101,20 +89,14 @@ impl Export {
     }
 
     fn info(&self, state: &ExportState) -> Result<ExportInfo, OpenError> {
-        let Export {
-            resource_name,
-            volume,
-            ..
-        } = self;
+        let Export { resource_name, volume, .. } = self;
         if !state.primary {
-            let reason =
-                format!("resource {resource_name} is Secondary on this node: promote it first");
+            let reason = format!("resource {resource_name} is Secondary on this node: promote it first");
             return Err(OpenError::Refused(reason));
         }
         if state.size_bytes == 0 {
-            let reason = format!(
-                "volume {volume} of {resource_name} has no usable disk, neither here nor on a connected peer"
-            );
+            let reason =
+                format!("volume {volume} of {resource_name} has no usable disk, neither here nor on a connected peer");
             return Err(OpenError::Refused(reason));
         }
         Ok(ExportInfo {
@@ -158,10 +140,7 @@ impl OpenExport {
 impl Drop for OpenExport {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        assert!(
-            state.opens > 0,
-            "an export was closed more often than opened"
-        );
+        assert!(state.opens > 0, "an export was closed more often than opened");
         state.opens -= 1;
     }
 }
@@ -193,14 +172,8 @@ impl ExportDirectory {
 
     /// Clients that use volumes of a resource (all of them with `None`).
     pub fn open_count(&self, resource: ResourceId, volume: Option<VolumeNr>) -> u32 {
-        let matches =
-            |e: &&Arc<Export>| e.resource == resource && volume.is_none_or(|v| e.volume == v);
-        self.lock()
-            .exports
-            .values()
-            .filter(matches)
-            .map(|e| e.opens())
-            .sum()
+        let matches = |e: &&Arc<Export>| e.resource == resource && volume.is_none_or(|v| e.volume == v);
+        self.lock().exports.values().filter(matches).map(|e| e.opens()).sum()
     }
 
     /// The names of all exports.
@@ -255,8 +228,6 @@ impl Exports for ExportDirectory {
 /// is not aligned takes one more.
 pub(crate) fn max_payload(buffers: u32) -> u32 {
     let whole = buffers.saturating_sub(1).max(1);
-    let bytes = whole
-        .saturating_mul(MAX_BIO_BYTES)
-        .min(crate::limits::NBD_MAX_PAYLOAD);
+    let bytes = whole.saturating_mul(MAX_BIO_BYTES).min(crate::limits::NBD_MAX_PAYLOAD);
     1 << bytes.ilog2()
 }

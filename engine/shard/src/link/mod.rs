@@ -47,11 +47,7 @@ pub(crate) enum Step {
     /// No buffer is free for a payload.
     NeedBuffer,
     /// A packet; the core gets the reference of its payload.
-    Packet {
-        volume: Option<VolumeNr>,
-        packet: Packet,
-        payload: Option<Payload>,
-    },
+    Packet { volume: Option<VolumeNr>, packet: Packet, payload: Option<Payload> },
     /// No legal packet.
     Illegal(String),
 }
@@ -128,54 +124,32 @@ impl Half {
     fn target(&self) -> Option<Target> {
         let incoming = self.incoming.as_ref()?;
         let buf = incoming.buf?;
-        Some(Target {
-            buf,
-            offset: incoming.filled,
-            len: incoming.len - incoming.filled,
-        })
+        Some(Target { buf, offset: incoming.filled, len: incoming.len - incoming.filled })
     }
 
     fn next_packet(&mut self, pool: &mut Pool) -> Step {
         if self.incoming.is_none() {
-            let (consumed, header, packet, payload_len) =
-                match self.framer.next(self.receiver.unread()) {
-                    Err(e) => return Step::Illegal(e.to_string()),
-                    Ok(Progress::NeedMore { .. }) => return Step::NeedMore,
-                    Ok(Progress::Packet {
-                        consumed,
-                        header,
-                        packet,
-                        payload_len,
-                        ..
-                    }) => (consumed, header, packet, payload_len),
-                };
+            let (consumed, header, packet, payload_len) = match self.framer.next(self.receiver.unread()) {
+                Err(e) => return Step::Illegal(e.to_string()),
+                Ok(Progress::NeedMore { .. }) => return Step::NeedMore,
+                Ok(Progress::Packet { consumed, header, packet, payload_len, .. }) => {
+                    (consumed, header, packet, payload_len)
+                }
+            };
             self.receiver.consume(consumed);
             let volume = match packet.scope() {
                 Scope::Connection => None,
                 Scope::Volume | Scope::Either => header.device_volume(),
             };
             if payload_len == 0 {
-                return Step::Packet {
-                    volume,
-                    packet,
-                    payload: None,
-                };
+                return Step::Packet { volume, packet, payload: None };
             }
             match u32::try_from(payload_len) {
                 Ok(len) if len <= Pool::max_len() => {
-                    self.incoming = Some(Incoming {
-                        packet,
-                        volume,
-                        buf: None,
-                        filled: 0,
-                        len,
-                    });
+                    self.incoming = Some(Incoming { packet, volume, buf: None, filled: 0, len });
                 }
                 _ => {
-                    return Step::Illegal(format!(
-                        "{} with {payload_len} bytes of data",
-                        packet.name()
-                    ));
+                    return Step::Illegal(format!("{} with {payload_len} bytes of data", packet.name()));
                 }
             }
         }
@@ -199,23 +173,9 @@ impl Half {
                 return Step::NeedMore;
             }
         }
-        let Incoming {
-            packet,
-            volume,
-            buf,
-            len,
-            ..
-        } = self.incoming.take().expect("still there");
+        let Incoming { packet, volume, buf, len, .. } = self.incoming.take().expect("still there");
         let buf = BufId(buf.expect("was allocated").0);
-        Step::Packet {
-            volume,
-            packet,
-            payload: Some(Payload {
-                buf,
-                offset: 0,
-                len,
-            }),
-        }
+        Step::Packet { volume, packet, payload: Some(Payload { buf, offset: 0, len }) }
     }
 
     fn drop_incoming(&mut self, pool: &mut Pool) {
@@ -293,11 +253,9 @@ impl Link {
         let negotiated = self.negotiated;
         let half = self.half(packet.stream());
         let payload_len = payload.map_or(0, |p| p.len as usize);
-        half.queue
-            .push_bytes(|out| packet.encode(&negotiated, volume, payload_len, out));
+        half.queue.push_bytes(|out| packet.encode(&negotiated, volume, payload_len, out));
         if let Some(payload) = payload {
-            half.queue
-                .push_payload(pool, Buf(payload.buf.0), payload.offset, payload.len);
+            half.queue.push_payload(pool, Buf(payload.buf.0), payload.offset, payload.len);
         }
         if half.queue.queued_bytes() > MAX_SEND_QUEUE_BYTES {
             let why = format!("more than {MAX_SEND_QUEUE_BYTES} bytes wait to be sent to the peer");
@@ -307,12 +265,7 @@ impl Link {
     }
 
     /// A receive ended.
-    pub(crate) fn received(
-        &mut self,
-        pool: &mut Pool,
-        stream: Stream,
-        result: i32,
-    ) -> Result<(), LinkLost> {
+    pub(crate) fn received(&mut self, pool: &mut Pool, stream: Stream, result: i32) -> Result<(), LinkLost> {
         let up = self.is_up();
         let half = self.half(stream);
         let moved = half.receiver.complete(result);
@@ -345,10 +298,7 @@ impl Link {
 
     /// A stream that waits for a buffer.
     pub(crate) fn starved(&self) -> Option<Stream> {
-        [&self.data, &self.control]
-            .into_iter()
-            .find(|half| half.needs_buffer && self.is_up())
-            .map(|half| half.stream)
+        [&self.data, &self.control].into_iter().find(|half| half.needs_buffer && self.is_up()).map(|half| half.stream)
     }
 
     /// Starts receives where none is under way. Not where a payload waits for a buffer: the peer feels that.
@@ -361,12 +311,8 @@ impl Link {
             if half.receiver.in_flight() || half.needs_buffer || half.ended {
                 continue;
             }
-            let token = Token::LinkReceive {
-                link: slot,
-                stream: half.stream,
-            };
-            half.receiver
-                .submit(ring, pool, half.fd.as_fd(), half.target(), token);
+            let token = Token::LinkReceive { link: slot, stream: half.stream };
+            half.receiver.submit(ring, pool, half.fd.as_fd(), half.target(), token);
         }
     }
 
@@ -381,26 +327,12 @@ impl Link {
                 continue;
             }
             half.progress = now;
-            half.queue.submit(
-                ring,
-                pool,
-                half.fd.as_fd(),
-                Token::LinkSend {
-                    link: slot,
-                    stream: half.stream,
-                },
-            );
+            half.queue.submit(ring, pool, half.fd.as_fd(), Token::LinkSend { link: slot, stream: half.stream });
         }
     }
 
     /// A send ended.
-    pub(crate) fn sent(
-        &mut self,
-        pool: &mut Pool,
-        stream: Stream,
-        result: i32,
-        now: Time,
-    ) -> Result<(), LinkLost> {
+    pub(crate) fn sent(&mut self, pool: &mut Pool, stream: Stream, result: i32, now: Time) -> Result<(), LinkLost> {
         let half = self.half(stream);
         match half.queue.complete(pool, result) {
             None => Ok(()),
@@ -416,9 +348,7 @@ impl Link {
     /// A send that did not move for its time.
     pub(crate) fn send_timed_out(&self, now: Time) -> bool {
         let overdue = |half: &Half, ms| half.queue.in_flight() && now.ms_since(half.progress) >= ms;
-        self.is_up()
-            && (overdue(&self.data, self.timeouts.data_ms)
-                || overdue(&self.control, self.timeouts.control_ms))
+        self.is_up() && (overdue(&self.data, self.timeouts.data_ms) || overdue(&self.control, self.timeouts.control_ms))
     }
 
     /// Somebody has to look at the time for it.
@@ -431,9 +361,7 @@ impl Link {
         if self.phase != Phase::Up {
             return;
         }
-        self.phase = Phase::Draining {
-            give_up: now.plus_ms(self.timeouts.control_ms),
-        };
+        self.phase = Phase::Draining { give_up: now.plus_ms(self.timeouts.control_ms) };
         for half in self.halves() {
             if !half.receiver.in_flight() {
                 half.drop_incoming(pool);
@@ -452,17 +380,11 @@ impl Link {
     /// Moves an ending link on. `hurry`: its successor waits.
     pub(crate) fn advance(&mut self, now: Time, hurry: bool) {
         if let Phase::Draining { give_up } = self.phase {
-            if self
-                .halves()
-                .iter()
-                .all(|half| half.queue.queued_bytes() == 0)
-            {
+            if self.halves().iter().all(|half| half.queue.queued_bytes() == 0) {
                 for half in self.halves() {
                     half.shutdown(rustix::net::Shutdown::Write);
                 }
-                self.phase = Phase::Lingering {
-                    give_up: now.plus_ms(LINGER_MS),
-                };
+                self.phase = Phase::Lingering { give_up: now.plus_ms(LINGER_MS) };
             } else if now >= give_up {
                 self.kill();
             }
@@ -484,10 +406,7 @@ impl Link {
     /// # Panics
     /// Before [`Link::is_over`].
     pub(crate) fn bury(mut self, pool: &mut Pool) {
-        assert!(
-            self.is_over(),
-            "a link with operations in the ring was buried"
-        );
+        assert!(self.is_over(), "a link with operations in the ring was buried");
         for half in self.halves() {
             half.queue.clear(pool);
             half.drop_incoming(pool);

@@ -17,10 +17,7 @@ use crate::ring::{RingConfig, RingCounters};
 const V: VolumeNr = VolumeNr(3);
 
 fn agreed() -> Negotiated {
-    Negotiated {
-        version: 124,
-        ..Negotiated::INITIAL
-    }
+    Negotiated { version: 124, ..Negotiated::INITIAL }
 }
 
 /// A link and the peer's ends of its sockets. The ring comes first: it is dropped first.
@@ -35,57 +32,26 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
-        let config = RingConfig {
-            sq_entries: 16,
-            cq_entries: 32,
-        };
+        let config = RingConfig { sq_entries: 16, cq_entries: 32 };
         let ring = Ring::new(&config, Arc::new(RingCounters::default())).expect("a ring");
-        let classes = vec![
-            ClassConfig {
-                bytes: 4096,
-                count: 256,
-            },
-            ClassConfig {
-                bytes: 1 << 20,
-                count: 4,
-            },
-        ];
+        let classes = vec![ClassConfig { bytes: 4096, count: 256 }, ClassConfig { bytes: 1 << 20, count: 4 }];
         let pool = Pool::new(&PoolConfig { classes }).expect("a pool");
         let (data, ours) = UnixStream::pair().expect("sockets");
         let (control, our_control) = UnixStream::pair().expect("sockets");
-        let sockets = LinkSockets {
-            data: ours.into(),
-            control: our_control.into(),
-            resolve_conflicts: false,
-        };
-        let timeouts = SendTimeouts {
-            data_ms: 42_000,
-            control_ms: 6_000,
-        };
+        let sockets = LinkSockets { data: ours.into(), control: our_control.into(), resolve_conflicts: false };
+        let timeouts = SendTimeouts { data_ms: 42_000, control_ms: 6_000 };
         let mut link = Link::new(LinkId(1), 0, 0, NodeId(1), sockets, timeouts);
         link.set_negotiated(agreed());
-        Rig {
-            ring,
-            pool,
-            link,
-            data,
-            control,
-            now: Time(0),
-        }
+        Rig { ring, pool, link, data, control, now: Time(0) }
     }
 
     /// One turn; gives the packets that came and, at the end, why the link was lost.
-    fn turn(
-        &mut self,
-        packets: &mut Vec<(Packet, Option<VolumeNr>, Vec<u8>)>,
-    ) -> Result<(), LinkLost> {
+    fn turn(&mut self, packets: &mut Vec<(Packet, Option<VolumeNr>, Vec<u8>)>) -> Result<(), LinkLost> {
         self.link.advance(self.now, false);
         self.link.flush(&mut self.ring, &self.pool, self.now);
         self.link.arm(&mut self.ring, &self.pool);
         let mut done = Vec::new();
-        self.ring
-            .turn(Some(Duration::from_millis(1)), &mut done)
-            .expect("a turn");
+        self.ring.turn(Some(Duration::from_millis(1)), &mut done).expect("a turn");
         let mut end = Ok(());
         for done in done {
             let ended = match done.token {
@@ -93,10 +59,7 @@ impl Rig {
                     let received = self.link.received(&mut self.pool, stream, done.result);
                     received.and_then(|()| self.packets(stream, packets))
                 }
-                Token::LinkSend { stream, .. } => {
-                    self.link
-                        .sent(&mut self.pool, stream, done.result, self.now)
-                }
+                Token::LinkSend { stream, .. } => self.link.sent(&mut self.pool, stream, done.result, self.now),
                 other => panic!("{other:?}"),
             };
             end = end.and(ended);
@@ -113,11 +76,7 @@ impl Rig {
             match self.link.next_packet(&mut self.pool, stream) {
                 Step::NeedMore | Step::NeedBuffer => break,
                 Step::Illegal(why) => return Err(LinkLost::Protocol(why)),
-                Step::Packet {
-                    volume,
-                    packet,
-                    payload,
-                } => {
+                Step::Packet { volume, packet, payload } => {
                     let mut bytes = vec![0; payload.map_or(0, |p| p.len as usize)];
                     if let Some(p) = payload {
                         self.pool.copy_out(Buf(p.buf.0), p.offset, &mut bytes);
@@ -143,12 +102,7 @@ impl Rig {
 }
 
 fn data_packet(nr: u64, len: u32) -> (Packet, Vec<u8>) {
-    let fixed = Data {
-        sector: nr * 8,
-        block_id: BlockId(nr),
-        seq_num: nr as u32,
-        dp_flags: DpFlags::EMPTY,
-    };
+    let fixed = Data { sector: nr * 8, block_id: BlockId(nr), seq_num: nr as u32, dp_flags: DpFlags::EMPTY };
     let payload = (0..len).map(|i| (u64::from(i) * 7 + nr) as u8).collect();
     (Packet::Data(fixed), payload)
 }
@@ -208,41 +162,21 @@ fn link_sends_what_the_peer_can_frame() {
     let mut expected = Vec::new();
     for nr in 0..10 {
         let (packet, payload) = data_packet(nr, 8192);
-        let buf = rig
-            .pool
-            .alloc(8192, Purpose::Request)
-            .or_else(|| rig.pool.alloc(8192, Purpose::Meta));
+        let buf = rig.pool.alloc(8192, Purpose::Request).or_else(|| rig.pool.alloc(8192, Purpose::Meta));
         let Some(buf) = buf else { break };
         rig.pool.fill(buf, 0, &payload);
-        let named = Payload {
-            buf: BufId(buf.0),
-            offset: 512,
-            len: 4096,
-        };
-        rig.link
-            .send(&mut rig.pool, Some(V), &packet, Some(named))
-            .expect("room");
+        let named = Payload { buf: BufId(buf.0), offset: 512, len: 4096 };
+        rig.link.send(&mut rig.pool, Some(V), &packet, Some(named)).expect("room");
         rig.pool.release(buf);
         packet.encode(&agreed(), Some(V), 4096, &mut expected);
         expected.extend_from_slice(&payload[512..4608]);
     }
-    rig.link
-        .send(&mut rig.pool, None, &Packet::Ping, None)
-        .expect("room");
+    rig.link.send(&mut rig.pool, None, &Packet::Ping, None).expect("room");
     let mut control = Vec::new();
     Packet::Ping.encode(&agreed(), None, 0, &mut control);
-    let before = rig
-        .ring
-        .counters()
-        .ops
-        .load(std::sync::atomic::Ordering::Relaxed);
+    let before = rig.ring.counters().ops.load(std::sync::atomic::Ordering::Relaxed);
     rig.turn(&mut Vec::new()).expect("a link");
-    let ops = rig
-        .ring
-        .counters()
-        .ops
-        .load(std::sync::atomic::Ordering::Relaxed)
-        - before;
+    let ops = rig.ring.counters().ops.load(std::sync::atomic::Ordering::Relaxed) - before;
     assert_eq!(ops, 4, "one send and one receive for each stream");
     let mut got = vec![0; expected.len()];
     rig.data.read_exact(&mut got).expect("the bytes");
@@ -287,17 +221,11 @@ fn link_stops_receiving_without_buffers_and_goes_on_with_one() {
 fn link_send_without_progress_times_out() {
     let mut rig = Rig::new();
     let buf = rig.pool.alloc(1 << 20, Purpose::Meta).expect("a buffer");
-    let payload = Payload {
-        buf: BufId(buf.0),
-        offset: 0,
-        len: 1 << 20,
-    };
+    let payload = Payload { buf: BufId(buf.0), offset: 0, len: 1 << 20 };
     let (packet, _) = data_packet(1, 1 << 20);
     for _ in 0..4 {
         // Nobody reads: the socket takes a part of it.
-        rig.link
-            .send(&mut rig.pool, Some(V), &packet, Some(payload))
-            .expect("room");
+        rig.link.send(&mut rig.pool, Some(V), &packet, Some(payload)).expect("room");
         rig.turn(&mut Vec::new()).expect("a link");
     }
     rig.pool.release(buf);
@@ -314,32 +242,19 @@ fn link_send_without_progress_times_out() {
 fn link_that_drains_sends_its_last_words() {
     let mut rig = Rig::new();
     let buf = rig.pool.alloc(1 << 20, Purpose::Meta).expect("a buffer");
-    let payload = Payload {
-        buf: BufId(buf.0),
-        offset: 0,
-        len: 1 << 20,
-    };
+    let payload = Payload { buf: BufId(buf.0), offset: 0, len: 1 << 20 };
     let (packet, _) = data_packet(1, 1 << 20);
-    rig.link
-        .send(&mut rig.pool, Some(V), &packet, Some(payload))
-        .expect("room");
+    rig.link.send(&mut rig.pool, Some(V), &packet, Some(payload)).expect("room");
     rig.pool.release(buf);
-    rig.link
-        .send(&mut rig.pool, None, &Packet::Disconnect, None)
-        .expect("room");
+    rig.link.send(&mut rig.pool, None, &Packet::Disconnect, None).expect("room");
     rig.link.drain(&mut rig.pool, rig.now);
     assert!(!rig.link.is_up());
     // What the peer still says is of no interest.
     rig.data.write_all(&[0xff; 100]).expect("room");
-    let (mut data, mut control) = (
-        rig.data.try_clone().expect("a socket"),
-        rig.control.try_clone().expect("a socket"),
-    );
+    let (mut data, mut control) = (rig.data.try_clone().expect("a socket"), rig.control.try_clone().expect("a socket"));
     let reader = std::thread::spawn(move || {
         let mut all = Vec::new();
-        data.read_to_end(&mut all)
-            .and_then(|_| control.read_to_end(&mut Vec::new()))
-            .map(|_| all)
+        data.read_to_end(&mut all).and_then(|_| control.read_to_end(&mut Vec::new())).map(|_| all)
     });
     for _ in 0..20_000 {
         rig.turn(&mut Vec::new()).expect("an orderly end");
@@ -347,18 +262,12 @@ fn link_that_drains_sends_its_last_words() {
             break;
         }
     }
-    let all = reader
-        .join()
-        .expect("no panic")
-        .expect("an end of file, not a reset");
+    let all = reader.join().expect("no panic").expect("an end of file, not a reset");
     let mut last = Vec::new();
     Packet::Disconnect.encode(&agreed(), None, 0, &mut last);
     assert!(all.ends_with(&last) && all.len() > 1 << 20);
     // The peer closes, too: that is the end, before the lingering time is over.
-    drop((
-        rig.data.shutdown(std::net::Shutdown::Both),
-        rig.control.shutdown(std::net::Shutdown::Both),
-    ));
+    drop((rig.data.shutdown(std::net::Shutdown::Both), rig.control.shutdown(std::net::Shutdown::Both)));
     rig.bury();
 }
 
@@ -366,16 +275,10 @@ fn link_that_drains_sends_its_last_words() {
 fn link_that_cannot_drain_gives_up_in_time() {
     let mut rig = Rig::new();
     let buf = rig.pool.alloc(1 << 20, Purpose::Meta).expect("a buffer");
-    let payload = Payload {
-        buf: BufId(buf.0),
-        offset: 0,
-        len: 1 << 20,
-    };
+    let payload = Payload { buf: BufId(buf.0), offset: 0, len: 1 << 20 };
     let (packet, _) = data_packet(1, 1 << 20);
     for _ in 0..3 {
-        rig.link
-            .send(&mut rig.pool, Some(V), &packet, Some(payload))
-            .expect("room");
+        rig.link.send(&mut rig.pool, Some(V), &packet, Some(payload)).expect("room");
     }
     rig.pool.release(buf);
     rig.link.drain(&mut rig.pool, rig.now);
@@ -406,10 +309,7 @@ fn link_reports_the_end_and_nonsense_of_the_peer() {
     for _ in 0..10 {
         rig.turn(&mut Vec::new()).expect("a link");
     }
-    drop(std::mem::replace(
-        &mut rig.data,
-        UnixStream::pair().expect("sockets").0,
-    ));
+    drop(std::mem::replace(&mut rig.data, UnixStream::pair().expect("sockets").0));
     let lost = (0..1000).find_map(|_| rig.turn(&mut Vec::new()).err());
     assert_eq!(lost, Some(LinkLost::Closed));
     rig.link.kill();

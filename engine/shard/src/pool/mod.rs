@@ -86,9 +86,7 @@ impl Default for PoolConfig {
 #[derive(Debug, Error)]
 pub enum PoolError {
     /// A class that cannot be.
-    #[error(
-        "buffer class of {0} bytes: sizes are ascending powers of two from 4 KiB to 1 MiB, the last one 1 MiB"
-    )]
+    #[error("buffer class of {0} bytes: sizes are ascending powers of two from 4 KiB to 1 MiB, the last one 1 MiB")]
     Class(u32),
     /// Too few buffers to leave each purpose its share.
     #[error("{count} buffers of {bytes} bytes: at least 4 are needed")]
@@ -161,17 +159,11 @@ impl Pool {
         for class in &config.classes {
             let bytes = class.bytes as usize;
             let ascends = classes.last().is_none_or(|last| last.bytes < bytes);
-            if !ascends
-                || !bytes.is_power_of_two()
-                || !(MIN_BUFFER_BYTES..=CHUNK_BYTES).contains(&bytes)
-            {
+            if !ascends || !bytes.is_power_of_two() || !(MIN_BUFFER_BYTES..=CHUNK_BYTES).contains(&bytes) {
                 return Err(PoolError::Class(class.bytes));
             }
             if class.count < 4 {
-                return Err(PoolError::Count {
-                    bytes: class.bytes,
-                    count: class.count,
-                });
+                return Err(PoolError::Count { bytes: class.bytes, count: class.count });
             }
             let total = u64::from(class.count) * bytes as u64;
             if total > MAX_POOL_BYTES {
@@ -181,13 +173,7 @@ impl Pool {
             let count = (chunks * CHUNK_BYTES / bytes) as u32;
             // Lowest last: taken first.
             let free = (first..first + count).rev().collect();
-            classes.push(Class {
-                bytes,
-                count,
-                first,
-                first_chunk: chunk,
-                free,
-            });
+            classes.push(Class { bytes, count, first, first_chunk: chunk, free });
             chunk += chunks;
             first += count;
         }
@@ -227,9 +213,7 @@ impl Pool {
 
     /// Number of largest buffers that a purpose can have at most.
     pub fn largest(&self, purpose: Purpose) -> u32 {
-        self.classes
-            .last()
-            .map_or(0, |class| class.count - purpose.leaves(class.count))
+        self.classes.last().map_or(0, |class| class.count - purpose.leaves(class.count))
     }
 
     /// Takes a buffer of at least `len` bytes with one reference, from the smallest class that has one to spare for this
@@ -259,9 +243,7 @@ impl Pool {
     pub fn retain(&mut self, buf: Buf) {
         let refs = &mut self.refs[buf.0 as usize];
         assert!(*refs > 0, "a reference to free buffer {}", buf.0);
-        *refs = refs
-            .checked_add(1)
-            .expect("too many references to a buffer");
+        *refs = refs.checked_add(1).expect("too many references to a buffer");
     }
 
     /// Gives one reference back; the last one frees the buffer.
@@ -290,10 +272,7 @@ impl Pool {
 
     /// Bytes of the buffers that are in use.
     pub fn bytes_in_use(&self) -> u64 {
-        self.classes
-            .iter()
-            .map(|c| (c.count as usize - c.free.len()) as u64 * c.bytes as u64)
-            .sum()
+        self.classes.iter().map(|c| (c.count as usize - c.free.len()) as u64 * c.bytes as u64).sum()
     }
 
     /// Bytes of all buffers.
@@ -313,11 +292,7 @@ impl Pool {
 
     fn class_of(&self, buf: Buf) -> usize {
         let index = self.classes.partition_point(|c| c.first <= buf.0);
-        assert!(
-            index > 0 && (buf.0 as usize) < self.refs.len(),
-            "no buffer {}",
-            buf.0
-        );
+        assert!(index > 0 && (buf.0 as usize) < self.refs.len(), "no buffer {}", buf.0);
         index - 1
     }
 
@@ -329,20 +304,10 @@ impl Pool {
     /// Byte offset of a buffer in the mapping, checked for a range within it.
     fn locate(&self, buf: Buf, offset: u32, len: u32) -> usize {
         let class = &self.classes[self.class_of(buf)];
-        assert!(
-            self.refs[buf.0 as usize] > 0,
-            "use of free buffer {}",
-            buf.0
-        );
+        assert!(self.refs[buf.0 as usize] > 0, "use of free buffer {}", buf.0);
         let end = u64::from(offset) + u64::from(len);
-        assert!(
-            end <= class.bytes as u64,
-            "bytes {offset}..{end} of a buffer of {}",
-            class.bytes
-        );
-        class.first_chunk * CHUNK_BYTES
-            + (buf.0 - class.first) as usize * class.bytes
-            + offset as usize
+        assert!(end <= class.bytes as u64, "bytes {offset}..{end} of a buffer of {}", class.bytes);
+        class.first_chunk * CHUNK_BYTES + (buf.0 - class.first) as usize * class.bytes + offset as usize
     }
 
     /// A range of a buffer, for the kernel. It stays valid as long as the pool; that nobody else uses the bytes is what
@@ -416,10 +381,7 @@ impl Pool {
     /// # Panics
     /// Where a buffer is free or a range outside.
     pub fn copy(&mut self, from: Buf, from_offset: u32, to: Buf, to_offset: u32, len: u32) {
-        let (from, to) = (
-            self.region(from, from_offset, len),
-            self.region(to, to_offset, len),
-        );
+        let (from, to) = (self.region(from, from_offset, len), self.region(to, to_offset, len));
         // SAFETY: both ranges lie in the mapping; `copy` allows them to overlap.
         unsafe { std::ptr::copy(from.ptr, to.ptr, len as usize) }
     }

@@ -5,18 +5,9 @@ use proptest::prelude::*;
 
 fn small() -> Pool {
     let classes = vec![
-        ClassConfig {
-            bytes: 4096,
-            count: 8,
-        },
-        ClassConfig {
-            bytes: 65536,
-            count: 16,
-        },
-        ClassConfig {
-            bytes: 1 << 20,
-            count: 4,
-        },
+        ClassConfig { bytes: 4096, count: 8 },
+        ClassConfig { bytes: 65536, count: 16 },
+        ClassConfig { bytes: 1 << 20, count: 4 },
     ];
     Pool::new(&PoolConfig { classes }).expect("a pool")
 }
@@ -24,35 +15,16 @@ fn small() -> Pool {
 #[test]
 fn pool_config_is_checked() {
     let with = |classes: &[(u32, u32)]| {
-        let classes = classes
-            .iter()
-            .map(|&(bytes, count)| ClassConfig { bytes, count })
-            .collect();
+        let classes = classes.iter().map(|&(bytes, count)| ClassConfig { bytes, count }).collect();
         Pool::new(&PoolConfig { classes }).map(|p| p.capacity_bytes())
     };
     assert!(matches!(with(&[]), Err(PoolError::Class(0))));
     assert!(matches!(with(&[(4096, 8)]), Err(PoolError::Class(4096))));
-    assert!(matches!(
-        with(&[(5000, 8), (1 << 20, 8)]),
-        Err(PoolError::Class(5000))
-    ));
-    assert!(matches!(
-        with(&[(1 << 20, 8), (4096, 8)]),
-        Err(PoolError::Class(4096))
-    ));
-    assert!(matches!(
-        with(&[(1 << 20, 3)]),
-        Err(PoolError::Count { count: 3, .. })
-    ));
-    assert!(matches!(
-        with(&[(1 << 20, 1 << 20)]),
-        Err(PoolError::TooLarge(_))
-    ));
-    assert_eq!(
-        with(&[(4096, 4), (1 << 20, 4)]).expect("a pool"),
-        5 << 20,
-        "classes fill whole chunks"
-    );
+    assert!(matches!(with(&[(5000, 8), (1 << 20, 8)]), Err(PoolError::Class(5000))));
+    assert!(matches!(with(&[(1 << 20, 8), (4096, 8)]), Err(PoolError::Class(4096))));
+    assert!(matches!(with(&[(1 << 20, 3)]), Err(PoolError::Count { count: 3, .. })));
+    assert!(matches!(with(&[(1 << 20, 1 << 20)]), Err(PoolError::TooLarge(_))));
+    assert_eq!(with(&[(4096, 4), (1 << 20, 4)]).expect("a pool"), 5 << 20, "classes fill whole chunks");
 }
 
 #[test]
@@ -137,17 +109,10 @@ fn pool_registers_chunks_at_first_use_until_refused() {
     assert_eq!(pool.region(a, 0, 4096).fixed, Some(chunk));
     let (refused, ..) = pool.unregistered_chunk(b).expect("not tried");
     assert_ne!(refused, chunk);
-    pool.registered(
-        refused,
-        Err(std::io::Error::from_raw_os_error(libc::ENOMEM)),
-    );
+    pool.registered(refused, Err(std::io::Error::from_raw_os_error(libc::ENOMEM)));
     assert_eq!(pool.region(b, 0, 4096).fixed, None);
     assert!(pool.unregistered_chunk(c).is_none(), "no other is tried");
-    assert_eq!(
-        pool.region(a, 0, 4096).fixed,
-        Some(chunk),
-        "what is registered stays so"
-    );
+    assert_eq!(pool.region(a, 0, 4096).fixed, Some(chunk), "what is registered stays so");
 }
 
 proptest! {

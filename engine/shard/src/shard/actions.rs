@@ -18,14 +18,9 @@ impl Shard {
     /// action at once is queued for [`Shard::settle`].
     pub(super) fn feed(&mut self, slot: usize, input: Input<'_>) {
         let mut actions = std::mem::take(&mut self.outbox);
-        assert!(
-            actions.is_empty(),
-            "a core is fed while its actions are carried out"
-        );
+        assert!(actions.is_empty(), "a core is fed while its actions are carried out");
         let resource = &mut self.resources[slot];
-        resource
-            .core
-            .handle(self.now, &mut self.rng, input, &mut actions);
+        resource.core.handle(self.now, &mut self.rng, input, &mut actions);
         resource.fed = true;
         resource.unchecked += 1;
         if resource.unchecked >= INPUTS_PER_CHECK {
@@ -46,13 +41,7 @@ impl Shard {
 
     fn execute(&mut self, slot: usize, action: Action) {
         match action {
-            Action::Send {
-                peer,
-                link,
-                volume,
-                packet,
-                payload,
-            } => {
+            Action::Send { peer, link, volume, packet, payload } => {
                 let Some(at) = self.link_of(slot, peer, link) else {
                     return;
                 };
@@ -63,18 +52,11 @@ impl Shard {
             }
             Action::Disk { tag, volume, cmd } => {
                 let disk = self.resources[slot].disks.get_mut(&volume);
-                let disk = disk.unwrap_or_else(|| {
-                    panic!("a disk command for volume {volume}, which has no disk")
-                });
+                let disk = disk.unwrap_or_else(|| panic!("a disk command for volume {volume}, which has no disk"));
                 disk.used = true;
-                let owner = Owner {
-                    resource: slot as u32,
-                    volume,
-                    tag,
-                };
+                let owner = Owner { resource: slot as u32, volume, tag };
                 Metrics::add(&self.metrics.disk_commands, 1);
-                self.disks
-                    .submit(&mut self.ring, &mut self.pool, disk.id, owner, cmd);
+                self.disks.submit(&mut self.ring, &mut self.pool, disk.id, owner, cmd);
             }
             Action::Complete { req, result } => {
                 let front = (req.0 >> LOCAL_BITS) as usize;
@@ -85,11 +67,7 @@ impl Shard {
             }
             Action::FreeBuf(buf) => self.pool.release(Buf(buf.0)),
             Action::Copy { from, to } => self.copy(from, to),
-            Action::SetNegotiated {
-                peer,
-                link,
-                negotiated,
-            } => {
+            Action::SetNegotiated { peer, link, negotiated } => {
                 if let Some(at) = self.link_of(slot, peer, link) {
                     self.links[at].set_negotiated(negotiated);
                 }
@@ -107,24 +85,13 @@ impl Shard {
     }
 
     fn copy(&mut self, from: Payload, to: Payload) {
-        assert_eq!(
-            from.len, to.len,
-            "a copy between ranges of different length"
-        );
-        self.pool.copy(
-            Buf(from.buf.0),
-            from.offset,
-            Buf(to.buf.0),
-            to.offset,
-            from.len,
-        );
+        assert_eq!(from.len, to.len, "a copy between ranges of different length");
+        self.pool.copy(Buf(from.buf.0), from.offset, Buf(to.buf.0), to.offset, from.len);
     }
 
     fn close_disk(&mut self, slot: usize, volume: VolumeNr) {
         let disk = self.resources[slot].disks.remove(&volume);
-        let disk = disk.unwrap_or_else(|| {
-            panic!("the core closes the disk of volume {volume}, which has none")
-        });
+        let disk = disk.unwrap_or_else(|| panic!("the core closes the disk of volume {volume}, which has none"));
         self.disks.close(disk.id);
         self.resources[slot].changed = true;
     }
@@ -135,13 +102,8 @@ impl Shard {
         if self.subscribers.is_empty() {
             return;
         }
-        let event = ResourceEvent {
-            resource: resource.id,
-            name: resource.name.clone(),
-            event,
-        };
-        self.subscribers
-            .retain(|subscriber| subscriber.deliver(event.clone()));
+        let event = ResourceEvent { resource: resource.id, name: resource.name.clone(), event };
+        self.subscribers.retain(|subscriber| subscriber.deliver(event.clone()));
     }
 
     fn reply(&mut self, slot: usize, tag: AdminTag, result: AdminResult) {
@@ -184,12 +146,7 @@ impl Shard {
             return;
         }
         link.kill();
-        let lost = super::links::Lost {
-            resource: link.resource,
-            peer: link.peer,
-            link: link.id,
-            why,
-        };
+        let lost = super::links::Lost { resource: link.resource, peer: link.peer, link: link.id, why };
         tracing::debug!(?lost, "link lost");
         self.lost.push_back(lost);
     }

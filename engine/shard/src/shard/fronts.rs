@@ -27,14 +27,10 @@ pub(super) struct Listener {
 impl Shard {
     pub(super) fn listen(&mut self, fd: OwnedFd) -> Result<(), ShardError> {
         if self.listeners.len() >= MAX_LISTENERS {
-            return Err(ShardError::Limit(format!(
-                "more than {MAX_LISTENERS} listeners on a shard"
-            )));
+            return Err(ShardError::Limit(format!("more than {MAX_LISTENERS} listeners on a shard")));
         }
         if let Err(e) = rustix::io::ioctl_fionbio(&fd, false) {
-            return Err(ShardError::Limit(format!(
-                "the listening socket cannot be used: {e}"
-            )));
+            return Err(ShardError::Limit(format!("the listening socket cannot be used: {e}")));
         }
         let at = self.listeners.insert(Listener { fd, pause: None });
         self.accept(at);
@@ -42,20 +38,13 @@ impl Shard {
     }
 
     pub(super) fn listeners_pause(&self) -> bool {
-        self.listeners
-            .iter()
-            .any(|(_, listener)| listener.pause.is_some())
+        self.listeners.iter().any(|(_, listener)| listener.pause.is_some())
     }
 
     pub(super) fn tick_listeners(&mut self) {
         let now = self.now;
         let over = |l: &Listener| l.pause.is_some_and(|until| until <= now);
-        while let Some(at) = self
-            .listeners
-            .iter()
-            .find(|(_, l)| over(l))
-            .map(|(at, _)| at)
-        {
+        while let Some(at) = self.listeners.iter().find(|(_, l)| over(l)).map(|(at, _)| at) {
             self.listeners[at].pause = None;
             self.accept(at);
         }
@@ -96,10 +85,7 @@ impl Shard {
                 }
                 Step::Request(id, mut request) => {
                     let local = request.id.0;
-                    assert!(
-                        local < 1 << LOCAL_BITS,
-                        "a front end's request number is too large"
-                    );
+                    assert!(local < 1 << LOCAL_BITS, "a front end's request number is too large");
                     let Some(slot) = self.by_id.get(&id).copied() else {
                         front.answer(&mut self.pool, local, Err(IoError::NoVolume));
                         continue;
@@ -157,22 +143,15 @@ impl Shard {
 impl Shard {
     fn accept(&mut self, at: usize) {
         let fd = Fd(self.listeners[at].fd.as_raw_fd());
-        let entry = opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
-            .flags(libc::SOCK_CLOEXEC)
-            .build();
+        let entry =
+            opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut()).flags(libc::SOCK_CLOEXEC).build();
         // SAFETY: no memory is named, and the listener stays open as long as the shard.
-        unsafe {
-            self.ring
-                .push(entry, crate::token::Token::Accept(at as u32))
-        };
+        unsafe { self.ring.push(entry, crate::token::Token::Accept(at as u32)) };
     }
 
     pub(super) fn accepted(&mut self, at: usize, result: i32) {
         if result < 0 {
-            tracing::warn!(
-                "accept failed: {}",
-                std::io::Error::from_raw_os_error(-result)
-            );
+            tracing::warn!("accept failed: {}", std::io::Error::from_raw_os_error(-result));
             self.listeners[at].pause = Some(self.now.plus_ms(ACCEPT_PAUSE_MS));
             return;
         }
@@ -186,8 +165,7 @@ impl Shard {
         // A Unix socket has no such option.
         let _ = rustix::net::sockopt::set_tcp_nodelay(&fd, true);
         let give_up = self.now.plus_ms(HANDSHAKE_MS);
-        let client =
-            NbdConnection::accepted(fd, self.config.exports.clone(), self.config.index, give_up);
+        let client = NbdConnection::accepted(fd, self.config.exports.clone(), self.config.index, give_up);
         self.add_front(Box::new(client));
     }
 }

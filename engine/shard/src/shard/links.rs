@@ -68,14 +68,7 @@ impl Shard {
         let entry = self.resources[slot].peer(peer);
         entry.link = Some(at);
         entry.wanted = false;
-        self.feed(
-            slot,
-            Input::LinkUp {
-                peer,
-                link: id,
-                resolve_conflicts,
-            },
-        );
+        self.feed(slot, Input::LinkUp { peer, link: id, resolve_conflicts });
     }
 
     pub(super) fn link_received(&mut self, at: usize, stream: Stream, result: i32) {
@@ -103,23 +96,10 @@ impl Shard {
             match link.next_packet(&mut self.pool, stream) {
                 Step::NeedMore | Step::NeedBuffer => return,
                 Step::Illegal(why) => return self.lose(at, LinkLost::Protocol(why)),
-                Step::Packet {
-                    volume,
-                    packet,
-                    payload,
-                } => {
+                Step::Packet { volume, packet, payload } => {
                     let (slot, peer, id) = (link.resource, link.peer, link.id);
                     Metrics::add(&self.metrics.packets_received, 1);
-                    self.feed(
-                        slot,
-                        Input::Packet {
-                            peer,
-                            link: id,
-                            volume,
-                            packet,
-                            payload,
-                        },
-                    );
+                    self.feed(slot, Input::Packet { peer, link: id, volume, packet, payload });
                 }
             }
         }
@@ -127,20 +107,8 @@ impl Shard {
 
     /// Tells the core of a loss.
     pub(super) fn link_lost(&mut self, lost: Lost) {
-        let Lost {
-            resource,
-            peer,
-            link,
-            why,
-        } = lost;
-        self.feed(
-            resource,
-            Input::LinkDown {
-                peer,
-                link,
-                lost: why,
-            },
-        );
+        let Lost { resource, peer, link, why } = lost;
+        self.feed(resource, Input::LinkDown { peer, link, lost: why });
     }
 
     /// The core wants no link to this peer.
@@ -168,10 +136,7 @@ impl Shard {
     /// Moves the links on that are coming to their end.
     pub(super) fn end_links(&mut self) {
         for (_, link) in self.links.iter_mut().filter(|(_, link)| !link.is_up()) {
-            let successor = self.resources[link.resource]
-                .peers
-                .get(&link.peer)
-                .is_some_and(|p| p.next.is_some());
+            let successor = self.resources[link.resource].peers.get(&link.peer).is_some_and(|p| p.next.is_some());
             link.advance(self.now, successor);
         }
     }
@@ -183,10 +148,7 @@ impl Shard {
             return false;
         };
         // Its loss has to be known before its successor.
-        assert!(
-            self.lost.iter().all(|lost| lost.link != self.links[at].id),
-            "a link is buried before its core knows"
-        );
+        assert!(self.lost.iter().all(|lost| lost.link != self.links[at].id), "a link is buried before its core knows");
         let link = self.links.remove(at);
         let (slot, peer) = (link.resource, link.peer);
         link.bury(&mut self.pool);

@@ -22,17 +22,10 @@ impl Shard {
     pub(super) fn message(&mut self, message: Message) {
         // An answer that nobody waits for any more is dropped.
         match message {
-            Message::AddResource { id, config, reply } => {
-                drop(reply.try_send(self.add_resource(id, *config)))
-            }
+            Message::AddResource { id, config, reply } => drop(reply.try_send(self.add_resource(id, *config))),
             Message::RemoveResource { id, reply } => drop(reply.try_send(self.remove_resource(id))),
             Message::Admin { id, command, reply } => self.admin(id, *command, None, reply),
-            Message::Attach {
-                id,
-                volume,
-                disk,
-                reply,
-            } => self.attach(id, volume, *disk, reply),
+            Message::Attach { id, volume, disk, reply } => self.attach(id, volume, *disk, reply),
             Message::NewLink { id, peer, sockets } => self.new_link(id, peer, sockets),
             Message::Status { id, reply } => drop(reply.try_send(self.status(id))),
             Message::Subscribe(subscriber) => {
@@ -40,18 +33,8 @@ impl Shard {
                     self.subscribers.push(subscriber);
                 }
             }
-            Message::SetFault {
-                id,
-                volume,
-                fault,
-                reply,
-            } => drop(reply.try_send(self.set_fault(id, volume, fault))),
-            Message::AddExport {
-                id,
-                volume,
-                name,
-                reply,
-            } => drop(reply.try_send(self.add_export(id, volume, name))),
+            Message::SetFault { id, volume, fault, reply } => drop(reply.try_send(self.set_fault(id, volume, fault))),
+            Message::AddExport { id, volume, name, reply } => drop(reply.try_send(self.add_export(id, volume, name))),
             Message::CloseExports { id, reply } => {
                 self.close_exports(id);
                 self.closers.push((id, reply));
@@ -63,15 +46,12 @@ impl Shard {
     }
 
     fn add_resource(&mut self, id: ResourceId, config: ResourceConfig) -> Result<(), ShardError> {
-        let taken = self.by_id.contains_key(&id)
-            || self.resources.iter().any(|(_, r)| *r.name == *config.name);
+        let taken = self.by_id.contains_key(&id) || self.resources.iter().any(|(_, r)| *r.name == *config.name);
         if taken {
             return Err(ShardError::Exists(config.name));
         }
         if self.resources.len() >= MAX_RESOURCES {
-            return Err(ShardError::Limit(format!(
-                "more than {MAX_RESOURCES} resources on a shard"
-            )));
+            return Err(ShardError::Limit(format!("more than {MAX_RESOURCES} resources on a shard")));
         }
         let slot = self.resources.insert(Res::new(id, config));
         self.by_id.insert(id, slot);
@@ -95,13 +75,7 @@ impl Shard {
         Ok(())
     }
 
-    fn admin(
-        &mut self,
-        id: ResourceId,
-        command: Command,
-        attach: Option<VolumeNr>,
-        reply: ReplyTo<AdminResult>,
-    ) {
+    fn admin(&mut self, id: ResourceId, command: Command, attach: Option<VolumeNr>, reply: ReplyTo<AdminResult>) {
         let refusal = match self.resource_slot(id) {
             None => Some((0, "no such resource on this shard".to_owned())),
             Some(slot) => self.refusal(slot, &command, attach),
@@ -123,23 +97,14 @@ impl Shard {
     }
 
     /// What the runtime has against a command.
-    fn refusal(
-        &mut self,
-        slot: usize,
-        command: &Command,
-        attach: Option<VolumeNr>,
-    ) -> Option<(i32, String)> {
+    fn refusal(&mut self, slot: usize, command: &Command, attach: Option<VolumeNr>) -> Option<(i32, String)> {
         if self.admins.len() >= MAX_ADMINS {
-            return Some((
-                0,
-                format!("{MAX_ADMINS} commands are under way: try again later"),
-            ));
+            return Some((0, format!("{MAX_ADMINS} commands are under way: try again later")));
         }
         match command {
-            Command::Attach { .. } if attach.is_none() => Some((
-                0,
-                "a disk is attached by opening its backing device".to_owned(),
-            )),
+            Command::Attach { .. } if attach.is_none() => {
+                Some((0, "a disk is attached by opening its backing device".to_owned()))
+            }
             Command::Demote | Command::Down => {
                 let resource = &mut self.resources[slot];
                 // From here on nobody new comes in; the core's answer publishes what is true then.
@@ -147,20 +112,17 @@ impl Shard {
                 resource.changed = true;
                 (clients > 0).then(|| {
                     let name = &resource.name;
-                    (SS_DEVICE_IN_USE, format!("{clients} clients use exports of {name}: unmount or disconnect them first"))
+                    (
+                        SS_DEVICE_IN_USE,
+                        format!("{clients} clients use exports of {name}: unmount or disconnect them first"),
+                    )
                 })
             }
             _ => None,
         }
     }
 
-    fn attach(
-        &mut self,
-        id: ResourceId,
-        volume: VolumeNr,
-        disk: Disk,
-        reply: ReplyTo<AdminResult>,
-    ) {
+    fn attach(&mut self, id: ResourceId, volume: VolumeNr, disk: Disk, reply: ReplyTo<AdminResult>) {
         let slot = self.resource_slot(id);
         if slot.is_some_and(|slot| self.resources[slot].disks.contains_key(&volume)) {
             let message = format!("volume {volume} has a backing device already: detach it first");
@@ -170,55 +132,29 @@ impl Shard {
         let backing = disk.backing();
         if let Some(slot) = slot {
             let id = self.disks.attach(disk);
-            self.resources[slot].disks.insert(
-                volume,
-                OpenDisk {
-                    id,
-                    backing,
-                    used: false,
-                },
-            );
+            self.resources[slot].disks.insert(volume, OpenDisk { id, backing, used: false });
         }
         self.admin(id, Command::Attach { volume, backing }, Some(volume), reply);
     }
 
     fn status(&self, id: Option<ResourceId>) -> Vec<ResourceStatus> {
         let mut all: Vec<ResourceStatus> = match id {
-            Some(id) => self
-                .resource_slot(id)
-                .map(|slot| self.resources[slot].status())
-                .into_iter()
-                .collect(),
-            None => self
-                .resources
-                .iter()
-                .map(|(_, resource)| resource.status())
-                .collect(),
+            Some(id) => self.resource_slot(id).map(|slot| self.resources[slot].status()).into_iter().collect(),
+            None => self.resources.iter().map(|(_, resource)| resource.status()).collect(),
         };
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
-    fn set_fault(
-        &mut self,
-        id: ResourceId,
-        volume: VolumeNr,
-        fault: Option<Fault>,
-    ) -> Result<(), ShardError> {
+    fn set_fault(&mut self, id: ResourceId, volume: VolumeNr, fault: Option<Fault>) -> Result<(), ShardError> {
         let slot = self.resource_slot(id).ok_or(ShardError::NoResource)?;
         let disk = self.resources[slot].disks.get(&volume);
-        let disk = disk
-            .ok_or_else(|| ShardError::InUse(format!("volume {volume} has no backing device")))?;
+        let disk = disk.ok_or_else(|| ShardError::InUse(format!("volume {volume} has no backing device")))?;
         self.disks.set_fault(disk.id, fault);
         Ok(())
     }
 
-    fn add_export(
-        &mut self,
-        id: ResourceId,
-        volume: VolumeNr,
-        name: String,
-    ) -> Result<(), ShardError> {
+    fn add_export(&mut self, id: ResourceId, volume: VolumeNr, name: String) -> Result<(), ShardError> {
         let slot = self.resource_slot(id).ok_or(ShardError::NoResource)?;
         let resource = &mut self.resources[slot];
         let place = (id, Arc::clone(&resource.name), volume);

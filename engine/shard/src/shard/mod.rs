@@ -65,14 +65,7 @@ impl std::fmt::Debug for ShardConfig {
 impl ShardConfig {
     /// Defaults for shard number `index`.
     pub fn new(index: u16, links: Arc<dyn LinkMaker>, exports: ExportDirectory) -> ShardConfig {
-        ShardConfig {
-            index,
-            ring: RingConfig::default(),
-            pool: PoolConfig::default(),
-            pin_cpu: None,
-            links,
-            exports,
-        }
+        ShardConfig { index, ring: RingConfig::default(), pool: PoolConfig::default(), pin_cpu: None, links, exports }
     }
 }
 
@@ -140,9 +133,7 @@ pub struct Shard {
 
 impl std::fmt::Debug for Shard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shard")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Shard").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -157,18 +148,16 @@ impl Shard {
         let metrics = Arc::new(Metrics::default());
         let (ready, started) = bounded(1);
         let (own_mail, own_metrics) = (mail.clone(), Arc::clone(&metrics));
-        let thread = std::thread::Builder::new()
-            .name(format!("zea-shard-{index}"))
-            .spawn(move || {
-                // The ring belongs to the thread that makes it.
-                match Shard::new(config, own_mail, inbox, own_metrics) {
-                    Ok(shard) => {
-                        let _ = ready.send(Ok(()));
-                        shard.run();
-                    }
-                    Err(e) => drop(ready.send(Err(e))),
+        let thread = std::thread::Builder::new().name(format!("zea-shard-{index}")).spawn(move || {
+            // The ring belongs to the thread that makes it.
+            match Shard::new(config, own_mail, inbox, own_metrics) {
+                Ok(shard) => {
+                    let _ = ready.send(Ok(()));
+                    shard.run();
                 }
-            })?;
+                Err(e) => drop(ready.send(Err(e))),
+            }
+        })?;
         let gone = || std::io::Error::other("its thread ended at once");
         started.recv().map_err(|_| gone())??;
         Ok(ShardHandle::new(index, mail, metrics, thread))
@@ -258,12 +247,8 @@ impl Shard {
                 self.rung = true;
                 self.hear_bell();
             }
-            Token::Disk(op) => self
-                .disks
-                .complete(&mut self.ring, &mut self.pool, op, done.result),
-            Token::LinkReceive { link, stream } => {
-                self.link_received(link as usize, stream, done.result)
-            }
+            Token::Disk(op) => self.disks.complete(&mut self.ring, &mut self.pool, op, done.result),
+            Token::LinkReceive { link, stream } => self.link_received(link as usize, stream, done.result),
             Token::LinkSend { link, stream } => self.link_sent(link as usize, stream, done.result),
             Token::Accept(listener) => self.accepted(listener as usize, done.result),
             Token::Front { slot, op } => {
@@ -292,12 +277,7 @@ impl Shard {
     fn run_timers(&mut self) {
         let mut due = std::mem::take(&mut self.due);
         let now = self.now;
-        due.extend(
-            self.resources
-                .iter()
-                .filter(|(_, r)| r.deadline.is_some_and(|at| at <= now))
-                .map(|(slot, _)| slot),
-        );
+        due.extend(self.resources.iter().filter(|(_, r)| r.deadline.is_some_and(|at| at <= now)).map(|(slot, _)| slot));
         for slot in due.drain(..) {
             self.feed(slot, Input::Timer);
         }
@@ -361,18 +341,10 @@ impl Shard {
         }
         let ticks = self.links.iter().any(|(_, link)| link.needs_tick()) || self.listeners_pause();
         let tick = ticks.then_some(self.next_tick);
-        let cores = self
-            .resources
-            .iter()
-            .filter_map(|(_, resource)| resource.deadline);
-        let fronts = self
-            .fronts
-            .iter()
-            .filter_map(|(_, front)| Some(front.give_up_at()?.max(self.next_tick)));
+        let cores = self.resources.iter().filter_map(|(_, resource)| resource.deadline);
+        let fronts = self.fronts.iter().filter_map(|(_, front)| Some(front.give_up_at()?.max(self.next_tick)));
         let deadline = cores.chain(fronts).chain(tick).min()?;
-        Some(Duration::from_nanos(
-            deadline.0.saturating_sub(self.clock.now().0),
-        ))
+        Some(Duration::from_nanos(deadline.0.saturating_sub(self.clock.now().0)))
     }
 
     fn tick(&mut self) {

@@ -32,12 +32,7 @@ pub(super) struct Peer {
 
 impl Peer {
     fn new(net: &NetOptions) -> Peer {
-        Peer {
-            wanted: false,
-            link: None,
-            next: None,
-            timeouts: timeouts(net),
-        }
+        Peer { wanted: false, link: None, next: None, timeouts: timeouts(net) }
     }
 }
 
@@ -101,16 +96,11 @@ impl Res {
 
     /// Takes note of a peer's options, in force from its next link.
     pub(super) fn set_net(&mut self, peer: NodeId, net: &NetOptions) {
-        self.peers
-            .entry(peer)
-            .or_insert_with(|| Peer::new(net))
-            .timeouts = timeouts(net);
+        self.peers.entry(peer).or_insert_with(|| Peer::new(net)).timeouts = timeouts(net);
     }
 
     pub(super) fn peer(&mut self, peer: NodeId) -> &mut Peer {
-        self.peers
-            .entry(peer)
-            .or_insert_with(|| Peer::new(&NetOptions::default()))
+        self.peers.entry(peer).or_insert_with(|| Peer::new(&NetOptions::default()))
     }
 
     /// At the end of a turn: what depends on the core's state.
@@ -142,11 +132,7 @@ impl Res {
     }
 
     pub(super) fn status(&self) -> ResourceStatus {
-        ResourceStatus {
-            id: self.id,
-            name: Arc::clone(&self.name),
-            status: self.core.status(),
-        }
+        ResourceStatus { id: self.id, name: Arc::clone(&self.name), status: self.core.status() }
     }
 
     /// What keeps the resource from being removed.
@@ -162,17 +148,11 @@ impl Res {
             () if self.requests > 0 => "requests are under way".to_owned(),
             () => return None,
         };
-        Some(format!(
-            "resource {} is in use: {what}; take it down first",
-            self.name
-        ))
+        Some(format!("resource {} is in use: {what}; take it down first", self.name))
     }
 }
 
 fn timeouts(net: &NetOptions) -> SendTimeouts {
     let control_ms = net.timeout_ms.max(1);
-    SendTimeouts {
-        data_ms: control_ms.saturating_mul(u64::from(net.ko_count.max(1))),
-        control_ms,
-    }
+    SendTimeouts { data_ms: control_ms.saturating_mul(u64::from(net.ko_count.max(1))), control_ms }
 }

@@ -64,21 +64,12 @@ impl Receiver {
         staging[..bytes.len()].copy_from_slice(bytes);
         // SAFETY: msghdr and iovec are plain C structs for which all-zero is a value.
         let scatter = Box::new(unsafe { std::mem::zeroed::<Scatter>() });
-        Receiver {
-            staging,
-            head: 0,
-            tail: bytes.len(),
-            direct: None,
-            scatter,
-        }
+        Receiver { staging, head: 0, tail: bytes.len(), direct: None, scatter }
     }
 
     /// What arrived and was not consumed.
     pub(crate) fn unread(&self) -> &[u8] {
-        assert!(
-            !self.in_flight(),
-            "the staging buffer belongs to the kernel"
-        );
+        assert!(!self.in_flight(), "the staging buffer belongs to the kernel");
         &self.staging[self.head..self.tail]
     }
 
@@ -100,11 +91,7 @@ impl Receiver {
     /// Moves up to `target.len` unread bytes into a pool buffer. Returns how many.
     pub(crate) fn copy_to(&mut self, pool: &mut Pool, target: Target) -> u32 {
         let len = self.unread().len().min(target.len as usize);
-        pool.fill(
-            target.buf,
-            target.offset,
-            &self.staging[self.head..self.head + len],
-        );
+        pool.fill(target.buf, target.offset, &self.staging[self.head..self.head + len]);
         self.consume(len);
         len as u32
     }
@@ -126,32 +113,20 @@ impl Receiver {
         self.tail -= self.head;
         self.head = 0;
         let mut room = &mut self.staging[self.tail..];
-        assert!(
-            !room.is_empty(),
-            "the staging buffer is full of what nobody consumes"
-        );
+        assert!(!room.is_empty(), "the staging buffer is full of what nobody consumes");
         let iov = &mut self.scatter.iov;
         let mut count = 0;
         if let Some(target) = target {
-            assert!(
-                self.tail == 0 && target.len > 0,
-                "staged bytes come before the target's"
-            );
+            assert!(self.tail == 0 && target.len > 0, "staged bytes come before the target's");
             let to = pool.region(target.buf, target.offset, target.len);
-            iov[0] = libc::iovec {
-                iov_base: to.ptr.cast(),
-                iov_len: to.len as usize,
-            };
+            iov[0] = libc::iovec { iov_base: to.ptr.cast(), iov_len: to.len as usize };
             count = 1;
             if target.len >= LARGE {
                 let behind = room.len().min(BEHIND_LARGE);
                 room = &mut room[..behind];
             }
         }
-        iov[count] = libc::iovec {
-            iov_base: room.as_mut_ptr().cast(),
-            iov_len: room.len(),
-        };
+        iov[count] = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
         self.scatter.msg.msg_iov = iov.as_mut_ptr();
         self.scatter.msg.msg_iovlen = count + 1;
         let entry = opcode::RecvMsg::new(Fd(fd.as_raw_fd()), &raw mut self.scatter.msg).build();
@@ -163,10 +138,7 @@ impl Receiver {
 
     /// The receive ended: how many bytes of the target arrived, and what happened. `None`: try again.
     pub(crate) fn complete(&mut self, result: i32) -> Option<(u32, Moved)> {
-        let wanted = self
-            .direct
-            .take()
-            .expect("a receive that was not under way ended");
+        let wanted = self.direct.take().expect("a receive that was not under way ended");
         let moved = Moved::from_result(result)?;
         let Moved::Bytes(bytes) = moved else {
             return Some((0, moved));
@@ -178,10 +150,7 @@ impl Receiver {
 
     /// Forgets what is unread.
     pub(crate) fn clear(&mut self) {
-        assert!(
-            !self.in_flight(),
-            "the staging buffer belongs to the kernel"
-        );
+        assert!(!self.in_flight(), "the staging buffer belongs to the kernel");
         self.head = 0;
         self.tail = 0;
     }

@@ -99,13 +99,7 @@ impl SendQueue {
     pub(crate) fn new() -> SendQueue {
         // SAFETY: msghdr and iovec are plain C structs for which all-zero is a value.
         let gather = Box::new(unsafe { std::mem::zeroed::<Gather>() });
-        SendQueue {
-            filling: Batch::default(),
-            flying: Batch::default(),
-            in_flight: false,
-            queued_bytes: 0,
-            gather,
-        }
+        SendQueue { filling: Batch::default(), flying: Batch::default(), in_flight: false, queued_bytes: 0, gather }
     }
 
     /// Appends what `encode` writes.
@@ -129,9 +123,7 @@ impl SendQueue {
         }
         pool.retain(buf);
         self.queued_bytes += u64::from(len);
-        self.filling
-            .parts
-            .push_back(Part::Payload { buf, offset, len });
+        self.filling.parts.push_back(Part::Payload { buf, offset, len });
     }
 
     /// Bytes that the socket has not taken.
@@ -145,13 +137,7 @@ impl SendQueue {
     }
 
     /// Sends what is queued, unless a send is under way.
-    pub(crate) fn submit(
-        &mut self,
-        ring: &mut Ring<Token>,
-        pool: &Pool,
-        fd: BorrowedFd<'_>,
-        token: Token,
-    ) {
+    pub(crate) fn submit(&mut self, ring: &mut Ring<Token>, pool: &Pool, fd: BorrowedFd<'_>, token: Token) {
         if self.in_flight {
             return;
         }
@@ -165,18 +151,10 @@ impl SendQueue {
         let mut count = 0;
         for (slot, part) in self.gather.iov.iter_mut().zip(&self.flying.parts) {
             let (base, len) = match *part {
-                Part::Bytes { start, end } => (
-                    self.flying.slab[start..end].as_ptr().cast_mut(),
-                    end - start,
-                ),
-                Part::Payload { buf, offset, len } => {
-                    (pool.region(buf, offset, len).ptr, len as usize)
-                }
+                Part::Bytes { start, end } => (self.flying.slab[start..end].as_ptr().cast_mut(), end - start),
+                Part::Payload { buf, offset, len } => (pool.region(buf, offset, len).ptr, len as usize),
             };
-            *slot = libc::iovec {
-                iov_base: base.cast(),
-                iov_len: len,
-            };
+            *slot = libc::iovec { iov_base: base.cast(), iov_len: len };
             count += 1;
         }
         self.gather.msg.msg_iov = self.gather.iov.as_mut_ptr();
@@ -199,11 +177,7 @@ impl SendQueue {
         if let Some(Moved::Bytes(mut left)) = moved {
             self.queued_bytes -= left as u64;
             while left > 0 {
-                let part = self
-                    .flying
-                    .parts
-                    .front_mut()
-                    .expect("no more was sent than queued");
+                let part = self.flying.parts.front_mut().expect("no more was sent than queued");
                 let taken = left.min(part.len());
                 left -= taken;
                 part.advance(taken);

@@ -14,31 +14,15 @@ use crate::ring::{Ring, RingConfig, RingCounters};
 use crate::token::Token;
 
 fn rig() -> (Ring<Token>, Pool) {
-    let ring = Ring::new(
-        &RingConfig {
-            sq_entries: 8,
-            cq_entries: 16,
-        },
-        Arc::new(RingCounters::default()),
-    )
-    .expect("a ring");
-    let classes = vec![
-        ClassConfig {
-            bytes: 4096,
-            count: 256,
-        },
-        ClassConfig {
-            bytes: 1 << 20,
-            count: 4,
-        },
-    ];
+    let ring =
+        Ring::new(&RingConfig { sq_entries: 8, cq_entries: 16 }, Arc::new(RingCounters::default())).expect("a ring");
+    let classes = vec![ClassConfig { bytes: 4096, count: 256 }, ClassConfig { bytes: 1 << 20, count: 4 }];
     (ring, Pool::new(&PoolConfig { classes }).expect("a pool"))
 }
 
 fn result(ring: &mut Ring<Token>) -> i32 {
     let mut done = Vec::new();
-    ring.turn(Some(Duration::from_secs(10)), &mut done)
-        .expect("a turn");
+    ring.turn(Some(Duration::from_secs(10)), &mut done).expect("a turn");
     assert_eq!(done.len(), 1, "one operation per stream");
     done[0].result
 }
@@ -112,10 +96,7 @@ fn stream_send_to_a_closed_socket_fails_without_a_signal() {
     pool.release(buf);
     queue.submit(&mut ring, &pool, ours.as_fd(), Token::Wake);
     let result = result(&mut ring);
-    assert_eq!(
-        queue.complete(&mut pool, result),
-        Some(Moved::Failed(libc::EPIPE))
-    );
+    assert_eq!(queue.complete(&mut pool, result), Some(Moved::Failed(libc::EPIPE)));
     queue.clear(&mut pool);
     assert_eq!((pool.in_use(), queue.queued_bytes()), (0, 0));
 }
@@ -133,24 +114,10 @@ fn stream_receives_payload_in_place_and_stages_what_follows() {
     receiver.consume(2);
 
     let buf = pool.alloc(4096, Purpose::Receive).expect("a buffer");
-    let target = Target {
-        buf,
-        offset: 0,
-        len: 8,
-    };
+    let target = Target { buf, offset: 0, len: 8 };
     assert_eq!(receiver.copy_to(&mut pool, target), 2);
     theirs.write_all(b"123456next").expect("writes");
-    receiver.submit(
-        &mut ring,
-        &pool,
-        ours.as_fd(),
-        Some(Target {
-            buf,
-            offset: 2,
-            len: 6,
-        }),
-        Token::Wake,
-    );
+    receiver.submit(&mut ring, &pool, ours.as_fd(), Some(Target { buf, offset: 2, len: 6 }), Token::Wake);
     let second = result(&mut ring);
     assert_eq!(receiver.complete(second), Some((6, Moved::Bytes(10))));
     assert_eq!(receiver.unread(), b"next");

@@ -27,15 +27,11 @@ pub(crate) struct Refused(pub(crate) String);
 impl Client {
     pub(crate) fn connect(socket: &Path, export: &str) -> Result<Client, Refused> {
         let mut stream = UnixStream::connect(socket).expect("a server");
-        stream
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .expect("a time-out");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a time-out");
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).expect("a greeting");
         assert_eq!(&greeting[..8], b"NBDMAGIC");
-        stream
-            .write_all(&3_u32.to_be_bytes())
-            .expect("client flags");
+        stream.write_all(&3_u32.to_be_bytes()).expect("client flags");
         // NBD_OPT_GO without information requests.
         let mut go = b"IHAVEOPT".to_vec();
         go.extend_from_slice(&7_u32.to_be_bytes());
@@ -49,20 +45,13 @@ impl Client {
             let mut head = [0; 20];
             stream.read_exact(&mut head).expect("an answer");
             let kind = u32::from_be_bytes(head[12..16].try_into().expect("4"));
-            let mut data =
-                vec![0; u32::from_be_bytes(head[16..20].try_into().expect("4")) as usize];
+            let mut data = vec![0; u32::from_be_bytes(head[16..20].try_into().expect("4")) as usize];
             stream.read_exact(&mut data).expect("its data");
             match kind {
                 1 => {
-                    return Ok(Client {
-                        stream,
-                        size,
-                        cookie: 0,
-                    });
+                    return Ok(Client { stream, size, cookie: 0 });
                 }
-                3 if data[..2] == [0, 0] => {
-                    size = u64::from_be_bytes(data[2..10].try_into().expect("8"))
-                }
+                3 if data[..2] == [0, 0] => size = u64::from_be_bytes(data[2..10].try_into().expect("8")),
                 3 => {}
                 _ => return Err(Refused(String::from_utf8_lossy(&data).into_owned())),
             }
@@ -70,14 +59,7 @@ impl Client {
     }
 
     /// Sends a request without waiting for its reply; returns its cookie.
-    pub(crate) fn send(
-        &mut self,
-        command: u16,
-        flags: u16,
-        offset: u64,
-        len: u32,
-        data: &[u8],
-    ) -> u64 {
+    pub(crate) fn send(&mut self, command: u16, flags: u16, offset: u64, len: u32, data: &[u8]) -> u64 {
         self.cookie += 1;
         let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
         bytes.extend_from_slice(&flags.to_be_bytes());
@@ -96,20 +78,10 @@ impl Client {
         self.stream.read_exact(&mut reply).expect("a reply");
         assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes());
         let error = u32::from_be_bytes(reply[4..8].try_into().expect("4"));
-        (
-            u64::from_be_bytes(reply[8..16].try_into().expect("8")),
-            error,
-        )
+        (u64::from_be_bytes(reply[8..16].try_into().expect("8")), error)
     }
 
-    fn run(
-        &mut self,
-        command: u16,
-        flags: u16,
-        offset: u64,
-        len: u32,
-        data: &[u8],
-    ) -> Result<(), u32> {
+    fn run(&mut self, command: u16, flags: u16, offset: u64, len: u32, data: &[u8]) -> Result<(), u32> {
         let cookie = self.send(command, flags, offset, len, data);
         let (answered, error) = self.reply();
         assert_eq!(answered, cookie);
@@ -139,10 +111,6 @@ impl Client {
     pub(crate) fn leave(mut self) {
         self.send(DISC, 0, 0, 0, &[]);
         let mut end = [0];
-        assert_eq!(
-            self.stream.read(&mut end).expect("an end"),
-            0,
-            "the server closes"
-        );
+        assert_eq!(self.stream.read(&mut end).expect("an end"), 0, "the server closes");
     }
 }

@@ -13,10 +13,7 @@ use zea_core::config::{DiskOptions, NetOptions, PeerConfig, ResourceConfig, Volu
 use zea_core::io::Command;
 use zea_meta::create::{CreateParams, WriteContent, create_md};
 use zea_meta::placement::{LayoutParams, Placement};
-use zea_shard::{
-    BackingPaths, ExportDirectory, LinkMaker, LinkSockets, ResourceId, Shard, ShardConfig,
-    ShardHandle,
-};
+use zea_shard::{BackingPaths, ExportDirectory, LinkMaker, LinkSockets, ResourceId, Shard, ShardConfig, ShardHandle};
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::state::{ConnState, DiskState, ReplState};
 
@@ -30,10 +27,7 @@ pub(crate) fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) ->
         if let Some(found) = check() {
             return found;
         }
-        assert!(
-            start.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
-        );
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -62,10 +56,7 @@ impl Switchboard {
     fn forget(&self, own: NodeId, end: End) {
         let key = (own.0.min(end.2.0), own.0.max(end.2.0));
         let mut wants = self.wants.lock().expect("no panic");
-        wants
-            .entry(key)
-            .or_default()
-            .retain(|other| other.0 != end.0);
+        wants.entry(key).or_default().retain(|other| other.0 != end.0);
     }
 
     /// Connects who waits on both sides.
@@ -75,10 +66,7 @@ impl Switchboard {
         }
         let ready: Vec<[End; 2]> = {
             let mut wants = self.wants.lock().expect("no panic");
-            let ready = wants
-                .values()
-                .filter_map(|ends| ends.as_slice().try_into().ok())
-                .collect();
+            let ready = wants.values().filter_map(|ends| ends.as_slice().try_into().ok()).collect();
             wants.retain(|_, ends| ends.len() != 2);
             ready
         };
@@ -86,14 +74,9 @@ impl Switchboard {
             let (data_a, data_b) = UnixStream::pair().expect("sockets");
             let (control_a, control_b) = UnixStream::pair().expect("sockets");
             let shards = self.shards.lock().expect("no panic").clone();
-            for (end, data, control, resolve_conflicts) in
-                [(a, data_a, control_a, true), (b, data_b, control_b, false)]
+            for (end, data, control, resolve_conflicts) in [(a, data_a, control_a, true), (b, data_b, control_b, false)]
             {
-                let sockets = LinkSockets {
-                    data: data.into(),
-                    control: control.into(),
-                    resolve_conflicts,
-                };
+                let sockets = LinkSockets { data: data.into(), control: control.into(), resolve_conflicts };
                 // A shard that was stopped takes none.
                 let _ = shards[end.0].new_link(end.1, end.2, sockets);
             }
@@ -130,14 +113,8 @@ impl Node {
     /// Runs a command and expects the core to agree.
     pub(crate) fn admin(&self, command: Command) {
         let shown = format!("{command:?}");
-        let answer = self
-            .shard
-            .admin(self.id, command)
-            .expect("the shard runs")
-            .wait_for(PATIENCE);
-        let answer = answer
-            .expect("the shard runs")
-            .unwrap_or_else(|| panic!("no answer to {shown}"));
+        let answer = self.shard.admin(self.id, command).expect("the shard runs").wait_for(PATIENCE);
+        let answer = answer.expect("the shard runs").unwrap_or_else(|| panic!("no answer to {shown}"));
         answer.unwrap_or_else(|e| panic!("{shown}: {e}"));
     }
 
@@ -170,15 +147,10 @@ pub(crate) struct Cluster {
 pub(crate) fn create_meta(path: &Path, bytes: u64, peers: u32) {
     let file = File::create(path).expect("a file");
     file.set_len(bytes).expect("a sparse file");
-    let created = create_md(&CreateParams::new(LayoutParams::internal(
-        bytes / 512,
-        peers,
-    )))
-    .expect("a sound layout");
+    let created = create_md(&CreateParams::new(LayoutParams::internal(bytes / 512, peers))).expect("a sound layout");
     for write in created.writes {
         if let WriteContent::Bytes(bytes) = write.content {
-            file.write_all_at(&bytes, write.offset_bytes)
-                .expect("written");
+            file.write_all_at(&bytes, write.offset_bytes).expect("written");
         }
     }
     file.sync_all().expect("synced");
@@ -203,11 +175,7 @@ impl Cluster {
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let all: Vec<Node> = (0..nodes)
             .map(|nr| {
-                create_meta(
-                    &dir.path().join(format!("disk{nr}")),
-                    disk_bytes,
-                    (nodes.max(2) - 1) as u32,
-                );
+                create_meta(&dir.path().join(format!("disk{nr}")), disk_bytes, (nodes.max(2) - 1) as u32);
                 Node::start(&board, dir.path(), nr, nodes)
             })
             .collect();
@@ -221,19 +189,10 @@ impl Cluster {
         });
         for (nr, node) in all.iter().enumerate() {
             for peer in (0..nodes).filter(|&p| p != nr) {
-                node.admin(Command::Connect {
-                    peer: NodeId(peer as u8),
-                    discard_my_data: false,
-                });
+                node.admin(Command::Connect { peer: NodeId(peer as u8), discard_my_data: false });
             }
         }
-        Cluster {
-            nodes: all,
-            board,
-            dir,
-            patcher: Some(patcher),
-            stop,
-        }
+        Cluster { nodes: all, board, dir, patcher: Some(patcher), stop }
     }
 
     /// Ends everything in order and checks that nothing leaked.
@@ -248,21 +207,15 @@ impl Cluster {
         }
         for node in &self.nodes {
             node.admin(Command::Down);
-            eventually("the resource can be removed", || {
-                match node.shard.remove_resource(node.id) {
-                    Ok(()) => Some(()),
-                    Err(zea_shard::ShardError::InUse(_)) => None,
-                    Err(e) => panic!("{e}"),
-                }
+            eventually("the resource can be removed", || match node.shard.remove_resource(node.id) {
+                Ok(()) => Some(()),
+                Err(zea_shard::ShardError::InUse(_)) => None,
+                Err(e) => panic!("{e}"),
             });
         }
         for node in &self.nodes {
             let metrics = node.shard.metrics();
-            let in_use = || {
-                metrics
-                    .buffers_in_use
-                    .load(std::sync::atomic::Ordering::Relaxed)
-            };
+            let in_use = || metrics.buffers_in_use.load(std::sync::atomic::Ordering::Relaxed);
             eventually("all buffers are back", || {
                 // The gauges are set at the end of a turn.
                 let _ = node.shard.status_all();
@@ -275,20 +228,14 @@ impl Cluster {
 impl Cluster {
     /// Stops a node's shard as a crash would, and starts it again on the same disk.
     pub(crate) fn crash(&mut self, nr: usize) {
-        self.nodes[nr]
-            .shard
-            .stop()
-            .expect("the shard did not panic");
+        self.nodes[nr].shard.stop().expect("the shard did not panic");
         std::fs::remove_file(&self.nodes[nr].socket).expect("the socket");
         let nodes = self.nodes.len();
         let started = Node::start(&self.board, self.dir.path(), nr, nodes);
         self.board.shards.lock().expect("no panic")[nr] = started.shard.clone();
         self.nodes[nr] = started;
         for peer in (0..nodes).filter(|&p| p != nr) {
-            self.nodes[nr].admin(Command::Connect {
-                peer: NodeId(peer as u8),
-                discard_my_data: false,
-            });
+            self.nodes[nr].admin(Command::Connect { peer: NodeId(peer as u8), discard_my_data: false });
         }
     }
 }
@@ -316,17 +263,8 @@ pub(crate) fn shard(
     exports: &ExportDirectory,
     socket: &Path,
 ) -> ShardHandle {
-    let maker = Maker {
-        board: Arc::clone(board),
-        shard: nr,
-        own,
-    };
-    let shard = Shard::spawn(ShardConfig::new(
-        nr as u16,
-        Arc::new(maker),
-        exports.clone(),
-    ))
-    .expect("a shard");
+    let maker = Maker { board: Arc::clone(board), shard: nr, own };
+    let shard = Shard::spawn(ShardConfig::new(nr as u16, Arc::new(maker), exports.clone())).expect("a shard");
     let listener = UnixListener::bind(socket).expect("bound");
     shard.listen_nbd(OwnedFd::from(listener)).expect("listens");
     shard
@@ -343,11 +281,7 @@ impl Node {
         for peer in (0..nodes).filter(|&p| p != nr) {
             let node_id = NodeId(peer as u8);
             let net = NetOptions::default();
-            node.admin(Command::AddPeer(PeerConfig {
-                node_id,
-                name: format!("n{peer}"),
-                net,
-            }));
+            node.admin(Command::AddPeer(PeerConfig { node_id, name: format!("n{peer}"), net }));
         }
         node.add_volume();
         node
@@ -363,44 +297,22 @@ impl Node {
         socket: PathBuf,
     ) -> Node {
         let id = ResourceId::next();
-        shard
-            .add_resource(id, ResourceConfig::new(name, own))
-            .expect("added");
-        Node {
-            shard,
-            id,
-            exports,
-            data,
-            socket,
-        }
+        shard.add_resource(id, ResourceConfig::new(name, own)).expect("added");
+        Node { shard, id, exports, data, socket }
     }
 
     /// Adds the volume, attaches its disk, exports it under the resource's name.
     pub(crate) fn add_volume(&self) {
         let disk = DiskOptions::default();
-        self.admin(Command::AddVolume(VolumeConfig {
-            volume: V0,
-            size_sectors: None,
-            disk,
-        }));
+        self.admin(Command::AddVolume(VolumeConfig { volume: V0, size_sectors: None, disk }));
         self.attach().expect("attached");
         let name = self.shard.status(self.id).expect("a status").name;
-        self.shard
-            .add_export(self.id, V0, &*name)
-            .expect("exported");
+        self.shard.add_export(self.id, V0, &*name).expect("exported");
     }
 
     pub(crate) fn attach(&self) -> Result<(), zea_core::io::AdminError> {
-        let paths = BackingPaths {
-            data: self.data.clone(),
-            meta: None,
-            placement: Placement::Internal,
-        };
-        let attached = self
-            .shard
-            .open_backing(self.id, V0, &paths)
-            .expect("opened")
-            .wait_for(PATIENCE);
+        let paths = BackingPaths { data: self.data.clone(), meta: None, placement: Placement::Internal };
+        let attached = self.shard.open_backing(self.id, V0, &paths).expect("opened").wait_for(PATIENCE);
         attached.expect("the shard runs").expect("in time")
     }
 }

@@ -21,9 +21,7 @@ use zea_wire::state::{DiskState, Role};
 const MIB: u64 = 1 << 20;
 
 fn pattern(len: usize, seed: u64) -> Vec<u8> {
-    (0..len as u64)
-        .map(|i| (i.wrapping_mul(31).wrapping_add(seed) % 251) as u8)
-        .collect()
+    (0..len as u64).map(|i| (i.wrapping_mul(31).wrapping_add(seed) % 251) as u8).collect()
 }
 
 #[test]
@@ -34,37 +32,22 @@ fn nbd_shard_single_node_serves_reads_writes_and_the_rest() {
     assert!(client.size > 60 * MIB && client.size < 64 * MIB);
     assert_eq!(node.exports.open_count(node.id, None), 1);
 
-    for (offset, len, flags) in [
-        (0, 512, 0),
-        (4096, 4096, FUA),
-        (MIB - 512, 8192, 0),
-        (5 * MIB + 1024, 3 * MIB as usize, 0),
-    ] {
+    for (offset, len, flags) in
+        [(0, 512, 0), (4096, 4096, FUA), (MIB - 512, 8192, 0), (5 * MIB + 1024, 3 * MIB as usize, 0)]
+    {
         let data = pattern(len, offset);
         client.write(offset, &data, flags).expect("written");
-        assert_eq!(
-            client.read(offset, len).expect("read"),
-            data,
-            "{len} bytes at {offset}"
-        );
+        assert_eq!(client.read(offset, len).expect("read"), data, "{len} bytes at {offset}");
     }
     client.flush().expect("flushed");
-    client
-        .range(TRIM, 4 * MIB, 8 * MIB as u32)
-        .expect("trimmed");
+    client.range(TRIM, 4 * MIB, 8 * MIB as u32).expect("trimmed");
     client.range(WRITE_ZEROES, 0, 8192).expect("zeroed");
     assert_eq!(client.read(0, 8192).expect("read"), vec![0; 8192]);
-    assert_eq!(
-        client.read(5 * MIB, 65536).expect("read"),
-        vec![0; 65536],
-        "a file's holes are zeroes"
-    );
+    assert_eq!(client.read(5 * MIB, 65536).expect("read"), vec![0; 65536], "a file's holes are zeroes");
     let end = client.size;
     assert_eq!(client.write(end, &[0; 512], 0), Err(28), "beyond the end");
     client.leave();
-    eventually("closed", || {
-        (node.exports.open_count(node.id, None) == 0).then_some(())
-    });
+    eventually("closed", || (node.exports.open_count(node.id, None) == 0).then_some(()));
     cluster.stop();
 }
 
@@ -84,24 +67,10 @@ fn nbd_shard_refuses_clients_of_a_secondary_with_the_reason() {
 #[test]
 fn nbd_shard_replicates_writes_to_the_peer() {
     let cluster = Cluster::start(2, 32 * MIB);
-    let [primary, secondary] = cluster.nodes.as_slice() else {
-        unreachable!("two nodes")
-    };
+    let [primary, secondary] = cluster.nodes.as_slice() else { unreachable!("two nodes") };
     let mut client = Client::connect(&primary.socket, "r0").expect("Primary");
     let blocks: Vec<(u64, Vec<u8>)> = (0..40)
-        .map(|i: u64| {
-            (
-                i * 300 * 1024,
-                pattern(
-                    if i.is_multiple_of(8) {
-                        200 * 1024
-                    } else {
-                        4096
-                    },
-                    i,
-                ),
-            )
-        })
+        .map(|i: u64| (i * 300 * 1024, pattern(if i.is_multiple_of(8) { 200 * 1024 } else { 4096 }, i)))
         .collect();
     // All at once, so that turns batch.
     for (offset, data) in &blocks {
@@ -127,31 +96,17 @@ fn nbd_shard_replicates_writes_to_the_peer() {
 #[test]
 fn nbd_shard_peer_that_was_away_catches_up() {
     let cluster = Cluster::start(2, 32 * MIB);
-    let [primary, secondary] = cluster.nodes.as_slice() else {
-        unreachable!("two nodes")
-    };
+    let [primary, secondary] = cluster.nodes.as_slice() else { unreachable!("two nodes") };
     let mut client = Client::connect(&primary.socket, "r0").expect("Primary");
     cluster.board.cut.store(true, Ordering::SeqCst);
-    secondary.admin(Command::Disconnect {
-        peer: NodeId(0),
-        force: false,
-    });
+    secondary.admin(Command::Disconnect { peer: NodeId(0), force: false });
     let data = pattern(MIB as usize, 7);
     client.write(3 * MIB, &data, 0).expect("written alone");
     cluster.board.cut.store(false, Ordering::SeqCst);
-    secondary.admin(Command::Connect {
-        peer: NodeId(0),
-        discard_my_data: false,
-    });
+    secondary.admin(Command::Connect { peer: NodeId(0), discard_my_data: false });
     if primary.in_sync_with(NodeId(1)).is_none() {
         // The one that was left may have gone StandAlone, too.
-        let _ = primary.shard.admin(
-            primary.id,
-            Command::Connect {
-                peer: NodeId(1),
-                discard_my_data: false,
-            },
-        );
+        let _ = primary.shard.admin(primary.id, Command::Connect { peer: NodeId(1), discard_my_data: false });
     }
     eventually("resync", || primary.in_sync_with(NodeId(1)));
     client.flush().expect("flushed");
@@ -170,21 +125,11 @@ fn nbd_shard_serves_a_primary_whose_disk_fails_from_the_peer() {
     let mut client = Client::connect(&primary.socket, "r0").expect("Primary");
     let data = pattern(8192, 3);
     client.write(MIB, &data, 0).expect("written");
-    let fault = Fault {
-        kind: FaultKind::Write,
-        after: 0,
-        times: u64::MAX,
-        error: DiskError::Io(5),
-    };
-    primary
-        .shard
-        .set_fault(primary.id, V0, Some(fault))
-        .expect("a disk");
+    let fault = Fault { kind: FaultKind::Write, after: 0, times: u64::MAX, error: DiskError::Io(5) };
+    primary.shard.set_fault(primary.id, V0, Some(fault)).expect("a disk");
     let more = pattern(4096, 9);
     client.write(2 * MIB, &more, 0).expect("the peer has it");
-    eventually("the disk is given up", || {
-        (primary.disk_state() == DiskState::Diskless).then_some(())
-    });
+    eventually("the disk is given up", || (primary.disk_state() == DiskState::Diskless).then_some(()));
     assert_eq!(client.read(MIB, 8192).expect("read"), data);
     assert_eq!(client.read(2 * MIB, 4096).expect("read"), more);
     client.leave();
@@ -196,14 +141,9 @@ fn nbd_shard_demotion_waits_for_the_clients_to_go() {
     let cluster = Cluster::start(1, 16 * MIB);
     let node = &cluster.nodes[0];
     let client = Client::connect(&node.socket, "r0").expect("Primary");
-    let refused = node
-        .shard
-        .admin_wait(node.id, Command::Demote)
-        .expect_err("in use");
+    let refused = node.shard.admin_wait(node.id, Command::Demote).expect_err("in use");
     assert!(refused.to_string().contains("1 clients"), "{refused}");
-    Client::connect(&node.socket, "r0")
-        .expect("others still come in")
-        .leave();
+    Client::connect(&node.socket, "r0").expect("others still come in").leave();
     let closed = node.shard.close_exports(node.id).expect("the shard runs");
     assert!(closed.wait_for(PATIENCE).expect("runs").is_some());
     drop(client);
@@ -225,18 +165,10 @@ fn nbd_shard_client_that_dies_leaves_nothing_behind() {
         }
         client.send(FLUSH, 0, 0, 0, &[]);
         // Half of a write's payload, then gone.
-        client.send(
-            WRITE,
-            0,
-            0,
-            2 * MIB as u32,
-            &pattern(MIB as usize + 77, round),
-        );
+        client.send(WRITE, 0, 0, 2 * MIB as u32, &pattern(MIB as usize + 77, round));
         drop(client);
     }
-    eventually("all gone", || {
-        (node.exports.open_count(node.id, None) == 0).then_some(())
-    });
+    eventually("all gone", || (node.exports.open_count(node.id, None) == 0).then_some(()));
     cluster.stop();
 }
 
@@ -261,11 +193,7 @@ fn nbd_shard_costs_few_system_calls_at_depth() {
     }
     let spent = enters() - before;
     // performance.md D3 wants 0.2 where the client keeps the queue full; this one stops and waits each round.
-    assert!(
-        spent <= ROUNDS * DEPTH,
-        "{spent} io_uring_enter for {} writes",
-        ROUNDS * DEPTH
-    );
+    assert!(spent <= ROUNDS * DEPTH, "{spent} io_uring_enter for {} writes", ROUNDS * DEPTH);
     client.leave();
     cluster.stop();
 }
@@ -276,13 +204,7 @@ fn nbd_shard_crashed_peer_comes_back_and_is_resynced() {
     let mut client = Client::connect(&cluster.nodes[0].socket, "r0").expect("Primary");
     let write = |client: &mut Client, round: u64| {
         for i in 0..32 {
-            client.send(
-                WRITE,
-                0,
-                (round * 32 + i) * 64 * 1024,
-                16384,
-                &pattern(16384, round + i),
-            );
+            client.send(WRITE, 0, (round * 32 + i) * 64 * 1024, 16384, &pattern(16384, round + i));
         }
     };
     write(&mut client, 0);
@@ -296,14 +218,8 @@ fn nbd_shard_crashed_peer_comes_back_and_is_resynced() {
         let file = std::fs::File::open(&node.data).expect("the backing file");
         for (round, i) in (0..2).flat_map(|round| (0..32).map(move |i| (round, i))) {
             let mut bytes = vec![0; 16384];
-            file.read_exact_at(&mut bytes, (round * 32 + i) * 64 * 1024)
-                .expect("read");
-            assert_eq!(
-                bytes,
-                pattern(16384, round + i),
-                "{round}/{i} of {}",
-                node.data.display()
-            );
+            file.read_exact_at(&mut bytes, (round * 32 + i) * 64 * 1024).expect("read");
+            assert_eq!(bytes, pattern(16384, round + i), "{round}/{i} of {}", node.data.display());
         }
     }
     client.leave();
@@ -322,14 +238,7 @@ fn nbd_shard_moves_clients_to_the_shard_of_their_export() {
             let shard = cluster::shard(&board, (nr, NodeId(0)), &exports, &socket);
             let data = dir.path().join(format!("disk{nr}"));
             cluster::create_meta(&data, 16 * MIB, 1);
-            let node = Node::on(
-                shard,
-                &format!("r{nr}"),
-                NodeId(0),
-                exports.clone(),
-                data,
-                socket,
-            );
+            let node = Node::on(shard, &format!("r{nr}"), NodeId(0), exports.clone(), data, socket);
             node.add_volume();
             node.admin(Command::Promote { force: true });
             node
@@ -352,9 +261,7 @@ fn nbd_shard_moves_clients_to_the_shard_of_their_export() {
         }
     }
     for node in &nodes {
-        eventually("closed", || {
-            (exports.open_count(node.id, None) == 0).then_some(())
-        });
+        eventually("closed", || (exports.open_count(node.id, None) == 0).then_some(()));
         node.admin(Command::Down);
         node.shard.remove_resource(node.id).expect("is down");
         node.shard.stop().expect("no panic");
@@ -369,20 +276,10 @@ fn nbd_shard_attach_that_fails_lets_the_device_go() {
     let again = node.shard.open_backing(
         node.id,
         V0,
-        &zea_shard::BackingPaths {
-            data: node.data.clone(),
-            meta: None,
-            placement: Placement::Internal,
-        },
+        &zea_shard::BackingPaths { data: node.data.clone(), meta: None, placement: Placement::Internal },
     );
-    assert!(
-        again.is_err_and(|e| e.to_string().contains("in use")),
-        "the device is held"
-    );
-    node.admin(Command::Detach {
-        volume: V0,
-        force: false,
-    });
+    assert!(again.is_err_and(|e| e.to_string().contains("in use")), "the device is held");
+    node.admin(Command::Detach { volume: V0, force: false });
     // No meta data at all: refused by the core, and not held any longer.
     let good = std::fs::read(&node.data).expect("the backing file");
     std::fs::write(&node.data, vec![0; good.len()]).expect("wiped");
@@ -400,14 +297,8 @@ fn nbd_shard_closes_links_that_nobody_asked_for() {
     let node = &cluster.nodes[0];
     let (data, mut theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
     let (control, _theirs) = std::os::unix::net::UnixStream::pair().expect("sockets");
-    let sockets = LinkSockets {
-        data: data.into(),
-        control: control.into(),
-        resolve_conflicts: false,
-    };
-    node.shard
-        .new_link(node.id, NodeId(5), sockets)
-        .expect("delivered");
+    let sockets = LinkSockets { data: data.into(), control: control.into(), resolve_conflicts: false };
+    node.shard.new_link(node.id, NodeId(5), sockets).expect("delivered");
     assert_eq!(theirs.read(&mut [0]).expect("an end"), 0);
     cluster.stop();
 }
@@ -419,29 +310,15 @@ fn nbd_shard_reports_events_and_status() {
     let events = node.shard.subscribe(64).expect("subscribed");
     node.admin(Command::Promote { force: true });
     let role = eventually("an event", || {
-        let event = events
-            .next(Duration::from_millis(100))
-            .expect("the shard runs")?;
+        let event = events.next(Duration::from_millis(100)).expect("the shard runs")?;
         assert_eq!((event.resource, &*event.name), (node.id, "r0"));
-        matches!(
-            event.event,
-            Event::Role {
-                role: Role::Primary
-            }
-        )
-        .then_some(event)
+        matches!(event.event, Event::Role { role: Role::Primary }).then_some(event)
     });
     assert_eq!(role.resource, node.id);
     let all = node.shard.status_all().expect("a status");
     assert_eq!((all.len(), all[0].status.role), (1, Role::Primary));
-    assert!(matches!(
-        node.shard.status(zea_shard::ResourceId(u32::MAX)),
-        Err(ShardError::NoResource)
-    ));
-    let held = node
-        .shard
-        .remove_resource(node.id)
-        .expect_err("a disk is attached");
+    assert!(matches!(node.shard.status(zea_shard::ResourceId(u32::MAX)), Err(ShardError::NoResource)));
+    let held = node.shard.remove_resource(node.id).expect_err("a disk is attached");
     assert!(held.to_string().contains("take it down first"), "{held}");
     cluster.stop();
 }
@@ -449,28 +326,16 @@ fn nbd_shard_reports_events_and_status() {
 #[test]
 fn nbd_shard_real_clients_copy_both_ways() {
     let cluster = Cluster::start(2, 64 * MIB);
-    let uri = format!(
-        "nbd+unix:///r0?socket={}",
-        cluster.nodes[0].socket.display()
-    );
-    let (from, back) = (
-        cluster.dir.path().join("from"),
-        cluster.dir.path().join("back"),
-    );
+    let uri = format!("nbd+unix:///r0?socket={}", cluster.nodes[0].socket.display());
+    let (from, back) = (cluster.dir.path().join("from"), cluster.dir.path().join("back"));
     let data = pattern(40 * MIB as usize, 5);
     std::fs::write(&from, &data).expect("written");
     let copy = |a: &str, b: &str| {
-        let run = std::process::Command::new("timeout")
-            .args(["60", "nbdcopy", "--flush", a, b])
-            .status();
+        let run = std::process::Command::new("timeout").args(["60", "nbdcopy", "--flush", a, b]).status();
         match run.expect("timeout(1) runs").code() {
             // What timeout(1) says where the command is not found.
             Some(127) => {
-                assert_ne!(
-                    std::env::var("CI").as_deref(),
-                    Ok("true"),
-                    "nbdcopy is not installed"
-                );
+                assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "nbdcopy is not installed");
                 eprintln!("SKIPPED: nbdcopy is not installed; this check did NOT run");
                 false
             }
@@ -484,10 +349,7 @@ fn nbd_shard_real_clients_copy_both_ways() {
         std::fs::File::create(&back).expect("a file");
         assert!(copy(&uri, &back.display().to_string()));
         let got = std::fs::read(&back).expect("the copy");
-        assert!(
-            got[..data.len()] == data[..],
-            "what was copied in came back"
-        );
+        assert!(got[..data.len()] == data[..], "what was copied in came back");
     }
     cluster.stop();
 }

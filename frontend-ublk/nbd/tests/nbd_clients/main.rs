@@ -23,9 +23,7 @@ fn content(size_bytes: u64) -> Vec<u8> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut data = Vec::with_capacity(usize::try_from(size_bytes).expect("small"));
     while (data.len() as u64) < size_bytes {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         data.extend_from_slice(&state.to_be_bytes());
     }
     let third = data.len() / 3;
@@ -53,15 +51,7 @@ fn nbd_client_nbdinfo_sees_what_is_offered() {
     let export = &info["exports"][0];
     assert_eq!(export["export-name"], "r0");
     assert_eq!(export["export-size"], 4 * MIB);
-    for able in [
-        "can_df",
-        "can_fast_zero",
-        "can_flush",
-        "can_fua",
-        "can_multi_conn",
-        "can_trim",
-        "can_zero",
-    ] {
+    for able in ["can_df", "can_fast_zero", "can_flush", "can_fua", "can_multi_conn", "can_trim", "can_zero"] {
         assert_eq!(export[able], true, "{able}: {export}");
     }
     for not in ["is_read_only", "is_rotational", "can_cache"] {
@@ -76,13 +66,7 @@ fn nbd_client_nbdinfo_sees_what_is_offered() {
     for is in ["is_read_only", "is_rotational", "can_flush"] {
         assert_eq!(export[is], true, "{is}: {export}");
     }
-    for not in [
-        "can_fast_zero",
-        "can_fua",
-        "can_multi_conn",
-        "can_trim",
-        "can_zero",
-    ] {
+    for not in ["can_fast_zero", "can_fua", "can_multi_conn", "can_trim", "can_zero"] {
         assert_eq!(export[not], false, "{not}: {export}");
     }
     assert_eq!(export["block_size_minimum"], 4096);
@@ -91,10 +75,7 @@ fn nbd_client_nbdinfo_sees_what_is_offered() {
 
 #[test]
 fn nbd_client_nbdinfo_lists_exports() {
-    let server = Builder::default()
-        .disk("r0", MIB, |_| {})
-        .disk("r1", 2 * MIB, |_| {})
-        .start();
+    let server = Builder::default().disk("r0", MIB, |_| {}).disk("r1", 2 * MIB, |_| {}).start();
     let Some(text) = run_ok("nbdinfo", &["--list", "--json", &server.uri("")]) else {
         return;
     };
@@ -103,12 +84,7 @@ fn nbd_client_nbdinfo_lists_exports() {
         .as_array()
         .expect("a list")
         .iter()
-        .map(|e| {
-            (
-                e["export-name"].as_str().expect("a name"),
-                e["export-size"].as_u64().expect("a size"),
-            )
-        })
+        .map(|e| (e["export-name"].as_str().expect("a name"), e["export-size"].as_u64().expect("a size")))
         .collect();
     assert_eq!(exports, [("r0", MIB), ("r1", 2 * MIB)]);
 }
@@ -117,10 +93,7 @@ fn nbd_client_nbdinfo_lists_exports() {
 fn nbd_client_learns_why_an_export_is_refused() {
     let server = Builder::default().secondary("r9").start();
     if let Some(stderr) = run_failing("qemu-img", &["info", &server.uri("r9")]) {
-        assert!(
-            stderr.contains("resource r9 is Secondary here: promote it first"),
-            "{stderr}"
-        );
+        assert!(stderr.contains("resource r9 is Secondary here: promote it first"), "{stderr}");
     }
     if let Some(stderr) = run_failing("qemu-img", &["info", &server.uri("nix")]) {
         assert!(stderr.contains("no resource \"nix\" here"), "{stderr}");
@@ -138,25 +111,14 @@ fn nbd_client_nbdcopy_copies_there_and_back() {
     let data = content(size);
     std::fs::write(&file, &data).expect("the source");
     // The largest requests there are, several connections, zeroes for the hole, a flush at the end.
-    let flags = [
-        "--request-size=33554432",
-        "--connections=2",
-        "--threads=2",
-        "--flush",
-    ];
+    let flags = ["--request-size=33554432", "--connections=2", "--threads=2", "--flush"];
     let Some(back) = nbdcopy_roundtrip(&server.uri("r0"), &file, &flags) else {
         return;
     };
-    assert!(
-        *server.data("r0") == data,
-        "the disk differs from the source"
-    );
+    assert!(*server.data("r0") == data, "the disk differs from the source");
     assert!(back == data, "the copy differs from the source");
     let counts = server.counts();
-    assert!(
-        seen(&counts.flush) > 0 && seen(&counts.write_zeroes) + seen(&counts.trim) > 0,
-        "{counts:?}"
-    );
+    assert!(seen(&counts.flush) > 0 && seen(&counts.write_zeroes) + seen(&counts.trim) > 0, "{counts:?}");
     assert_eq!(seen(&counts.refused), 0, "{counts:?}");
 }
 
@@ -167,37 +129,20 @@ fn nbd_client_nbdcopy_reads_in_parts() {
     let data = content(size);
     server.data("r0").copy_from_slice(&data);
     let file = server.dir().join("copy");
-    let args = [
-        "--request-size=33554432",
-        "--synchronous",
-        &server.uri("r0"),
-        path(&file),
-    ];
+    let args = ["--request-size=33554432", "--synchronous", &server.uri("r0"), path(&file)];
     if run_ok("nbdcopy", &args).is_none() {
         return;
     }
-    assert!(
-        std::fs::read(file).expect("the copy") == data,
-        "the copy differs"
-    );
+    assert!(std::fs::read(file).expect("the copy") == data, "the copy differs");
     let counts = server.counts();
-    assert_eq!(
-        seen(&counts.read_in_parts),
-        seen(&counts.read),
-        "{counts:?}"
-    );
-    assert!(
-        seen(&counts.read) > 0 && seen(&counts.structured) > 0,
-        "{counts:?}"
-    );
+    assert_eq!(seen(&counts.read_in_parts), seen(&counts.read), "{counts:?}");
+    assert!(seen(&counts.read) > 0 && seen(&counts.structured) > 0, "{counts:?}");
 }
 
 #[test]
 fn nbd_client_qemu_img_converts_there_and_back() {
     let size = 24 * MIB;
-    let server = Builder::default()
-        .disk("r0", size, |e| e.block_min = 4096)
-        .start();
+    let server = Builder::default().disk("r0", size, |e| e.block_min = 4096).start();
     let (raw, qcow) = (server.dir().join("raw"), server.dir().join("qcow2"));
     let data = content(size);
     std::fs::write(&raw, &data).expect("the source");
@@ -206,34 +151,11 @@ fn nbd_client_qemu_img_converts_there_and_back() {
         return;
     };
     let info: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-    assert_eq!(
-        (info["virtual-size"].as_u64(), info["format"].as_str()),
-        (Some(size), Some("raw"))
-    );
-    run_ok(
-        "qemu-img",
-        &["convert", "-n", "-f", "raw", "-O", "raw", path(&raw), &uri],
-    );
-    assert!(
-        *server.data("r0") == data,
-        "the disk differs from the source"
-    );
-    run_ok(
-        "qemu-img",
-        &["convert", "-f", "raw", "-O", "qcow2", &uri, path(&qcow)],
-    );
-    run_ok(
-        "qemu-img",
-        &[
-            "compare",
-            "-f",
-            "raw",
-            "-F",
-            "qcow2",
-            path(&raw),
-            path(&qcow),
-        ],
-    );
+    assert_eq!((info["virtual-size"].as_u64(), info["format"].as_str()), (Some(size), Some("raw")));
+    run_ok("qemu-img", &["convert", "-n", "-f", "raw", "-O", "raw", path(&raw), &uri]);
+    assert!(*server.data("r0") == data, "the disk differs from the source");
+    run_ok("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &uri, path(&qcow)]);
+    run_ok("qemu-img", &["compare", "-f", "raw", "-F", "qcow2", path(&raw), path(&qcow)]);
     assert_eq!(seen(&server.counts().refused), 0, "{:?}", server.counts());
 }
 
@@ -254,11 +176,8 @@ fn nbd_client_qemu_io_sends_every_kind_of_request() {
         "write -P 0x11 100 20",
         "read -P 0x11 100 20",
     ];
-    let args: Vec<&str> = ["-f", "raw"]
-        .into_iter()
-        .chain(commands.iter().flat_map(|c| ["-c", c]))
-        .chain([&*uri])
-        .collect();
+    let args: Vec<&str> =
+        ["-f", "raw"].into_iter().chain(commands.iter().flat_map(|c| ["-c", c])).chain([&*uri]).collect();
     let Some(stdout) = run_ok("qemu-io", &args) else {
         return;
     };
@@ -279,19 +198,13 @@ fn nbd_client_qemu_io_sends_every_kind_of_request() {
 
 #[test]
 fn nbd_client_qemu_io_may_not_write_a_read_only_export() {
-    let server = Builder::default()
-        .disk("ro", MIB, |e| e.read_only = true)
-        .start();
+    let server = Builder::default().disk("ro", MIB, |e| e.read_only = true).start();
     let uri = server.uri("ro");
     let Some(stderr) = run_failing("qemu-io", &["-f", "raw", "-c", "write 0 4k", &uri]) else {
         return;
     };
     assert!(stderr.contains("Permission denied"), "{stderr}");
-    let stdout = run_ok(
-        "qemu-io",
-        &["-r", "-f", "raw", "-c", "read -P 0 0 4k", &uri],
-    )
-    .expect("is there");
+    let stdout = run_ok("qemu-io", &["-r", "-f", "raw", "-c", "read -P 0 0 4k", &uri]).expect("is there");
     assert!(!stdout.contains("failed"), "{stdout}");
 }
 
@@ -303,14 +216,8 @@ fn nbd_client_fio_verifies_what_it_wrote() {
         return;
     }
     let counts = server.counts();
-    assert!(
-        seen(&counts.write) > 256 && seen(&counts.read) > 256,
-        "{counts:?}"
-    );
-    assert!(
-        seen(&counts.flush) > 0 && seen(&counts.trim) > 0,
-        "{counts:?}"
-    );
+    assert!(seen(&counts.write) > 256 && seen(&counts.read) > 256, "{counts:?}");
+    assert!(seen(&counts.flush) > 0 && seen(&counts.trim) > 0, "{counts:?}");
     assert_eq!(seen(&counts.refused), 0, "{counts:?}");
 }
 
@@ -321,9 +228,7 @@ impl OldClient {
     fn connect(server: &server::RamServer, name: &str) -> OldClient {
         let mut stream = server.connect();
         // A server that sends too little is a failure, not an endless test.
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .expect("a timeout");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting).expect("the greeting");
         assert_eq!(&greeting, b"NBDMAGICIHAVEOPT\0\x03");
@@ -336,9 +241,7 @@ impl OldClient {
 
     fn receive<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
-        self.0
-            .read_exact(&mut bytes)
-            .expect("bytes from the server");
+        self.0.read_exact(&mut bytes).expect("bytes from the server");
         bytes
     }
 
@@ -379,10 +282,7 @@ fn nbd_client_of_the_old_kind() {
     client.request(0, 4608, 1024, &[]);
     client.reply(0);
     let data: [u8; 1024] = client.receive();
-    assert_eq!(
-        (data[..512].to_vec(), data[512..].to_vec()),
-        (vec![7; 512], vec![0; 512])
-    );
+    assert_eq!((data[..512].to_vec(), data[512..].to_vec()), (vec![7; 512], vec![0; 512]));
 
     // Each of these is refused, and the next request is understood all the same.
     client.request(1, MIB, 1024, &[1; 1024]);

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use zea_nbd::{
-    ERROR_LEN_MAX, Errno, ExportInfo, Exports, Handshake, Negotiated, Op, OpenError, Parsed,
-    Progress, REPLY_LEN_MAX, ReplyStyle, Request, RequestParser, pieces,
+    ERROR_LEN_MAX, Errno, ExportInfo, Exports, Handshake, Negotiated, Op, OpenError, Parsed, Progress, REPLY_LEN_MAX,
+    ReplyStyle, Request, RequestParser, pieces,
 };
 
 /// The engine takes at most this much at once.
@@ -74,12 +74,7 @@ pub(crate) struct Builder(Shared);
 
 impl Builder {
     /// A writable disk that offers everything.
-    pub(crate) fn disk(
-        mut self,
-        name: &str,
-        size_bytes: u64,
-        change: impl FnOnce(&mut ExportInfo),
-    ) -> Builder {
+    pub(crate) fn disk(mut self, name: &str, size_bytes: u64, change: impl FnOnce(&mut ExportInfo)) -> Builder {
         let mut info = ExportInfo {
             name: name.into(),
             size_bytes,
@@ -115,12 +110,7 @@ impl Builder {
         let shared = Arc::new(self.0);
         let for_thread = Arc::clone(&shared);
         let thread = std::thread::spawn(move || accept_all(&listener, &for_thread));
-        RamServer {
-            shared,
-            socket,
-            thread: Some(thread),
-            dir,
-        }
+        RamServer { shared, socket, thread: Some(thread), dir }
     }
 }
 
@@ -221,10 +211,7 @@ impl Staging {
 
 fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     stream.write_all(&Handshake::GREETING)?;
-    let mut staging = Staging {
-        bytes: [0; STAGING_LEN],
-        filled: 0..0,
-    };
+    let mut staging = Staging { bytes: [0; STAGING_LEN], filled: 0..0 };
     let Some(negotiated) = negotiate(&mut stream, &mut staging, shared)? else {
         return Ok(());
     };
@@ -233,21 +220,10 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     }
     let disk = &shared.disks[&negotiated.export.name];
     let style = negotiated.style;
-    transmit(&mut Connection {
-        stream,
-        staging,
-        parser: negotiated.parser(),
-        style,
-        disk,
-        shared,
-    })
+    transmit(&mut Connection { stream, staging, parser: negotiated.parser(), style, disk, shared })
 }
 
-fn negotiate(
-    stream: &mut UnixStream,
-    staging: &mut Staging,
-    shared: &Shared,
-) -> io::Result<Option<Negotiated>> {
+fn negotiate(stream: &mut UnixStream, staging: &mut Staging, shared: &Shared) -> io::Result<Option<Negotiated>> {
     let mut handshake = Handshake::new();
     let mut out = Vec::new();
     loop {
@@ -309,17 +285,12 @@ impl Connection<'_> {
                 let payload = self.payload()?;
                 let mut data = self.disk.data.lock().expect("no panic");
                 for piece in pieces(request.offset, request.len, MAX_PIECE) {
-                    data[range(piece.offset, piece.len)]
-                        .copy_from_slice(&payload[range(piece.at.into(), piece.len)]);
+                    data[range(piece.offset, piece.len)].copy_from_slice(&payload[range(piece.at.into(), piece.len)]);
                 }
             }
             Op::Flush => count(&counts.flush),
             Op::Trim | Op::WriteZeroes => {
-                count(if request.op == Op::Trim {
-                    &counts.trim
-                } else {
-                    &counts.write_zeroes
-                });
+                count(if request.op == Op::Trim { &counts.trim } else { &counts.write_zeroes });
                 let mut data = self.disk.data.lock().expect("no panic");
                 for piece in pieces(request.offset, request.len, MAX_PIECE) {
                     data[range(piece.offset, piece.len)].fill(0);
@@ -346,12 +317,7 @@ impl Connection<'_> {
     }
 
     fn read(&mut self, request: &Request) -> io::Result<()> {
-        let Request {
-            cookie,
-            offset,
-            len,
-            ..
-        } = *request;
+        let Request { cookie, offset, len, .. } = *request;
         let mut header = [0; REPLY_LEN_MAX];
         let data = self.disk.data.lock().expect("no panic")[range(offset, len)].to_vec();
         let in_parts = self.style == ReplyStyle::Structured && !request.flags.df && len > MAX_PIECE;
@@ -365,12 +331,9 @@ impl Connection<'_> {
         let mut parts: Vec<_> = pieces(offset, len, MAX_PIECE).collect();
         parts.reverse();
         for part in parts {
-            let header_len =
-                self.style
-                    .encode_read_part(&mut header, cookie, part.offset, part.len);
+            let header_len = self.style.encode_read_part(&mut header, cookie, part.offset, part.len);
             self.stream.write_all(&header[..header_len])?;
-            self.stream
-                .write_all(&data[range(part.at.into(), part.len)])?;
+            self.stream.write_all(&data[range(part.at.into(), part.len)])?;
         }
         let header_len = self.style.encode_done(&mut header, cookie);
         self.stream.write_all(&header[..header_len])

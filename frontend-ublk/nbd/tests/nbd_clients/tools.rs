@@ -7,18 +7,10 @@ use std::process::{Command, Output};
 /// `CI=true` it fails.
 pub(crate) fn run(tool: &str, args: &[&str]) -> Option<Output> {
     // A client that hangs is a failure, not an endless test.
-    let output = Command::new("timeout")
-        .arg("60")
-        .arg(tool)
-        .args(args)
-        .output()
-        .expect("timeout(1) runs");
+    let output = Command::new("timeout").arg("60").arg(tool).args(args).output().expect("timeout(1) runs");
     // What timeout(1) says where the command is not found.
     if output.status.code() == Some(127) {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "{tool} is not installed"
-        );
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "{tool} is not installed");
         eprintln!("SKIPPED: {tool} is not installed; this check did NOT run");
         return None;
     }
@@ -30,11 +22,7 @@ pub(crate) fn run_ok(tool: &str, args: &[&str]) -> Option<String> {
     let output = run(tool, args)?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success(),
-        "{tool} {args:?}: {}\n{stdout}\n{stderr}",
-        output.status
-    );
+    assert!(output.status.success(), "{tool} {args:?}: {}\n{stdout}\n{stderr}", output.status);
     Some(stdout)
 }
 
@@ -65,39 +53,16 @@ pub(crate) fn nbdcopy_roundtrip(uri: &str, file: &Path, flags: &[&str]) -> Optio
 pub(crate) fn fio_verify(uri: &str, size_bytes: u64, dir: &Path) -> Option<()> {
     let engines = run_ok("fio", &["--enghelp"])?;
     if !engines.lines().any(|line| line.trim() == "nbd") {
-        assert!(
-            std::env::var("CI").as_deref() != Ok("true"),
-            "fio has no nbd engine"
-        );
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "fio has no nbd engine");
         eprintln!("SKIPPED: fio has no nbd engine; this check did NOT run");
         return None;
     }
     let aux = format!("--aux-path={}", dir.display());
     let size = format!("--size={size_bytes}");
     let uri = format!("--uri={uri}");
-    let common = [
-        aux.as_str(),
-        "--ioengine=nbd",
-        uri.as_str(),
-        size.as_str(),
-        "--iodepth=16",
-    ];
-    let verify = [
-        "--name=verify",
-        "--rw=randwrite",
-        "--bsrange=4k-64k",
-        "--verify=crc32c",
-        "--do_verify=1",
-    ];
-    run_ok(
-        "fio",
-        &[
-            &common[..],
-            &verify,
-            &["--verify_fatal=1", "--fsync=64", "--randseed=1"],
-        ]
-        .concat(),
-    )?;
+    let common = [aux.as_str(), "--ioengine=nbd", uri.as_str(), size.as_str(), "--iodepth=16"];
+    let verify = ["--name=verify", "--rw=randwrite", "--bsrange=4k-64k", "--verify=crc32c", "--do_verify=1"];
+    run_ok("fio", &[&common[..], &verify, &["--verify_fatal=1", "--fsync=64", "--randseed=1"]].concat())?;
     let mixed = ["--name=mixed", "--rw=randtrimwrite", "--bs=4k"];
     run_ok("fio", &[&common[..], &mixed].concat())?;
     Some(())

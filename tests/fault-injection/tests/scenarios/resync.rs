@@ -76,8 +76,8 @@ fn sim_resync_while_writes_go_on() {
             w.write_ok(0, block * 80, 8);
         }
         w.heal(0, 1);
-        let mut load = Workload::new(seed, Mix::default(), 20, 32_000);
-        let end = w.now + 2_000_000_000;
+        let mut load = Workload::new(seed, Mix { gap_ns: 1_000_000, ..Mix::default() }, 20, 32_000);
+        let end = w.now + 200_000_000;
         while w.step(end) {
             load.step(&mut w);
         }

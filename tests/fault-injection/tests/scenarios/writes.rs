@@ -26,12 +26,12 @@ fn under_load(w: &mut World, ms: u64, mix: Mix) {
 #[test]
 fn sim_load_with_each_protocol() {
     for protocol in [Protocol::A, Protocol::B, Protocol::C] {
-        for depth in [1, 32] {
+        for (depth, ms) in [(1, 60), (32, 5)] {
             let mut w = with_protocol(3, protocol);
-            under_load(&mut w, 1_000, Mix { depth, ..Mix::default() });
+            under_load(&mut w, ms, Mix { depth, ..Mix::default() });
             w.checkpoint();
             w.settle();
-            assert!(w.model.writes() > 100, "{protocol:?} {depth}: {} writes", w.model.writes());
+            assert!(w.model.writes() > 50, "{protocol:?} {depth}: {} writes", w.model.writes());
         }
     }
 }
@@ -142,6 +142,6 @@ fn sim_the_activity_log_is_bounded_under_random_load() {
     let mut cluster = Cluster { volume_sectors: vec![64 * 8192], ..Cluster::new(2) };
     cluster.disk.al_extents = 7;
     let mut w = cluster.synced();
-    under_load(&mut w, 3_000, Mix { hot: 0, depth: 16, ..Mix::default() });
+    under_load(&mut w, 200, Mix { hot: 0, depth: 16, ..Mix::default() });
     w.settle();
 }

@@ -10,14 +10,7 @@ use crate::graph::Graph;
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// Crates that a write passes through.
-const DATA_PATH: [&str; 6] = [
-    "zea-wire",
-    "zea-meta",
-    "zea-core",
-    "zea-shard",
-    "zea-tcp",
-    "zea-nbd",
-];
+const DATA_PATH: [&str; 6] = ["zea-wire", "zea-meta", "zea-core", "zea-shard", "zea-tcp", "zea-nbd"];
 
 /// A data-path crate links fewer crates of others than this.
 const BUDGET: usize = 40;
@@ -26,8 +19,7 @@ const BUDGET: usize = 40;
 const NOT_IN_DATA_PATH: [&str; 6] = ["tokio", "async-std", "smol", "tonic", "hyper", "kube"];
 
 /// What makes a deterministic crate depend on something but its input.
-const NOT_IN_DETERMINISTIC: [&str; 6] =
-    ["getrandom", "rand", "mio", "io-uring", "rustix", "socket2"];
+const NOT_IN_DETERMINISTIC: [&str; 6] = ["getrandom", "rand", "mio", "io-uring", "rustix", "socket2"];
 const DETERMINISTIC: [&str; 4] = ["zea-wire", "zea-meta", "zea-core", "zea-nbd"];
 
 /// The layers: each crate, and the crates of this repository that it may depend on. Below, nothing knows what is above.
@@ -37,21 +29,8 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("zea-nbd", &[]),
     ("zea-core", &["zea-wire", "zea-meta"]),
     ("zea-tcp", &["zea-wire"]),
-    (
-        "zea-shard",
-        &["zea-core", "zea-wire", "zea-meta", "zea-nbd"],
-    ),
-    (
-        "zea-node",
-        &[
-            "zea-shard",
-            "zea-tcp",
-            "zea-nbd",
-            "zea-core",
-            "zea-wire",
-            "zea-meta",
-        ],
-    ),
+    ("zea-shard", &["zea-core", "zea-wire", "zea-meta", "zea-nbd"]),
+    ("zea-node", &["zea-shard", "zea-tcp", "zea-nbd", "zea-core", "zea-wire", "zea-meta"]),
     ("zea-cli", &["zea-node"]),
     ("zea-sim", &["zea-core", "zea-wire", "zea-meta"]),
     ("zea-demo", &[]),
@@ -137,9 +116,7 @@ fn tidy_deterministic_crates_cannot_reach_the_system() {
     let mut complaints = Vec::new();
     for name in DETERMINISTIC {
         let linked = graph.linked(graph.member(name));
-        let banned = linked
-            .iter()
-            .filter(|p| is_one_of(p, &NOT_IN_DETERMINISTIC));
+        let banned = linked.iter().filter(|p| is_one_of(p, &NOT_IN_DETERMINISTIC));
         complaints.extend(banned.map(|p| format!("{name} links {p}")));
     }
     assert_none(&complaints);
@@ -155,10 +132,7 @@ fn tidy_dependencies_point_downwards() {
             complaints.push(format!("{name} has no place in the layers"));
             continue;
         };
-        let upwards = graph
-            .own_dependencies(id)
-            .into_iter()
-            .filter(|dependency| !allowed.contains(dependency));
+        let upwards = graph.own_dependencies(id).into_iter().filter(|dependency| !allowed.contains(dependency));
         complaints.extend(upwards.map(|d| format!("{name} depends on {d}")));
     }
     assert_none(&complaints);

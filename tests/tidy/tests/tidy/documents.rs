@@ -31,17 +31,9 @@ fn tidy_readme_begins_with_the_demo_and_the_tests() {
 #[test]
 fn tidy_ci_runs_the_tests_of_the_readme_and_nothing_else() {
     let script = text(".ci/run");
-    let commands: Vec<&str> = script
-        .lines()
-        .filter(|line| !line.starts_with('#') && !line.is_empty())
-        .collect();
+    let commands: Vec<&str> = script.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
     let run = format!("exec {}", readme_commands()[1]);
-    let expected = [
-        "set -euo pipefail",
-        "cd \"$(dirname \"${BASH_SOURCE[0]}\")/..\"",
-        "export CI=true",
-        run.as_str(),
-    ];
+    let expected = ["set -euo pipefail", "cd \"$(dirname \"${BASH_SOURCE[0]}\")/..\"", "export CI=true", run.as_str()];
     assert_eq!(commands, expected);
 }
 
@@ -50,10 +42,7 @@ fn tidy_scripts_can_be_run() {
     for script in [".ci/run", "tests/run"] {
         let meta = std::fs::metadata(tree::root().join(script)).expect(script);
         assert_eq!(meta.permissions().mode() & 0o111, 0o111, "{script}");
-        assert!(
-            text(script).starts_with("#!/usr/bin/env bash\n"),
-            "{script}"
-        );
+        assert!(text(script).starts_with("#!/usr/bin/env bash\n"), "{script}");
     }
 }
 
@@ -80,13 +69,7 @@ fn tidy_licence_is_there() {
 
 #[test]
 fn tidy_documents_of_a_project_are_there() {
-    for path in [
-        "README.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-        "CHANGELOG.md",
-        "docs/ARCHITECTURE.md",
-    ] {
+    for path in ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/ARCHITECTURE.md"] {
         assert!(text(path).starts_with("# "), "{path} has no title");
     }
 }
@@ -94,22 +77,15 @@ fn tidy_documents_of_a_project_are_there() {
 /// Words in inline code, with line numbers from 1.
 fn code_words(text: &str) -> Vec<(usize, &str)> {
     let lines = text.lines().enumerate();
-    lines
-        .flat_map(|(i, line)| line.split('`').skip(1).step_by(2).map(move |w| (i + 1, w)))
-        .collect()
+    lines.flat_map(|(i, line)| line.split('`').skip(1).step_by(2).map(move |w| (i + 1, w))).collect()
 }
 
 #[test]
 fn tidy_architecture_names_real_files_and_tests() {
     let map = text("docs/ARCHITECTURE.md");
     let files = tree::files();
-    let sources: Vec<String> = tree::files_with_extension("rs")
-        .iter()
-        .filter_map(|path| tree::read(path))
-        .collect();
-    let areas = [
-        "sim_", "uuid_", "nbd_", "control_", "tidy_", "ring_", "pool_",
-    ];
+    let sources: Vec<String> = tree::files_with_extension("rs").iter().filter_map(|path| tree::read(path)).collect();
+    let areas = ["sim_", "uuid_", "nbd_", "control_", "tidy_", "ring_", "pool_"];
     let mut seen = 0;
     let mut complaints = Vec::new();
     for (line, word) in code_words(&map) {

@@ -30,32 +30,16 @@ impl Graph {
     /// Asks cargo, without the network: what is not downloaded is not built here either.
     pub(crate) fn load() -> Graph {
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        let args = [
-            "metadata",
-            "--format-version",
-            "1",
-            "--offline",
-            "--filter-platform",
-        ];
-        let output = Command::new(cargo)
-            .args(args)
-            .arg(host())
-            .current_dir(tree::root())
-            .output()
-            .expect("cargo runs");
-        assert!(
-            output.status.success(),
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let args = ["metadata", "--format-version", "1", "--offline", "--filter-platform"];
+        let output = Command::new(cargo).args(args).arg(host()).current_dir(tree::root()).output().expect("cargo runs");
+        assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
         let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         Graph::from_metadata(&metadata)
     }
 
     fn from_metadata(metadata: &Value) -> Graph {
-        let mut packages: BTreeMap<String, Package> = list(&metadata["packages"])
-            .map(|p| (text(&p["id"]), package(p)))
-            .collect();
+        let mut packages: BTreeMap<String, Package> =
+            list(&metadata["packages"]).map(|p| (text(&p["id"]), package(p))).collect();
         for node in list(&metadata["resolve"]["nodes"]) {
             let package = packages.get_mut(&text(&node["id"])).expect("a package");
             for dependency in list(&node["deps"]) {
@@ -91,10 +75,7 @@ impl Graph {
     pub(crate) fn own_dependencies(&self, id: &str) -> BTreeSet<&str> {
         let package = self.get(id);
         let ids = package.normal.iter().chain(&package.build);
-        ids.map(|id| self.get(id))
-            .filter(|p| p.source.is_none())
-            .map(|p| p.name.as_str())
-            .collect()
+        ids.map(|id| self.get(id)).filter(|p| p.source.is_none()).map(|p| p.name.as_str()).collect()
     }
 
     /// Everybody else's crates that end up in a program because of one of ours: without what only runs in the compiler.
@@ -109,10 +90,7 @@ impl Graph {
             }
         }
         let packages = seen.into_iter().map(|id| self.get(id));
-        packages
-            .filter(|p| p.source.is_some())
-            .map(|p| format!("{} {}", p.name, p.version))
-            .collect()
+        packages.filter(|p| p.source.is_some()).map(|p| format!("{} {}", p.name, p.version)).collect()
     }
 }
 
@@ -140,11 +118,7 @@ fn text(value: &Value) -> String {
 /// The platform of this machine, as rustc names it.
 fn host() -> String {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".to_owned());
-    let output = Command::new(rustc)
-        .arg("-vV")
-        .current_dir(tree::root())
-        .output()
-        .expect("rustc runs");
+    let output = Command::new(rustc).arg("-vV").current_dir(tree::root()).output().expect("rustc runs");
     let text = String::from_utf8(output.stdout).expect("text");
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
     host.expect("rustc names its host").to_owned()

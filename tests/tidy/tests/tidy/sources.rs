@@ -8,12 +8,7 @@ use zea_tidy::{rules, tree};
 use crate::assert_none;
 
 /// Crates that do nothing but compute: the same input gives the same output.
-const DETERMINISTIC: [&str; 4] = [
-    "transport/wire/src",
-    "engine/meta/src",
-    "engine/core/src",
-    "frontend-ublk/nbd/src",
-];
+const DETERMINISTIC: [&str; 4] = ["transport/wire/src", "engine/meta/src", "engine/core/src", "frontend-ublk/nbd/src"];
 
 /// Crates that hand memory to the kernel.
 const UNSAFE: [&str; 2] = ["engine/shard", "bench"];
@@ -23,10 +18,7 @@ fn below(path: &Path, folders: &[&str]) -> bool {
 }
 
 /// Applies a rule to each of these files.
-fn check(
-    files: impl IntoIterator<Item = PathBuf>,
-    rule: impl Fn(&str) -> Vec<String>,
-) -> Vec<String> {
+fn check(files: impl IntoIterator<Item = PathBuf>, rule: impl Fn(&str) -> Vec<String>) -> Vec<String> {
     let mut looked_at = 0;
     let mut complaints = Vec::new();
     for path in files {
@@ -93,18 +85,12 @@ fn tidy_crates_say_what_they_are_for() {
 fn tidy_crates_keep_the_lints_of_the_workspace() {
     let manifest = |path: &PathBuf| path.file_name().is_some_and(|n| n == "Cargo.toml");
     let fuzz = |path: &PathBuf| path.parent().is_some_and(|p| p.ends_with("fuzz"));
-    let crates = tree::files()
-        .into_iter()
-        .filter(|p| manifest(p) && !fuzz(p) && p != Path::new("Cargo.toml"));
+    let crates = tree::files().into_iter().filter(|p| manifest(p) && !fuzz(p) && p != Path::new("Cargo.toml"));
     let complaints = check(crates, |text| {
         let inherits = text.contains("\n[lints]\nworkspace = true\n");
-        let own = text.contains("\nunsafe_code = \"deny\"\n")
-            && text.contains("\nundocumented_unsafe_blocks = \"deny\"\n");
-        if inherits || own {
-            Vec::new()
-        } else {
-            vec!["1: no lints".to_owned()]
-        }
+        let own =
+            text.contains("\nunsafe_code = \"deny\"\n") && text.contains("\nundocumented_unsafe_blocks = \"deny\"\n");
+        if inherits || own { Vec::new() } else { vec!["1: no lints".to_owned()] }
     });
     assert_none(&complaints);
 }

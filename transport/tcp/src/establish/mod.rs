@@ -131,18 +131,15 @@ impl Establish {
     pub(crate) fn deadline_ms(&self) -> Option<u64> {
         match self.phase {
             Phase::Stopped => None,
-            Phase::Connecting { until_ms }
-            | Phase::Waiting { until_ms }
-            | Phase::Checking { until_ms } => Some(until_ms),
+            Phase::Connecting { until_ms } | Phase::Waiting { until_ms } | Phase::Checking { until_ms } => {
+                Some(until_ms)
+            }
         }
     }
 
     /// The sockets that fill a role.
     pub(crate) fn held(&self) -> impl Iterator<Item = SocketId> + use<> {
-        [self.data, self.control]
-            .into_iter()
-            .flatten()
-            .map(|h| h.id)
+        [self.data, self.control].into_iter().flatten().map(|h| h.id)
     }
 
     /// Handles one input at a time that never goes back; `random` is a fresh random number.
@@ -175,9 +172,7 @@ impl Establish {
     }
 
     fn connect(&mut self, now_ms: u64, out: &mut Vec<Output>) {
-        self.phase = Phase::Connecting {
-            until_ms: now_ms.saturating_add(self.rules.connect_timeout_ms),
-        };
+        self.phase = Phase::Connecting { until_ms: now_ms.saturating_add(self.rules.connect_timeout_ms) };
         out.push(Output::Connect);
     }
 
@@ -201,29 +196,17 @@ impl Establish {
             (None, Some(_)) => Stream::Data,
             (Some(_), _) => Stream::Control,
         };
-        let filled = self.slot(stream).replace(Held {
-            id,
-            accepted: false,
-        });
+        let filled = self.slot(stream).replace(Held { id, accepted: false });
         assert!(filled.is_none(), "connecting with both roles filled");
         out.push(Output::SendInitial(id, stream));
         if !self.check_if_complete(now_ms) {
             // The peer is there and will bring the other one; connecting as well would only cross it.
             let wait = jitter(self.rules.connect_int_ms, random);
-            self.phase = Phase::Waiting {
-                until_ms: now_ms.saturating_add(wait),
-            };
+            self.phase = Phase::Waiting { until_ms: now_ms.saturating_add(wait) };
         }
     }
 
-    fn accepted(
-        &mut self,
-        now_ms: u64,
-        random: u32,
-        id: SocketId,
-        stream: Stream,
-        out: &mut Vec<Output>,
-    ) {
+    fn accepted(&mut self, now_ms: u64, random: u32, id: SocketId, stream: Stream, out: &mut Vec<Output>) {
         if !self.is_wanted() {
             out.push(Output::Close(id));
             return;
@@ -245,9 +228,7 @@ impl Establish {
             }
         } else if !connecting {
             if self.hold_until_ms > now_ms {
-                self.phase = Phase::Waiting {
-                    until_ms: self.hold_until_ms,
-                };
+                self.phase = Phase::Waiting { until_ms: self.hold_until_ms };
             } else {
                 self.connect(now_ms, out);
             }
@@ -258,17 +239,13 @@ impl Establish {
     fn check_if_complete(&mut self, now_ms: u64) -> bool {
         let complete = self.data.is_some() && self.control.is_some();
         if complete {
-            self.phase = Phase::Checking {
-                until_ms: now_ms.saturating_add(self.rules.check_ms),
-            };
+            self.phase = Phase::Checking { until_ms: now_ms.saturating_add(self.rules.check_ms) };
         }
         complete
     }
 
     fn lost(&mut self, now_ms: u64, random: u32, id: SocketId) {
-        let slot = [&mut self.data, &mut self.control]
-            .into_iter()
-            .find(|slot| slot.is_some_and(|held| held.id == id));
+        let slot = [&mut self.data, &mut self.control].into_iter().find(|slot| slot.is_some_and(|held| held.id == id));
         let Some(slot) = slot else { return };
         *slot = None;
         match self.phase {
@@ -281,14 +258,8 @@ impl Establish {
     fn back_off(&mut self, now_ms: u64, random: u32) {
         let longest = self.rules.connect_int_ms;
         let wait = jitter(self.backoff_ms.min(longest), random);
-        self.backoff_ms = self
-            .backoff_ms
-            .saturating_mul(3)
-            .div_ceil(2)
-            .min(longest.max(1));
-        self.phase = Phase::Waiting {
-            until_ms: now_ms.saturating_add(wait).max(self.hold_until_ms),
-        };
+        self.backoff_ms = self.backoff_ms.saturating_mul(3).div_ceil(2).min(longest.max(1));
+        self.phase = Phase::Waiting { until_ms: now_ms.saturating_add(wait).max(self.hold_until_ms) };
     }
 
     fn timer(&mut self, now_ms: u64, random: u32, out: &mut Vec<Output>) {

@@ -65,9 +65,7 @@ impl Kernel {
     }
 
     fn connect(&mut self, now_ms: u64, out: &mut Vec<Output>) {
-        self.step = Step::Connecting {
-            until_ms: now_ms + self.connect_int_ms,
-        };
+        self.step = Step::Connecting { until_ms: now_ms + self.connect_int_ms };
         out.push(Output::Connect);
     }
 
@@ -85,19 +83,14 @@ impl Kernel {
 
     fn after_connect(&mut self, now_ms: u64, random: u32, out: &mut Vec<Output>) {
         if self.both() {
-            self.step = Step::Sleeping {
-                until_ms: now_ms + self.check_ms,
-                then_connect: false,
-            };
+            self.step = Step::Sleeping { until_ms: now_ms + self.check_ms, then_connect: false };
         } else {
             self.wait(now_ms, random, out);
         }
     }
 
     fn wait(&mut self, now_ms: u64, random: u32, out: &mut Vec<Output>) {
-        self.step = Step::Waiting {
-            until_ms: now_ms + jitter(self.connect_int_ms, random),
-        };
+        self.step = Step::Waiting { until_ms: now_ms + jitter(self.connect_int_ms, random) };
         let Some((id, stream)) = self.backlog.pop_front() else {
             return;
         };
@@ -117,20 +110,14 @@ impl Kernel {
 
     fn end_of_round(&mut self, now_ms: u64, out: &mut Vec<Output>) {
         if self.both() {
-            self.step = Step::Sleeping {
-                until_ms: now_ms + self.check_ms,
-                then_connect: true,
-            };
+            self.step = Step::Sleeping { until_ms: now_ms + self.check_ms, then_connect: true };
         } else {
             self.connect(now_ms, out);
         }
     }
 
     fn connected(&mut self, now_ms: u64, random: u32, id: SocketId, out: &mut Vec<Output>) {
-        let held = Some(Held {
-            id,
-            accepted: false,
-        });
+        let held = Some(Held { id, accepted: false });
         let stream = match (self.data, self.control) {
             (None, None) => self.first,
             (None, Some(_)) => Stream::Data,
@@ -197,9 +184,9 @@ impl Side for Kernel {
     fn deadline_ms(&self) -> Option<u64> {
         match self.step {
             Step::Idle => None,
-            Step::Connecting { until_ms }
-            | Step::Waiting { until_ms }
-            | Step::Sleeping { until_ms, .. } => Some(until_ms),
+            Step::Connecting { until_ms } | Step::Waiting { until_ms } | Step::Sleeping { until_ms, .. } => {
+                Some(until_ms)
+            }
         }
     }
 
@@ -279,17 +266,13 @@ impl World {
     }
 
     fn draw(&mut self) -> u32 {
-        self.random = self
-            .random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.random >> 32) as u32
     }
 
     fn later(&mut self, delay_ms: u64, happens: Happens) {
         self.sequence += 1;
-        self.queue
-            .insert((self.now_ms + delay_ms, self.sequence), happens);
+        self.queue.insert((self.now_ms + delay_ms, self.sequence), happens);
     }
 
     /// Sends along a connection, from a side to the other.
@@ -309,9 +292,7 @@ impl World {
             if self.now_ms >= last_kill && self.agreed() {
                 return Some(self.now_ms);
             }
-            let timer = (0..2)
-                .filter_map(|s| self.sides[s].deadline_ms().map(|at| (at, s)))
-                .min();
+            let timer = (0..2).filter_map(|s| self.sides[s].deadline_ms().map(|at| (at, s))).min();
             let next = self.queue.first_key_value().map(|(key, _)| key.0);
             match (timer, next) {
                 (Some((at, side)), next) if next.is_none_or(|next| at < next) => {
@@ -336,10 +317,7 @@ impl World {
         let lives = |id: SocketId| self.connections[id.0 as usize].has == [true; 2];
         let same = (a.data, a.control) == (b.data, b.control) && lives(a.data) && lives(a.control);
         if same {
-            assert_ne!(
-                a.resolve_conflicts, b.resolve_conflicts,
-                "one tie-break winner"
-            );
+            assert_ne!(a.resolve_conflicts, b.resolve_conflicts, "one tie-break winner");
             let acceptor = 1 - self.connections[a.control.0 as usize].from;
             assert!(self.pair[acceptor].unwrap().resolve_conflicts);
         }
@@ -362,9 +340,7 @@ impl World {
                 self.send(connection, to, answer);
             }
             Happens::SynAck(connection) | Happens::Refused(connection) => {
-                let Connection {
-                    from, cancelled, ..
-                } = self.connections[connection];
+                let Connection { from, cancelled, .. } = self.connections[connection];
                 if cancelled {
                     return;
                 }
@@ -383,19 +359,11 @@ impl World {
             }
             Happens::Fin { connection, to } => self.lose(connection, to),
             Happens::Kill(which) => {
-                let living: Vec<usize> = (0..self.connections.len())
-                    .filter(|c| self.connections[*c].has == [true; 2])
-                    .collect();
+                let living: Vec<usize> =
+                    (0..self.connections.len()).filter(|c| self.connections[*c].has == [true; 2]).collect();
                 if let Some(connection) = living.get(which % living.len().max(1)) {
                     for to in 0..2 {
-                        self.send(
-                            *connection,
-                            1 - to,
-                            Happens::Fin {
-                                connection: *connection,
-                                to,
-                            },
-                        );
+                        self.send(*connection, 1 - to, Happens::Fin { connection: *connection, to });
                     }
                 }
             }
@@ -423,14 +391,7 @@ impl World {
     fn close(&mut self, id: SocketId, side: usize) {
         let connection = id.0 as usize;
         self.connections[connection].has[side] = false;
-        self.send(
-            connection,
-            side,
-            Happens::Fin {
-                connection,
-                to: 1 - side,
-            },
-        );
+        self.send(connection, side, Happens::Fin { connection, to: 1 - side });
     }
 
     fn input(&mut self, side: usize, input: Input) {
@@ -447,12 +408,7 @@ impl World {
             Output::Connect => {
                 let slower_ms = u64::from(self.draw()) % (self.scenario.reorder_ms + 1);
                 let connection = self.connections.len();
-                self.connections.push(Connection {
-                    from: side,
-                    slower_ms,
-                    has: [false; 2],
-                    cancelled: false,
-                });
+                self.connections.push(Connection { from: side, slower_ms, has: [false; 2], cancelled: false });
                 assert!(self.outgoing[side].replace(connection).is_none());
                 self.send(connection, side, Happens::Syn(connection));
             }
@@ -482,25 +438,18 @@ fn scenario(latency_ms: u64, kills: usize) -> impl Strategy<Value = Scenario> {
         proptest::collection::vec((0..8_000u64, 0..64usize), 0..=kills),
         [0..500u64, 0..500],
     )
-        .prop_map(
-            |(seed, start_ms, latency_ms, reorder_ms, kills, restart_ms)| Scenario {
-                seed,
-                start_ms,
-                latency_ms,
-                reorder_ms,
-                kills,
-                restart_ms,
-            },
-        )
+        .prop_map(|(seed, start_ms, latency_ms, reorder_ms, kills, restart_ms)| Scenario {
+            seed,
+            start_ms,
+            latency_ms,
+            reorder_ms,
+            kills,
+            restart_ms,
+        })
 }
 
 fn ours(first_outgoing: Stream) -> Box<dyn Side> {
-    Box::new(Establish::new(Rules {
-        connect_int_ms: 1_000,
-        connect_timeout_ms: 3_000,
-        check_ms: 100,
-        first_outgoing,
-    }))
+    Box::new(Establish::new(Rules { connect_int_ms: 1_000, connect_timeout_ms: 3_000, check_ms: 100, first_outgoing }))
 }
 
 fn kernel(first: Stream) -> Box<dyn Side> {

@@ -8,12 +8,7 @@ const HEADS: u32 = 1 << 31;
 const TAILS: u32 = 0;
 
 fn rules(first_outgoing: Stream) -> Rules {
-    Rules {
-        connect_int_ms: 1_000,
-        connect_timeout_ms: 3_000,
-        check_ms: 100,
-        first_outgoing,
-    }
+    Rules { connect_int_ms: 1_000, connect_timeout_ms: 3_000, check_ms: 100, first_outgoing }
 }
 
 struct Bench {
@@ -23,10 +18,7 @@ struct Bench {
 
 impl Bench {
     fn started(first: Stream) -> Bench {
-        let mut bench = Bench {
-            machine: Establish::new(rules(first)),
-            now_ms: 0,
-        };
+        let mut bench = Bench { machine: Establish::new(rules(first)), now_ms: 0 };
         assert_eq!(bench.input(Input::Start), [Output::Connect]);
         bench
     }
@@ -57,32 +49,18 @@ const C: SocketId = SocketId(3);
 #[test]
 fn tcp_establish_one_socket_each_way_is_confirmed_after_the_check_time() {
     let mut greater = Bench::started(Stream::Data);
-    assert_eq!(
-        greater.input(Input::Connected(A)),
-        [Output::SendInitial(A, Stream::Data)]
-    );
+    assert_eq!(greater.input(Input::Connected(A)), [Output::SendInitial(A, Stream::Data)]);
     assert_eq!(greater.input(Input::Accepted(B, Stream::Control)), []);
     assert_eq!(greater.input(Input::Timer), [], "not before its time");
-    let pair = Pair {
-        data: A,
-        control: B,
-        resolve_conflicts: true,
-    };
+    let pair = Pair { data: A, control: B, resolve_conflicts: true };
     assert_eq!(greater.wait(), (100, vec![Output::Confirmed(pair)]));
     assert!(!greater.machine.is_wanted());
     assert_eq!(greater.machine.held().count(), 0);
 
     let mut smaller = Bench::started(Stream::Control);
-    assert_eq!(
-        smaller.input(Input::Connected(A)),
-        [Output::SendInitial(A, Stream::Control)]
-    );
+    assert_eq!(smaller.input(Input::Connected(A)), [Output::SendInitial(A, Stream::Control)]);
     assert_eq!(smaller.input(Input::Accepted(B, Stream::Data)), []);
-    let pair = Pair {
-        data: B,
-        control: A,
-        resolve_conflicts: false,
-    };
+    let pair = Pair { data: B, control: A, resolve_conflicts: false };
     assert_eq!(smaller.wait(), (100, vec![Output::Confirmed(pair)]));
 }
 
@@ -90,18 +68,9 @@ fn tcp_establish_one_socket_each_way_is_confirmed_after_the_check_time() {
 fn tcp_establish_takes_both_sockets_from_the_peer() {
     let mut bench = Bench::started(Stream::Data);
     assert_eq!(bench.input(Input::Accepted(A, Stream::Control)), []);
-    assert_eq!(
-        bench.input(Input::Accepted(B, Stream::Data)),
-        [Output::CancelConnect]
-    );
+    assert_eq!(bench.input(Input::Accepted(B, Stream::Data)), [Output::CancelConnect]);
     let (_, out) = bench.wait();
-    assert!(matches!(
-        out[..],
-        [Output::Confirmed(Pair {
-            resolve_conflicts: true,
-            ..
-        })]
-    ));
+    assert!(matches!(out[..], [Output::Confirmed(Pair { resolve_conflicts: true, .. })]));
 }
 
 #[test]
@@ -109,37 +78,19 @@ fn tcp_establish_initiates_both_if_the_peer_cannot() {
     let mut bench = Bench::started(Stream::Control);
     bench.input(Input::Connected(A));
     let (waited, out) = bench.wait();
-    assert!(
-        (857..=1143).contains(&waited),
-        "a whole connect-int: {waited}"
-    );
+    assert!((857..=1143).contains(&waited), "a whole connect-int: {waited}");
     assert_eq!(out, [Output::Connect]);
-    assert_eq!(
-        bench.input(Input::Connected(B)),
-        [Output::SendInitial(B, Stream::Data)]
-    );
+    assert_eq!(bench.input(Input::Connected(B)), [Output::SendInitial(B, Stream::Data)]);
     let (_, out) = bench.wait();
-    assert!(matches!(
-        out[..],
-        [Output::Confirmed(Pair {
-            resolve_conflicts: false,
-            ..
-        })]
-    ));
+    assert!(matches!(out[..], [Output::Confirmed(Pair { resolve_conflicts: false, .. })]));
 }
 
 #[test]
 fn tcp_establish_fills_the_missing_role_at_once_after_an_incoming_socket() {
     let mut bench = Bench::started(Stream::Control);
     bench.input(Input::ConnectFailed);
-    assert_eq!(
-        bench.input(Input::Accepted(A, Stream::Control)),
-        [Output::Connect]
-    );
-    assert_eq!(
-        bench.input(Input::Connected(B)),
-        [Output::SendInitial(B, Stream::Data)]
-    );
+    assert_eq!(bench.input(Input::Accepted(A, Stream::Control)), [Output::Connect]);
+    assert_eq!(bench.input(Input::Connected(B)), [Output::SendInitial(B, Stream::Data)]);
 }
 
 #[test]
@@ -148,15 +99,8 @@ fn tcp_establish_crossing_keeps_the_new_socket_and_restarts_the_check() {
     bench.input(Input::Connected(A));
     bench.input(Input::Accepted(B, Stream::Control));
     bench.now_ms += 90;
-    assert_eq!(
-        bench.input(Input::Accepted(C, Stream::Data)),
-        [Output::Close(A)]
-    );
-    let pair = Pair {
-        data: C,
-        control: B,
-        resolve_conflicts: true,
-    };
+    assert_eq!(bench.input(Input::Accepted(C, Stream::Data)), [Output::Close(A)]);
+    let pair = Pair { data: C, control: B, resolve_conflicts: true };
     assert_eq!(bench.wait(), (100, vec![Output::Confirmed(pair)]));
 }
 
@@ -165,18 +109,9 @@ fn tcp_establish_crossed_control_moves_the_tie_break() {
     let mut bench = Bench::started(Stream::Control);
     bench.input(Input::Connected(A));
     bench.input(Input::Accepted(B, Stream::Data));
-    assert_eq!(
-        bench.input(Input::Accepted(C, Stream::Control)),
-        [Output::Close(A)]
-    );
+    assert_eq!(bench.input(Input::Accepted(C, Stream::Control)), [Output::Close(A)]);
     let (_, out) = bench.wait();
-    assert!(matches!(
-        out[..],
-        [Output::Confirmed(Pair {
-            resolve_conflicts: true,
-            ..
-        })]
-    ));
+    assert!(matches!(out[..], [Output::Confirmed(Pair { resolve_conflicts: true, .. })]));
 }
 
 #[test]
@@ -207,10 +142,7 @@ fn tcp_establish_losing_a_socket_ends_the_check() {
     let (waited, out) = bench.wait();
     assert!(waited <= 58, "{waited}");
     assert_eq!(out, [Output::Connect]);
-    assert_eq!(
-        bench.input(Input::Connected(C)),
-        [Output::SendInitial(C, Stream::Data)]
-    );
+    assert_eq!(bench.input(Input::Connected(C)), [Output::SendInitial(C, Stream::Data)]);
 }
 
 #[test]
@@ -247,15 +179,9 @@ fn tcp_establish_stopped_takes_nothing_and_closes_all() {
     let mut bench = Bench::started(Stream::Data);
     assert_eq!(bench.input(Input::Start), [], "idempotent");
     bench.input(Input::Accepted(A, Stream::Control));
-    assert_eq!(
-        bench.input(Input::Stop),
-        [Output::CancelConnect, Output::Close(A)]
-    );
+    assert_eq!(bench.input(Input::Stop), [Output::CancelConnect, Output::Close(A)]);
     assert_eq!(bench.machine.deadline_ms(), None);
-    assert_eq!(
-        bench.input(Input::Accepted(B, Stream::Data)),
-        [Output::Close(B)]
-    );
+    assert_eq!(bench.input(Input::Accepted(B, Stream::Data)), [Output::Close(B)]);
     assert_eq!(bench.input(Input::Connected(C)), [Output::Close(C)]);
     assert_eq!(bench.input(Input::Lost(C)), []);
     assert_eq!(bench.input(Input::Stop), []);

@@ -21,11 +21,7 @@ pub(crate) fn addr(test: u8, host: u8) -> SocketAddr {
 }
 
 pub(crate) fn path(own: SocketAddr, peer: SocketAddr) -> PathConfig {
-    PathConfig {
-        own,
-        peer,
-        options: PathOptions::default(),
-    }
+    PathConfig { own, peer, options: PathOptions::default() }
 }
 
 /// A pair that was handed over.
@@ -73,17 +69,9 @@ impl Node {
 
     pub(crate) fn established(&self) -> Pair {
         self.wait_for(|event| match event {
-            Event::Established {
-                key,
-                data,
-                control,
-                resolve_conflicts,
-            } => Some(Pair {
-                key,
-                data: blocking(data),
-                control: blocking(control),
-                resolve_conflicts,
-            }),
+            Event::Established { key, data, control, resolve_conflicts } => {
+                Some(Pair { key, data: blocking(data), control: blocking(control), resolve_conflicts })
+            }
             _ => None,
         })
     }
@@ -115,11 +103,7 @@ pub(crate) fn assert_connected(a: &Pair, b: &Pair) {
 
 /// Connects from an address (any port) to another; `None` if refused.
 pub(crate) fn connect_from(from: IpAddr, to: SocketAddr) -> Option<TcpStream> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(to),
-        socket2::Type::STREAM,
-        None,
-    );
+    let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None);
     let socket = socket.unwrap();
     socket.bind(&SocketAddr::new(from, 0).into()).unwrap();
     socket.connect(&to.into()).ok()?;

@@ -193,9 +193,7 @@ impl Checked for OvResult {
         check_range(self.sector, self.blksize, 0, MAX_TRIM_BYTES)?;
         match OvVerdict::from_result(self.result) {
             Some(_) => Ok(()),
-            None => Err(DecodeError::BadVerdict {
-                result: self.result,
-            }),
+            None => Err(DecodeError::BadVerdict { result: self.result }),
         }
     }
 }

@@ -28,19 +28,11 @@ pub(crate) struct Shape {
 
 impl Shape {
     pub(crate) const fn fixed(len: usize) -> Shape {
-        Shape {
-            min: len,
-            max: len,
-            bulk_prefix: None,
-        }
+        Shape { min: len, max: len, bulk_prefix: None }
     }
 
     pub(crate) const fn variable(min: usize, max: usize) -> Shape {
-        Shape {
-            min,
-            max,
-            bulk_prefix: None,
-        }
+        Shape { min, max, bulk_prefix: None }
     }
 }
 

@@ -10,29 +10,16 @@ use crate::header::{Header, HeaderFormat};
 use crate::ids::VolumeNr;
 
 /// The rule of a header's command and the legal shape of its body.
-fn look_up<'a>(
-    header: &Header,
-    neg: &'a Negotiated,
-) -> Result<(&'static Rule, Context<'a>, Shape), DecodeError> {
+fn look_up<'a>(header: &Header, neg: &'a Negotiated) -> Result<(&'static Rule, Context<'a>, Shape), DecodeError> {
     let command = header.command;
     let rule = rule(command).ok_or(DecodeError::UnknownCommand { command })?;
     rule.check_legal(neg)?;
     let digest_len = usize::from(neg.integrity_digest_len);
-    let ctx = Context {
-        neg,
-        format: header.format,
-        command,
-        digest_len,
-    };
+    let ctx = Context { neg, format: header.format, command, digest_len };
     let shape = rule.shape(&ctx);
     let Shape { min, max, .. } = shape;
     if !(min..=max).contains(&(header.length as usize)) {
-        return Err(DecodeError::BadLength {
-            name: rule.name,
-            length: header.length,
-            min,
-            max,
-        });
+        return Err(DecodeError::BadLength { name: rule.name, length: header.length, min, max });
     }
     Ok((rule, ctx, shape))
 }
@@ -65,10 +52,7 @@ impl Packet {
         rule.check_stream(stream, header.format, neg.version)?;
         let length = header.length as usize;
         let need = shape.bulk_prefix.unwrap_or(length);
-        let prefix = body.get(..need).ok_or(DecodeError::Truncated {
-            need,
-            have: body.len(),
-        })?;
+        let prefix = body.get(..need).ok_or(DecodeError::Truncated { need, have: body.len() })?;
         let mut reader = Reader::new(prefix);
         let packet = Packet::get_body(&mut reader, &ctx)?;
         assert_eq!(reader.remaining(), 0, "{} leaves bytes", rule.name);
@@ -82,16 +66,10 @@ impl Packet {
         let size = payload_len as u32;
         match self {
             Packet::Data(d) => {
-                let min = if d.dp_flags.contains(DpFlags::FLUSH) {
-                    0
-                } else {
-                    512
-                };
+                let min = if d.dp_flags.contains(DpFlags::FLUSH) { 0 } else { 512 };
                 check_range(d.sector, size, min, MAX_DATA_BYTES)
             }
-            Packet::DataReply(d) | Packet::RsDataReply(d) => {
-                check_range(d.sector, size, 512, MAX_DATA_BYTES)
-            }
+            Packet::DataReply(d) | Packet::RsDataReply(d) => check_range(d.sector, size, 512, MAX_DATA_BYTES),
             Packet::Wsame(w) => check_range(w.trim.sector, size, 512, MAX_DATA_BYTES),
             _ => Ok(()),
         }
@@ -103,13 +81,7 @@ impl Packet {
     ///
     /// Panics if the packet is not legal with these agreements, or if it has payload and a digest is
     /// needed: then use [`Packet::encode_with_digest`].
-    pub fn encode(
-        &self,
-        neg: &Negotiated,
-        volume: Option<VolumeNr>,
-        payload_len: usize,
-        out: &mut Vec<u8>,
-    ) {
+    pub fn encode(&self, neg: &Negotiated, volume: Option<VolumeNr>, payload_len: usize, out: &mut Vec<u8>) {
         self.encode_with_digest(neg, volume, &[], payload_len, out);
     }
 
@@ -124,28 +96,11 @@ impl Packet {
         out: &mut Vec<u8>,
     ) {
         let rule = self.rule();
-        assert!(
-            rule.is_legal(neg),
-            "{} is not legal with {neg:?}",
-            rule.name
-        );
+        assert!(rule.is_legal(neg), "{} is not legal with {neg:?}", rule.name);
         let has_payload = self.has_payload();
-        assert!(
-            has_payload || payload_len == 0,
-            "{} has no payload",
-            rule.name
-        );
-        let digest_len = if has_payload {
-            neg.own_integrity_digest_len
-        } else {
-            0
-        };
-        assert_eq!(
-            digest.len(),
-            usize::from(digest_len),
-            "digest length of {}",
-            rule.name
-        );
+        assert!(has_payload || payload_len == 0, "{} has no payload", rule.name);
+        let digest_len = if has_payload { neg.own_integrity_digest_len } else { 0 };
+        assert_eq!(digest.len(), usize::from(digest_len), "digest length of {}", rule.name);
 
         // header80 and header95 have one length, so the format may be settled when the body is known.
         let start = out.len();
@@ -153,21 +108,12 @@ impl Packet {
         out.extend_from_slice(&[0; 16][..space.len()]);
         let body = out.len();
         let command = self.command();
-        let ctx = Context {
-            neg,
-            format: space,
-            command,
-            digest_len: digest.len(),
-        };
+        let ctx = Context { neg, format: space, command, digest_len: digest.len() };
         self.put_body(out, &ctx);
         out.extend_from_slice(digest);
         let length = out.len() - body + payload_len;
         let shape = rule.shape(&ctx);
-        assert!(
-            (shape.min..=shape.max).contains(&length),
-            "{} of {length} bytes",
-            rule.name
-        );
+        assert!((shape.min..=shape.max).contains(&length), "{} of {length} bytes", rule.name);
         let header = Header {
             format: HeaderFormat::for_packet(neg.version, length),
             raw_volume: volume.map_or(Header::NO_VOLUME, |v| v.0),

@@ -162,11 +162,7 @@ impl Checked for DelayProbe {}
 impl Body for Data {
     fn shape(ctx: &Context<'_>) -> Shape {
         let prefix = Self::LEN + ctx.digest_len;
-        Shape {
-            min: prefix,
-            max: prefix + MAX_DATA_BYTES as usize,
-            bulk_prefix: Some(prefix),
-        }
+        Shape { min: prefix, max: prefix + MAX_DATA_BYTES as usize, bulk_prefix: Some(prefix) }
     }
 
     fn get(r: &mut Reader<'_>, ctx: &Context<'_>) -> Result<Self, DecodeError> {
@@ -186,11 +182,7 @@ const MAX_WSAME_BLOCK: usize = 4096;
 impl Body for Wsame {
     fn shape(ctx: &Context<'_>) -> Shape {
         let prefix = Trim::LEN + ctx.digest_len;
-        Shape {
-            min: prefix + 512,
-            max: prefix + MAX_WSAME_BLOCK,
-            bulk_prefix: Some(prefix),
-        }
+        Shape { min: prefix + 512, max: prefix + MAX_WSAME_BLOCK, bulk_prefix: Some(prefix) }
     }
 
     fn get(r: &mut Reader<'_>, ctx: &Context<'_>) -> Result<Self, DecodeError> {

@@ -13,20 +13,16 @@ mod twopc;
 mod uuids;
 
 pub use ack::{
-    Barrier, BarrierAck, BlockAck, ConfirmStable, Dagtag, FlushAck, FlushForward, FlushRequests,
-    OvResult, OvVerdict, PeerAck, PeerDagtag, RetCode,
+    Barrier, BarrierAck, BlockAck, ConfirmStable, Dagtag, FlushAck, FlushForward, FlushRequests, OvResult, OvVerdict,
+    PeerAck, PeerDagtag, RetCode,
 };
 pub use codec::prefix_len;
-pub use data::{
-    BlockDesc, BlockReq, BlockReqDigest, Data, DelayProbe, PeerBlockDesc, RsReq, RsReqDigest, Trim,
-    Wsame,
-};
+pub use data::{BlockDesc, BlockReq, BlockReqDigest, Data, DelayProbe, PeerBlockDesc, RsReq, RsReqDigest, Trim, Wsame};
 pub use error::DecodeError;
 pub use rules::{Packet, Rule, Scope, Stream, command, rule};
 pub use settings::{
-    AlgName, AuthChallenge, AuthResponse, Bitmap, CHALLENGE_LEN, CompressedBitmap,
-    EnableReplication, Protocol, QueueLimits, ReplicationProtocol, ReqState, Sizes, State,
-    SyncController, SyncParam, SyncParam89,
+    AlgName, AuthChallenge, AuthResponse, Bitmap, CHALLENGE_LEN, CompressedBitmap, EnableReplication, Protocol,
+    QueueLimits, ReplicationProtocol, ReqState, Sizes, State, SyncController, SyncParam, SyncParam89,
 };
 pub use twopc::{TwopcBody, TwopcReply, TwopcRequest};
 pub use uuids::{BitmapUuids, CurrentUuid, Uuid, Uuids, Uuids110};

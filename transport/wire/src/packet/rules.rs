@@ -66,9 +66,7 @@ impl Rule {
     /// True if the packet may be sent and received with these agreements.
     #[must_use]
     pub const fn is_legal(&self, neg: &Negotiated) -> bool {
-        self.min_version <= neg.version
-            && neg.version <= self.max_version
-            && neg.features.contains(self.features)
+        self.min_version <= neg.version && neg.version <= self.max_version && neg.features.contains(self.features)
     }
 
     pub(super) fn shape(&self, ctx: &Context<'_>) -> Shape {
@@ -78,39 +76,24 @@ impl Rule {
     pub(super) fn check_legal(&self, neg: &Negotiated) -> Result<(), DecodeError> {
         let Rule { name, .. } = *self;
         if neg.version < self.min_version || neg.version > self.max_version {
-            return Err(DecodeError::WrongVersion {
-                name,
-                version: neg.version,
-            });
+            return Err(DecodeError::WrongVersion { name, version: neg.version });
         }
         if !neg.has(self.features) {
             let (needed, agreed) = (self.features, neg.features);
-            return Err(DecodeError::MissingFeature {
-                name,
-                needed,
-                agreed,
-            });
+            return Err(DecodeError::MissingFeature { name, needed, agreed });
         }
         Ok(())
     }
 
     /// The stream must fit. So must the header's format on the data stream; on the control stream a
     /// ping may overtake the feature packet and come in any format (section 2.3).
-    pub(super) fn check_stream(
-        &self,
-        stream: Stream,
-        format: HeaderFormat,
-        version: u32,
-    ) -> Result<(), DecodeError> {
+    pub(super) fn check_stream(&self, stream: Stream, format: HeaderFormat, version: u32) -> Result<(), DecodeError> {
         let fits = match stream {
             Stream::Data => self.sock != Sock::C,
             Stream::Control => self.sock != Sock::D,
         };
         if !fits {
-            return Err(DecodeError::WrongStream {
-                name: self.name,
-                stream,
-            });
+            return Err(DecodeError::WrongStream { name: self.name, stream });
         }
         let known = match format {
             HeaderFormat::H80 => version < 100,
@@ -143,14 +126,7 @@ macro_rules! boxed {
         } )+
     };
 }
-boxed!(
-    ConnectionFeatures,
-    settings::Sizes,
-    settings::SyncParam89,
-    twopc::TwopcRequest,
-    uuids::Uuids,
-    uuids::Uuids110,
-);
+boxed!(ConnectionFeatures, settings::Sizes, settings::SyncParam89, twopc::TwopcRequest, uuids::Uuids, uuids::Uuids110,);
 
 const NEWEST: u32 = u32::MAX;
 const NONE: Features = Features::EMPTY;
@@ -436,10 +412,7 @@ impl Packet {
     /// True for the packets whose bulk payload follows: P_DATA, P_DATA_REPLY, P_RS_DATA_REPLY, P_WSAME.
     #[must_use]
     pub const fn has_payload(&self) -> bool {
-        matches!(
-            self,
-            Packet::Data(_) | Packet::DataReply(_) | Packet::RsDataReply(_) | Packet::Wsame(_)
-        )
+        matches!(self, Packet::Data(_) | Packet::DataReply(_) | Packet::RsDataReply(_) | Packet::Wsame(_))
     }
 }
 
@@ -468,37 +441,15 @@ mod tests {
     #[test]
     fn wire_rules_know_versions_features_and_streams() {
         let trim = rule(command::TRIM).unwrap();
-        let old = Negotiated {
-            version: 101,
-            ..Negotiated::INITIAL
-        };
+        let old = Negotiated { version: 101, ..Negotiated::INITIAL };
         assert!(!trim.is_legal(&old));
-        assert!(trim.is_legal(&Negotiated {
-            features: Features::DRBD_84,
-            ..old
-        }));
-        assert_eq!(
-            rule(command::PEERS_IN_SYNC).unwrap().stream(),
-            Stream::Control
-        );
+        assert!(trim.is_legal(&Negotiated { features: Features::DRBD_84, ..old }));
+        assert_eq!(rule(command::PEERS_IN_SYNC).unwrap().stream(), Stream::Control);
         let ping = rule(command::PING).unwrap();
         assert!(ping.is_legal(&Negotiated::INITIAL));
-        assert!(
-            !rule(command::PROTOCOL)
-                .unwrap()
-                .is_legal(&Negotiated::INITIAL)
-        );
-        assert!(
-            ping.check_stream(Stream::Control, HeaderFormat::H80, 124)
-                .is_ok()
-        );
-        assert!(
-            trim.check_stream(Stream::Data, HeaderFormat::H80, 124)
-                .is_err()
-        );
-        assert!(
-            trim.check_stream(Stream::Control, HeaderFormat::H100, 124)
-                .is_err()
-        );
+        assert!(!rule(command::PROTOCOL).unwrap().is_legal(&Negotiated::INITIAL));
+        assert!(ping.check_stream(Stream::Control, HeaderFormat::H80, 124).is_ok());
+        assert!(trim.check_stream(Stream::Data, HeaderFormat::H80, 124).is_err());
+        assert!(trim.check_stream(Stream::Control, HeaderFormat::H100, 124).is_err());
     }
 }

@@ -36,10 +36,7 @@ impl AlgName {
 
     /// Takes the bytes up to the first zero; what is behind it does not matter.
     fn from_wire(bytes: &[u8]) -> Result<AlgName, DecodeError> {
-        let end = bytes
-            .iter()
-            .position(|&b| b == 0)
-            .ok_or(DecodeError::BadName)?;
+        let end = bytes.iter().position(|&b| b == 0).ok_or(DecodeError::BadName)?;
         let name = std::str::from_utf8(&bytes[..end]).map_err(|_| DecodeError::BadName)?;
         AlgName::new(name).ok_or(DecodeError::BadName)
     }
@@ -119,11 +116,7 @@ impl Body for Protocol {
             after_sb_2p: Field::get(r)?,
             conn_flags: Field::get(r)?,
             two_primaries: Field::get(r)?,
-            integrity_alg: if ctx.neg.version < 87 {
-                AlgName::default()
-            } else {
-                AlgName::from_wire(r.rest())?
-            },
+            integrity_alg: if ctx.neg.version < 87 { AlgName::default() } else { AlgName::from_wire(r.rest())? },
         })
     }
 
@@ -151,21 +144,13 @@ pub struct SyncParam {
 
 impl Body for SyncParam {
     fn shape(ctx: &Context<'_>) -> Shape {
-        if ctx.neg.version < 88 {
-            Shape::fixed(4)
-        } else {
-            Shape::variable(5, 4 + NAME_LEN)
-        }
+        if ctx.neg.version < 88 { Shape::fixed(4) } else { Shape::variable(5, 4 + NAME_LEN) }
     }
 
     fn get(r: &mut Reader<'_>, ctx: &Context<'_>) -> Result<Self, DecodeError> {
         Ok(SyncParam {
             resync_rate: Field::get(r)?,
-            verify_alg: if ctx.neg.version < 88 {
-                AlgName::default()
-            } else {
-                AlgName::from_wire(r.rest())?
-            },
+            verify_alg: if ctx.neg.version < 88 { AlgName::default() } else { AlgName::from_wire(r.rest())? },
         })
     }
 
@@ -207,11 +192,7 @@ pub struct SyncParam89 {
 impl Body for SyncParam89 {
     fn shape(ctx: &Context<'_>) -> Shape {
         let base = 4 + 2 * NAME_LEN;
-        Shape::fixed(if ctx.neg.version < 95 {
-            base
-        } else {
-            base + SyncController::LEN
-        })
+        Shape::fixed(if ctx.neg.version < 95 { base } else { base + SyncController::LEN })
     }
 
     fn get(r: &mut Reader<'_>, ctx: &Context<'_>) -> Result<Self, DecodeError> {
@@ -219,11 +200,7 @@ impl Body for SyncParam89 {
             resync_rate: Field::get(r)?,
             verify_alg: AlgName::from_wire(r.take(NAME_LEN)?)?,
             csums_alg: AlgName::from_wire(r.take(NAME_LEN)?)?,
-            controller: if ctx.neg.version < 95 {
-                SyncController::default()
-            } else {
-                Field::get(r)?
-            },
+            controller: if ctx.neg.version < 95 { SyncController::default() } else { Field::get(r)? },
         })
     }
 
@@ -282,11 +259,7 @@ pub struct Sizes {
 
 impl Body for Sizes {
     fn shape(ctx: &Context<'_>) -> Shape {
-        Shape::fixed(if ctx.neg.has(Features::WSAME) {
-            32 + QueueLimits::LEN
-        } else {
-            32
-        })
+        Shape::fixed(if ctx.neg.has(Features::WSAME) { 32 + QueueLimits::LEN } else { 32 })
     }
 
     fn get(r: &mut Reader<'_>, ctx: &Context<'_>) -> Result<Self, DecodeError> {
@@ -297,21 +270,13 @@ impl Body for Sizes {
             max_bio_size: Field::get(r)?,
             queue_order_type: Field::get(r)?,
             dds_flags: Field::get(r)?,
-            qlim: if ctx.neg.has(Features::WSAME) {
-                Some(Field::get(r)?)
-            } else {
-                None
-            },
+            qlim: if ctx.neg.has(Features::WSAME) { Some(Field::get(r)?) } else { None },
         })
     }
 
     fn put(&self, out: &mut Vec<u8>, ctx: &Context<'_>) {
         let wanted = ctx.neg.has(Features::WSAME);
-        assert_eq!(
-            self.qlim.is_some(),
-            wanted,
-            "queue limits go with the feature WSAME"
-        );
+        assert_eq!(self.qlim.is_some(), wanted, "queue limits go with the feature WSAME");
         self.d_size.put(out);
         self.u_size.put(out);
         self.c_size.put(out);
@@ -334,10 +299,7 @@ wire_struct! {
 
 impl Checked for State {
     fn check(&self, ctx: &Context<'_>) -> Result<(), DecodeError> {
-        self.state
-            .word(ctx.neg.version)
-            .map(|_| ())
-            .map_err(DecodeError::BadState)
+        self.state.word(ctx.neg.version).map(|_| ()).map_err(DecodeError::BadState)
     }
 }
 
@@ -380,9 +342,7 @@ impl Body for AuthChallenge {
     }
 
     fn get(r: &mut Reader<'_>, _: &Context<'_>) -> Result<Self, DecodeError> {
-        Ok(AuthChallenge {
-            challenge: Box::new(r.array()?),
-        })
+        Ok(AuthChallenge { challenge: Box::new(r.array()?) })
     }
 
     fn put(&self, out: &mut Vec<u8>, _: &Context<'_>) {
@@ -431,9 +391,7 @@ impl Body for Bitmap {
         if !words.len().is_multiple_of(8) {
             return Err(DecodeError::BadBitmapLength { len: words.len() });
         }
-        Ok(Bitmap {
-            words: words.into(),
-        })
+        Ok(Bitmap { words: words.into() })
     }
 
     fn put(&self, out: &mut Vec<u8>, _: &Context<'_>) {
@@ -456,10 +414,7 @@ impl Body for CompressedBitmap {
     }
 
     fn get(r: &mut Reader<'_>, _: &Context<'_>) -> Result<Self, DecodeError> {
-        Ok(CompressedBitmap {
-            encoding: Field::get(r)?,
-            code: r.rest().into(),
-        })
+        Ok(CompressedBitmap { encoding: Field::get(r)?, code: r.rest().into() })
     }
 
     fn put(&self, out: &mut Vec<u8>, _: &Context<'_>) {

@@ -68,10 +68,7 @@ impl TwopcBody {
     /// The body of a version 1 commit of a state change.
     #[must_use]
     pub const fn commit_v1(primary_nodes: NodeMask, mask: StateBits, val: StateBits) -> TwopcBody {
-        TwopcBody::Commit {
-            primary_nodes,
-            last: (mask.0 as u64) << 32 | val.0 as u64,
-        }
+        TwopcBody::Commit { primary_nodes, last: (mask.0 as u64) << 32 | val.0 as u64 }
     }
 
     /// Mask and value of a prepare packet or a version 1 commit of a state change.
@@ -79,9 +76,7 @@ impl TwopcBody {
     pub const fn mask_val(&self) -> Option<(StateBits, StateBits)> {
         match *self {
             TwopcBody::Prepare { mask, val } => Some((mask, val)),
-            TwopcBody::Commit { last, .. } => {
-                Some((StateBits((last >> 32) as u32), StateBits(last as u32)))
-            }
+            TwopcBody::Commit { last, .. } => Some((StateBits((last >> 32) as u32), StateBits(last as u32))),
             _ => None,
         }
     }
@@ -110,11 +105,7 @@ fn get_head_v2(r: &mut Reader<'_>) -> Result<Head, DecodeError> {
         return Err(DecodeError::BadTwopcFlags { flags: flags.0 });
     }
     r.skip(2)?;
-    let node = |id: u8| {
-        NodeId::new(id).ok_or(DecodeError::BadNodeId {
-            id: i64::from(id as i8),
-        })
-    };
+    let node = |id: u8| NodeId::new(id).ok_or(DecodeError::BadNodeId { id: i64::from(id as i8) });
     let initiator = node(Field::get(r)?)?;
     let target = match Field::get(r)? {
         NO_TARGET_V2 => None,
@@ -127,26 +118,15 @@ fn get_body(r: &mut Reader<'_>, command: u16, flags: TwopcFlags) -> Result<Twopc
     Ok(match command {
         command::TWOPC_PREPARE => {
             r.skip(8)?;
-            TwopcBody::Prepare {
-                mask: Field::get(r)?,
-                val: Field::get(r)?,
-            }
+            TwopcBody::Prepare { mask: Field::get(r)?, val: Field::get(r)? }
         }
-        command::TWOPC_PREP_RSZ => TwopcBody::PrepareResize {
-            user_size: Field::get(r)?,
-            dds_flags: Field::get(r)?,
-            undefined: r.array()?,
-        },
+        command::TWOPC_PREP_RSZ => {
+            TwopcBody::PrepareResize { user_size: Field::get(r)?, dds_flags: Field::get(r)?, undefined: r.array()? }
+        }
         command::TWOPC_COMMIT if flags.contains(TwopcFlags::HAS_REACHABLE) => {
-            TwopcBody::CommitReachable {
-                primary_nodes: Field::get(r)?,
-                reachable_nodes: Field::get(r)?,
-            }
+            TwopcBody::CommitReachable { primary_nodes: Field::get(r)?, reachable_nodes: Field::get(r)? }
         }
-        command::TWOPC_COMMIT => TwopcBody::Commit {
-            primary_nodes: Field::get(r)?,
-            last: Field::get(r)?,
-        },
+        command::TWOPC_COMMIT => TwopcBody::Commit { primary_nodes: Field::get(r)?, last: Field::get(r)? },
         _ => {
             r.skip(16)?;
             TwopcBody::Abort
@@ -164,9 +144,7 @@ impl TwopcRequest {
             self.target_node_id.map_or(NO_TARGET_V2, |n| n.0).put(out);
         } else {
             self.initiator_node_id.put(out);
-            self.target_node_id
-                .map_or(NO_TARGET_V1, |n| n.0.into())
-                .put(out);
+            self.target_node_id.map_or(NO_TARGET_V1, |n| n.0.into()).put(out);
         }
         self.nodes_to_reach.put(out);
     }
@@ -180,35 +158,16 @@ impl TwopcRequest {
                 mask.put(out);
                 val.put(out);
             }
-            (
-                command::TWOPC_PREP_RSZ,
-                TwopcBody::PrepareResize {
-                    user_size,
-                    dds_flags,
-                    undefined,
-                },
-            ) => {
+            (command::TWOPC_PREP_RSZ, TwopcBody::PrepareResize { user_size, dds_flags, undefined }) => {
                 user_size.put(out);
                 dds_flags.put(out);
                 out.extend_from_slice(&undefined);
             }
-            (
-                command::TWOPC_COMMIT,
-                TwopcBody::CommitReachable {
-                    primary_nodes,
-                    reachable_nodes,
-                },
-            ) if reachable => {
+            (command::TWOPC_COMMIT, TwopcBody::CommitReachable { primary_nodes, reachable_nodes }) if reachable => {
                 primary_nodes.put(out);
                 reachable_nodes.put(out);
             }
-            (
-                command::TWOPC_COMMIT,
-                TwopcBody::Commit {
-                    primary_nodes,
-                    last,
-                },
-            ) if !reachable => {
+            (command::TWOPC_COMMIT, TwopcBody::Commit { primary_nodes, last }) if !reachable => {
                 primary_nodes.put(out);
                 last.put(out);
             }
@@ -224,11 +183,8 @@ impl Body for TwopcRequest {
     }
 
     fn get(r: &mut Reader<'_>, ctx: &Context<'_>) -> Result<Self, DecodeError> {
-        let (tid, flags, initiator_node_id, target_node_id) = if ctx.neg.has(Features::TWOPC_V2) {
-            get_head_v2(r)?
-        } else {
-            get_head_v1(r)?
-        };
+        let (tid, flags, initiator_node_id, target_node_id) =
+            if ctx.neg.has(Features::TWOPC_V2) { get_head_v2(r)? } else { get_head_v1(r)? };
         Ok(TwopcRequest {
             tid,
             flags,

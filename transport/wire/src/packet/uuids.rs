@@ -80,18 +80,14 @@ impl BitmapUuids {
 
     /// The nodes with their bitmap UUIDs, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
-        self.mask
-            .iter()
-            .map(|node| (node, self.values[node.index()]))
+        self.mask.iter().map(|node| (node, self.values[node.index()]))
     }
 }
 
 impl FromIterator<(NodeId, u64)> for BitmapUuids {
     fn from_iter<I: IntoIterator<Item = (NodeId, u64)>>(uuids: I) -> Self {
         let mut set = BitmapUuids::default();
-        uuids
-            .into_iter()
-            .for_each(|(node, uuid)| set.set(node, uuid));
+        uuids.into_iter().for_each(|(node, uuid)| set.set(node, uuid));
         set
     }
 }
@@ -127,8 +123,7 @@ impl Body for Uuids110 {
         let node_mask = Field::get(r)?;
         let mask: NodeMask = Field::get(r)?;
         let len = r.remaining();
-        if !mask.without(NodeMask::ALL).is_empty() || mask.len() * 8 > len || !len.is_multiple_of(8)
-        {
+        if !mask.without(NodeMask::ALL).is_empty() || mask.len() * 8 > len || !len.is_multiple_of(8) {
             return Err(DecodeError::BadBitmapUuids { mask, len });
         }
         let mut bitmap_uuids = BitmapUuids::default();
@@ -139,14 +134,7 @@ impl Body for Uuids110 {
         while r.remaining() > 0 {
             history.push(Field::get(r)?);
         }
-        Ok(Uuids110 {
-            current,
-            dirty_bits,
-            uuid_flags,
-            node_mask,
-            bitmap_uuids,
-            history,
-        })
+        Ok(Uuids110 { current, dirty_bits, uuid_flags, node_mask, bitmap_uuids, history })
     }
 
     fn put(&self, out: &mut Vec<u8>, _: &Context<'_>) {

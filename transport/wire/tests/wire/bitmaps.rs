@@ -9,24 +9,15 @@ use zea_wire::vli;
 
 /// The lengths of the runs of equal bits.
 fn run_lengths(bits: &[bool]) -> Vec<u64> {
-    bits.chunk_by(|a, b| a == b)
-        .map(|run| run.len() as u64)
-        .collect()
+    bits.chunk_by(|a, b| a == b).map(|run| run.len() as u64).collect()
 }
 
 fn words(bits: &[bool], bytes: usize) -> Bitmap {
     let mut words = vec![0; bytes];
-    for (i, _) in bits
-        .iter()
-        .enumerate()
-        .take(8 * bytes)
-        .filter(|(_, set)| **set)
-    {
+    for (i, _) in bits.iter().enumerate().take(8 * bytes).filter(|(_, set)| **set) {
         words[i / 8] |= 1 << (i % 8);
     }
-    Bitmap {
-        words: words.into(),
-    }
+    Bitmap { words: words.into() }
 }
 
 /// Bits made of runs, so that both kinds of parts pay off.
@@ -34,10 +25,7 @@ fn bits() -> impl Strategy<Value = Vec<bool>> {
     let run = prop_oneof![1..3_usize, 1..70_usize, 1..5000_usize];
     (any::<bool>(), vec(run, 1..200)).prop_map(|(first, runs)| {
         let polarity = (0..).map(|i| (i % 2 == 0) == first);
-        runs.into_iter()
-            .zip(polarity)
-            .flat_map(|(len, set)| std::iter::repeat_n(set, len))
-            .collect()
+        runs.into_iter().zip(polarity).flat_map(|(len, set)| std::iter::repeat_n(set, len)).collect()
     })
 }
 

@@ -23,20 +23,13 @@ use crate::pcap;
 
 /// The recordings, by folder.
 fn recordings() -> Option<Vec<(String, PathBuf)>> {
-    let root = std::env::var_os("ZEA_CAPTURES").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/captures"),
-        PathBuf::from,
-    );
+    let root = std::env::var_os("ZEA_CAPTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/captures"), PathBuf::from);
     let mut found: Vec<_> = std::fs::read_dir(&root)
         .into_iter()
         .flatten()
         .map(|entry| entry.unwrap())
-        .map(|entry| {
-            (
-                entry.file_name().into_string().unwrap(),
-                entry.path().join("capture.pcap.gz"),
-            )
-        })
+        .map(|entry| (entry.file_name().into_string().unwrap(), entry.path().join("capture.pcap.gz")))
         .filter(|(_, file)| file.is_file())
         .collect();
     found.sort();
@@ -44,10 +37,7 @@ fn recordings() -> Option<Vec<(String, PathBuf)>> {
         let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
         assert!(!ci, "no recordings in {}", root.display());
         // Not by a macro: the test harness would hide it.
-        let skipped = format!(
-            "SKIPPED: no recordings in {}; set ZEA_CAPTURES\n",
-            root.display()
-        );
+        let skipped = format!("SKIPPED: no recordings in {}; set ZEA_CAPTURES\n", root.display());
         std::io::stderr().write_all(skipped.as_bytes()).unwrap();
         return None;
     }
@@ -62,16 +52,7 @@ fn follow(file: &Path, each: &mut impl FnMut(Recorded<'_>)) -> CutOff {
 }
 
 fn check_again(folder: &str, recorded: &Recorded<'_>) {
-    let Recorded {
-        frame,
-        ref neg,
-        header,
-        packet,
-        digest,
-        payload_len,
-        bytes,
-        ..
-    } = *recorded;
+    let Recorded { frame, ref neg, header, packet, digest, payload_len, bytes, .. } = *recorded;
     let mut again = Vec::with_capacity(bytes.len());
     packet.encode_with_digest(neg, header.volume(), digest, payload_len, &mut again);
     assert_eq!(again, bytes, "{folder} frame {frame}: {packet:?}");
@@ -79,12 +60,7 @@ fn check_again(folder: &str, recorded: &Recorded<'_>) {
 
 /// 9 puts no volume into packets about the connection and one into all others; 8.4 always 0.
 fn check_scope(folder: &str, recorded: &Recorded<'_>) {
-    let Recorded {
-        frame,
-        ref header,
-        packet,
-        ..
-    } = *recorded;
+    let Recorded { frame, ref header, packet, .. } = *recorded;
     if recorded.neg.version < 110 {
         return;
     }
@@ -94,12 +70,7 @@ fn check_scope(folder: &str, recorded: &Recorded<'_>) {
         Scope::Volume => !none,
         Scope::Either => true,
     };
-    assert!(
-        fits,
-        "{folder} frame {frame}: {} with volume {:?}",
-        packet.name(),
-        header.volume()
-    );
+    assert!(fits, "{folder} frame {frame}: {} with volume {:?}", packet.name(), header.volume());
 }
 
 #[test]
@@ -118,16 +89,10 @@ fn wire_captures_decode_and_encode_again() {
             versions.insert((recorded.neg.version, recorded.neg.features.0));
             packets += 1;
         });
-        let CutOff {
-            bytes,
-            missing_payload,
-        } = cut_off;
+        let CutOff { bytes, missing_payload } = cut_off;
         println!("{packets:6} packets, {bytes} + {missing_payload} bytes cut off: {folder}");
         // A connection that is torn down may lose the rest of a packet, but never the thread.
-        assert!(
-            cut_off.bytes < MAX_PREFIX_BYTES,
-            "undecoded bytes in {folder}"
-        );
+        assert!(cut_off.bytes < MAX_PREFIX_BYTES, "undecoded bytes in {folder}");
         assert!(packets > 0, "no packets in {folder}");
     }
     for (name, count) in &by_name {
@@ -135,16 +100,10 @@ fn wire_captures_decode_and_encode_again() {
     }
     let total: usize = by_name.values().sum();
     let folders = recordings.len();
-    println!(
-        "{total} packets of {} kinds in {folders} recordings",
-        by_name.len()
-    );
+    println!("{total} packets of {} kinds in {folders} recordings", by_name.len());
     assert!(total > 0);
     // The initial one, 8.4 and 9.3.3: nothing else was recorded.
-    assert_eq!(
-        versions,
-        BTreeSet::from([(80, 0), (101, 0x00f), (124, 0x3ff)])
-    );
+    assert_eq!(versions, BTreeSet::from([(80, 0), (101, 0x00f), (124, 0x3ff)]));
 }
 
 /// The bitmaps of all recordings go through the receiver; every compressed part is encoded by us as the
@@ -158,26 +117,16 @@ fn wire_captures_bitmaps_are_complete() {
     for (folder, file) in &recordings {
         let mut sizes = BTreeMap::new();
         let mut receivers = BTreeMap::new();
-        follow(file, &mut |Recorded {
-                               frame,
-                               from,
-                               to,
-                               header,
-                               packet,
-                               ..
-                           }| {
+        follow(file, &mut |Recorded { frame, from, to, header, packet, .. }| {
             let way = (from, to, header.raw_volume);
             if let Packet::Sizes(s) = packet {
-                sizes.insert(
-                    way,
-                    wire_bits(if s.c_size > 0 { s.c_size } else { s.d_size }),
-                );
+                sizes.insert(way, wire_bits(if s.c_size > 0 { s.c_size } else { s.d_size }));
                 receivers.remove(&way);
             }
             let receiver = match packet {
-                Packet::Bitmap(_) | Packet::CompressedBitmap(_) => receivers
-                    .entry(way)
-                    .or_insert_with(|| Receiver::new(sizes[&way])),
+                Packet::Bitmap(_) | Packet::CompressedBitmap(_) => {
+                    receivers.entry(way).or_insert_with(|| Receiver::new(sizes[&way]))
+                }
                 _ => return,
             };
             match packet {
@@ -188,10 +137,8 @@ fn wire_captures_bitmaps_are_complete() {
                 }
                 Packet::CompressedBitmap(part) => {
                     compressed += 1;
-                    let runs: Vec<_> = receiver
-                        .compressed(part)
-                        .unwrap_or_else(|e| panic!("{folder} frame {frame}: {e}"))
-                        .collect();
+                    let runs: Vec<_> =
+                        receiver.compressed(part).unwrap_or_else(|e| panic!("{folder} frame {frame}: {e}")).collect();
                     let lens = runs.iter().map(|run| run.len);
                     let room = max_code_bytes(header.format);
                     let again = vli::encode_part(lens, runs[0].set, room).unwrap();
@@ -204,10 +151,7 @@ fn wire_captures_bitmaps_are_complete() {
                 receivers.remove(&way);
             }
         });
-        assert!(
-            receivers.is_empty(),
-            "{folder}: a bitmap is incomplete: {receivers:?}"
-        );
+        assert!(receivers.is_empty(), "{folder}: a bitmap is incomplete: {receivers:?}");
     }
     println!("{compressed} compressed and {plain} plain parts, {complete} bitmaps");
     assert!(compressed > 0 && plain > 0 && complete > 0);
@@ -220,25 +164,16 @@ fn wire_captures_authentication_is_ours() {
     let Some(recordings) = recordings() else {
         return;
     };
-    let (_, file) = recordings
-        .iter()
-        .find(|(f, _)| f.starts_with("09c-"))
-        .expect("no 09c-");
+    let (_, file) = recordings.iter().find(|(f, _)| f.starts_with("09c-")).expect("no 09c-");
     let mut challenges = BTreeMap::new();
     let mut checked = 0;
-    follow(file, &mut |Recorded {
-                           from, to, packet, ..
-                       }| match packet {
+    follow(file, &mut |Recorded { from, to, packet, .. }| match packet {
         Packet::AuthChallenge(c) => {
             challenges.insert(from, c.challenge.clone());
         }
         Packet::AuthResponse(r) => {
             let response = r.response.as_slice();
-            let alg = if response.len() == 20 {
-                HmacAlg::Sha1
-            } else {
-                HmacAlg::Sha256
-            };
+            let alg = if response.len() == 20 { HmacAlg::Sha1 } else { HmacAlg::Sha256 };
             // Node ids are the last part of the addresses, counted from 0.
             let id = NodeId::new(from[3] - 1);
             let own = &challenges[&to];
@@ -262,16 +197,8 @@ fn wire_fuzz_targets_survive_damaged_captures() {
     let mut random = Bytes(1);
     let mut runs = 0_usize;
     for (_, file) in &recordings {
-        follow(file, &mut |Recorded {
-                               neg,
-                               header,
-                               packet,
-                               bytes,
-                               ..
-                           }| {
-            let count = seen
-                .entry((packet.command(), neg.version, bytes.len()))
-                .or_default();
+        follow(file, &mut |Recorded { neg, header, packet, bytes, .. }| {
+            let count = seen.entry((packet.command(), neg.version, bytes.len())).or_default();
             *count += 1;
             if *count > 3 {
                 return;
@@ -288,10 +215,7 @@ fn wire_fuzz_targets_survive_damaged_captures() {
 
 fn fuzz_damaged(neg: &Negotiated, header: &Header, bytes: &[u8], random: &mut Bytes) {
     let same = |a: &Negotiated| a.version == neg.version && a.features == neg.features;
-    let pick = AGREEMENTS
-        .iter()
-        .position(same)
-        .expect("recorded agreements are in the list") as u8;
+    let pick = AGREEMENTS.iter().position(same).expect("recorded agreements are in the list") as u8;
     let mut damaged = vec![pick];
     damaged.extend_from_slice(bytes);
     for _ in 0..1 + random.number() % 3 {

@@ -55,25 +55,13 @@ pub(crate) struct Conversation {
 impl Conversation {
     /// Takes a segment and calls `each` with the packets that it completes.
     pub(crate) fn take(&mut self, segment: Segment, each: &mut impl FnMut(Recorded<'_>)) {
-        let Segment {
-            frame,
-            flow,
-            connection,
-            bytes,
-        } = segment;
-        let stream = self
-            .streams
-            .get(&connection)
-            .copied()
-            .unwrap_or(Stream::Data);
-        let direction = self
-            .directions
-            .entry((connection, flow))
-            .or_insert_with(|| Direction {
-                framer: Framer::new(stream),
-                bytes: Vec::new(),
-                payload: 0,
-            });
+        let Segment { frame, flow, connection, bytes } = segment;
+        let stream = self.streams.get(&connection).copied().unwrap_or(Stream::Data);
+        let direction = self.directions.entry((connection, flow)).or_insert_with(|| Direction {
+            framer: Framer::new(stream),
+            bytes: Vec::new(),
+            payload: 0,
+        });
         direction.bytes.extend_from_slice(&bytes);
         while let Some((consumed, packet)) = self.next(frame, connection, flow, each) {
             let direction = self.directions.get_mut(&(connection, flow)).unwrap();
@@ -109,14 +97,7 @@ impl Conversation {
             let start = &direction.bytes[..direction.bytes.len().min(64)];
             panic!("frame {frame}, {flow:?}: {error}: {start:02x?}")
         });
-        let Progress::Packet {
-            consumed,
-            header,
-            packet,
-            digest_len,
-            payload_len,
-        } = progress
-        else {
+        let Progress::Packet { consumed, header, packet, digest_len, payload_len } = progress else {
             return None;
         };
         direction.payload = payload_len;
@@ -174,9 +155,7 @@ impl Conversation {
         };
         let neg = negotiate(own, peer).unwrap();
         for flow in [flow, (flow.1, flow.0)] {
-            self.directions
-                .entry((connection, flow))
-                .and_modify(|d| d.framer.set_negotiated(neg));
+            self.directions.entry((connection, flow)).and_modify(|d| d.framer.set_negotiated(neg));
         }
         let control: Vec<usize> = self
             .streams
@@ -185,22 +164,14 @@ impl Conversation {
             .map(|(&connection, _)| connection)
             .collect();
         let pair = |f: &Flow| (f.0.0, f.1.0) == (from, to) || (f.0.0, f.1.0) == (to, from);
-        let known: Vec<_> = self
-            .directions
-            .keys()
-            .copied()
-            .filter(|(_, f)| pair(f))
-            .collect();
+        let known: Vec<_> = self.directions.keys().copied().filter(|(_, f)| pair(f)).collect();
         for (connection, flow) in known.into_iter().filter(|(c, _)| control.contains(c)) {
             for flow in [flow, (flow.1, flow.0)] {
-                let direction = self
-                    .directions
-                    .entry((connection, flow))
-                    .or_insert_with(|| Direction {
-                        framer: Framer::new(Stream::Control),
-                        bytes: Vec::new(),
-                        payload: 0,
-                    });
+                let direction = self.directions.entry((connection, flow)).or_insert_with(|| Direction {
+                    framer: Framer::new(Stream::Control),
+                    bytes: Vec::new(),
+                    payload: 0,
+                });
                 if *direction.framer.negotiated() == Negotiated::INITIAL {
                     direction.framer.set_negotiated(neg);
                 }

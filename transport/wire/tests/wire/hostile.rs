@@ -38,11 +38,7 @@ impl Bytes {
         (0..len)
             .map(|_| {
                 let n = self.number();
-                if sparse > 0 && !n.is_multiple_of(4) {
-                    (n >> 8 & 1) as u8
-                } else {
-                    (n >> 16) as u8
-                }
+                if sparse > 0 && !n.is_multiple_of(4) { (n >> 8 & 1) as u8 } else { (n >> 16) as u8 }
             })
             .collect()
     }
@@ -86,24 +82,11 @@ proptest! {
     }
 }
 
-const V124: Negotiated = Negotiated {
-    version: 124,
-    features: Features::DRBD_93,
-    ..Negotiated::INITIAL
-};
-const V101: Negotiated = Negotiated {
-    version: 101,
-    features: Features::DRBD_84,
-    ..Negotiated::INITIAL
-};
+const V124: Negotiated = Negotiated { version: 124, features: Features::DRBD_93, ..Negotiated::INITIAL };
+const V101: Negotiated = Negotiated { version: 101, features: Features::DRBD_84, ..Negotiated::INITIAL };
 
 /// What a framer says to a header100 with this command and body.
-fn framed(
-    stream: Stream,
-    neg: Negotiated,
-    command: u16,
-    body: &[u8],
-) -> Result<Packet, DecodeError> {
+fn framed(stream: Stream, neg: Negotiated, command: u16, body: &[u8]) -> Result<Packet, DecodeError> {
     let mut bytes = vec![0x86, 0x20, 0xec, 0x20, 0, 0];
     bytes.extend_from_slice(&command.to_be_bytes());
     bytes.extend_from_slice(&(body.len() as u32).to_be_bytes());
@@ -121,9 +104,7 @@ fn framed(
 fn block(sector: u64, words: &[u32]) -> Vec<u8> {
     let mut body = sector.to_be_bytes().to_vec();
     body.extend_from_slice(&[7; 8]);
-    words
-        .iter()
-        .for_each(|w| body.extend_from_slice(&w.to_be_bytes()));
+    words.iter().for_each(|w| body.extend_from_slice(&w.to_be_bytes()));
     body
 }
 
@@ -132,127 +113,49 @@ fn wire_breaches_have_names() {
     use DecodeError as E;
     use Stream::{Control, Data};
     let v124 = |stream, command, body: &[u8]| framed(stream, V124, command, body);
-    assert_eq!(
-        v124(Data, 0x77, &[]),
-        Err(E::UnknownCommand { command: 0x77 })
-    );
+    assert_eq!(v124(Data, 0x77, &[]), Err(E::UnknownCommand { command: 0x77 }));
     assert_eq!(v124(Data, 0x05, &[]), Err(E::UnknownCommand { command: 5 }));
-    assert!(matches!(
-        v124(Data, 0x13, &[]),
-        Err(E::WrongStream { name: "P_PING", .. })
-    ));
-    assert!(matches!(
-        v124(Control, 0x07, &[]),
-        Err(E::WrongStream { .. })
-    ));
-    assert!(matches!(
-        v124(Control, 0x13, &[0]),
-        Err(E::BadLength { max: 0, .. })
-    ));
-    assert!(matches!(
-        v124(Data, 0x0c, &[0; 48]),
-        Err(E::WrongVersion {
-            name: "P_UUIDS",
-            ..
-        })
-    ));
-    assert!(matches!(
-        v124(Data, 0xfff2, &[]),
-        Err(E::WrongVersion { .. })
-    ));
-    assert!(matches!(
-        framed(Data, V101, 0x42, &[0; 40]),
-        Err(E::WrongVersion { .. })
-    ));
-    assert!(matches!(
-        framed(Data, V101, 0x58, &[0; 4]),
-        Err(E::MissingFeature { .. })
-    ));
-    assert!(matches!(
-        framed(Data, Negotiated::INITIAL, 0x0b, &[0; 25]),
-        Err(E::WrongVersion { .. })
-    ));
+    assert!(matches!(v124(Data, 0x13, &[]), Err(E::WrongStream { name: "P_PING", .. })));
+    assert!(matches!(v124(Control, 0x07, &[]), Err(E::WrongStream { .. })));
+    assert!(matches!(v124(Control, 0x13, &[0]), Err(E::BadLength { max: 0, .. })));
+    assert!(matches!(v124(Data, 0x0c, &[0; 48]), Err(E::WrongVersion { name: "P_UUIDS", .. })));
+    assert!(matches!(v124(Data, 0xfff2, &[]), Err(E::WrongVersion { .. })));
+    assert!(matches!(framed(Data, V101, 0x42, &[0; 40]), Err(E::WrongVersion { .. })));
+    assert!(matches!(framed(Data, V101, 0x58, &[0; 4]), Err(E::MissingFeature { .. })));
+    assert!(matches!(framed(Data, Negotiated::INITIAL, 0x0b, &[0; 25]), Err(E::WrongVersion { .. })));
     // Sizes.
-    assert!(matches!(
-        v124(Data, 0x09, &block(0, &[0, 0])),
-        Err(E::BadSize { .. })
-    ));
-    assert!(matches!(
-        v124(Data, 0x09, &block(0, &[513, 0])),
-        Err(E::BadSize { .. })
-    ));
-    assert!(matches!(
-        v124(Data, 0x09, &block(0, &[(1 << 20) + 512, 0])),
-        Err(E::BadSize { .. })
-    ));
+    assert!(matches!(v124(Data, 0x09, &block(0, &[0, 0])), Err(E::BadSize { .. })));
+    assert!(matches!(v124(Data, 0x09, &block(0, &[513, 0])), Err(E::BadSize { .. })));
+    assert!(matches!(v124(Data, 0x09, &block(0, &[(1 << 20) + 512, 0])), Err(E::BadSize { .. })));
     assert!(v124(Data, 0x09, &block(0, &[1 << 20, 0])).is_ok());
-    assert!(matches!(
-        v124(Data, 0x31, &block(0, &[0, 0, (128 << 20) + 512])),
-        Err(E::BadSize { .. })
-    ));
+    assert!(matches!(v124(Data, 0x31, &block(0, &[0, 0, (128 << 20) + 512])), Err(E::BadSize { .. })));
     assert!(v124(Data, 0x31, &block(0, &[0, 0, 128 << 20])).is_ok());
-    assert!(matches!(
-        v124(Data, 0x09, &block(1 << 54, &[512, 0])),
-        Err(E::BadSector { .. })
-    ));
-    assert!(matches!(
-        v124(Data, 0x09, &block(u64::MAX, &[512, 0])),
-        Err(E::BadSector { .. })
-    ));
+    assert!(matches!(v124(Data, 0x09, &block(1 << 54, &[512, 0])), Err(E::BadSector { .. })));
+    assert!(matches!(v124(Data, 0x09, &block(u64::MAX, &[512, 0])), Err(E::BadSector { .. })));
     // Data: whole sectors, at most 1 MiB, empty only with a flush.
     let mut write = block(0, &[1, 0]);
-    assert!(matches!(
-        v124(Data, 0x00, &write),
-        Err(E::BadSize { size: 0, .. })
-    ));
+    assert!(matches!(v124(Data, 0x00, &write), Err(E::BadSize { size: 0, .. })));
     write[23] = 32;
     assert!(v124(Data, 0x00, &write).is_ok());
     write.extend_from_slice(&[0; 100]);
-    assert!(matches!(
-        v124(Data, 0x00, &write),
-        Err(E::BadSize { size: 100, .. })
-    ));
+    assert!(matches!(v124(Data, 0x00, &write), Err(E::BadSize { size: 100, .. })));
     write.resize(24 + (1 << 20) + 512, 0);
     assert!(matches!(v124(Data, 0x00, &write), Err(E::BadLength { .. })));
     // Contents.
-    assert!(matches!(
-        v124(Data, 0x0e, &[0, 0, 0, 3]),
-        Err(E::BadState(_))
-    ));
-    assert!(matches!(
-        v124(Data, 0x04, &[0; 9]),
-        Err(E::BadBitmapLength { len: 9 })
-    ));
-    assert!(matches!(
-        v124(Data, 0x04, &[0; 4088]),
-        Err(E::BadLength { .. })
-    ));
+    assert!(matches!(v124(Data, 0x0e, &[0, 0, 0, 3]), Err(E::BadState(_))));
+    assert!(matches!(v124(Data, 0x04, &[0; 9]), Err(E::BadBitmapLength { len: 9 })));
+    assert!(matches!(v124(Data, 0x04, &[0; 4088]), Err(E::BadLength { .. })));
     assert!(matches!(v124(Data, 0x0b, &[1; 26]), Err(E::BadName)));
-    assert!(matches!(
-        v124(Data, 0x43, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32]),
-        Err(E::BadNodeId { id: 32 })
-    ));
-    assert!(matches!(
-        v124(Data, 0x2e, &[0; 36]),
-        Err(E::BadTwopcFlags { flags: 0 })
-    ));
-    assert!(matches!(
-        v124(Control, 0x53, &block(0, &[512, 1, 3, 0])),
-        Err(E::BadVerdict { result: 3 })
-    ));
+    assert!(matches!(v124(Data, 0x43, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32]), Err(E::BadNodeId { id: 32 })));
+    assert!(matches!(v124(Data, 0x2e, &[0; 36]), Err(E::BadTwopcFlags { flags: 0 })));
+    assert!(matches!(v124(Control, 0x53, &block(0, &[512, 1, 3, 0])), Err(E::BadVerdict { result: 3 })));
     let mut uuids = [0; 48];
     uuids[39] = 3;
-    assert!(matches!(
-        v124(Data, 0x42, &uuids),
-        Err(E::BadBitmapUuids { .. })
-    ));
+    assert!(matches!(v124(Data, 0x42, &uuids), Err(E::BadBitmapUuids { .. })));
     uuids[39] = 1;
     assert!(v124(Data, 0x42, &uuids).is_ok());
     uuids[35] = 1;
-    assert!(matches!(
-        v124(Data, 0x42, &uuids),
-        Err(E::BadBitmapUuids { .. })
-    ));
+    assert!(matches!(v124(Data, 0x42, &uuids), Err(E::BadBitmapUuids { .. })));
 }
 
 #[test]
@@ -260,46 +163,20 @@ fn wire_header_formats_are_bound_to_versions_on_the_data_stream_only() {
     let unplug = [0x83, 0x74, 2, 0x67, 0, 7, 0, 0];
     let mut framer = Framer::new(Stream::Data);
     framer.set_negotiated(V124);
-    assert!(matches!(
-        framer.next(&unplug),
-        Err(DecodeError::WrongHeaderFormat { .. })
-    ));
-    framer.set_negotiated(Negotiated {
-        version: 94,
-        ..Negotiated::INITIAL
-    });
+    assert!(matches!(framer.next(&unplug), Err(DecodeError::WrongHeaderFormat { .. })));
+    framer.set_negotiated(Negotiated { version: 94, ..Negotiated::INITIAL });
     assert!(framer.next(&unplug).is_ok());
     let unplug95 = [0x83, 0x5a, 0, 7, 0, 0, 0, 0];
-    assert!(matches!(
-        framer.next(&unplug95),
-        Err(DecodeError::WrongHeaderFormat { .. })
-    ));
-    framer.set_negotiated(Negotiated {
-        version: 96,
-        ..Negotiated::INITIAL
-    });
+    assert!(matches!(framer.next(&unplug95), Err(DecodeError::WrongHeaderFormat { .. })));
+    framer.set_negotiated(Negotiated { version: 96, ..Negotiated::INITIAL });
     assert!(framer.next(&unplug).is_ok() && framer.next(&unplug95).is_ok());
     // A ping may overtake the feature packet.
-    let ping = [
-        0x86, 0x20, 0xec, 0x20, 0xff, 0xff, 0, 0x13, 0, 0, 0, 0, 0, 0, 0, 0,
-    ];
+    let ping = [0x86, 0x20, 0xec, 0x20, 0xff, 0xff, 0, 0x13, 0, 0, 0, 0, 0, 0, 0, 0];
     let mut framer = Framer::new(Stream::Control);
-    assert!(matches!(
-        framer.next(&ping),
-        Ok(Progress::Packet {
-            packet: Packet::Ping,
-            ..
-        })
-    ));
+    assert!(matches!(framer.next(&ping), Ok(Progress::Packet { packet: Packet::Ping, .. })));
     framer.set_negotiated(V124);
     let ping = [0x83, 0x74, 2, 0x67, 0, 0x13, 0, 0];
-    assert!(matches!(
-        framer.next(&ping),
-        Ok(Progress::Packet {
-            packet: Packet::Ping,
-            ..
-        })
-    ));
+    assert!(matches!(framer.next(&ping), Ok(Progress::Packet { packet: Packet::Ping, .. })));
 }
 
 #[test]

@@ -97,14 +97,8 @@ fn tcp(frame: &[u8]) -> Option<Tcp<'_>> {
 /// Calls `each` with the segments of a recording in the order of time.
 pub(crate) fn read(path: &Path, mut each: impl FnMut(Segment)) {
     let mut file = Vec::new();
-    GzDecoder::new(File::open(path).unwrap())
-        .read_to_end(&mut file)
-        .unwrap();
-    assert_eq!(
-        file[..4],
-        [0xd4, 0xc3, 0xb2, 0xa1],
-        "{path:?} is no little endian pcap"
-    );
+    GzDecoder::new(File::open(path).unwrap()).read_to_end(&mut file).unwrap();
+    assert_eq!(file[..4], [0xd4, 0xc3, 0xb2, 0xa1], "{path:?} is no little endian pcap");
     let mut halves: BTreeMap<Flow, Half> = BTreeMap::new();
     let mut connections = 0;
     let (mut at, mut frame) = (24, 0);
@@ -117,10 +111,7 @@ pub(crate) fn read(path: &Path, mut each: impl FnMut(Segment)) {
         let back = (tcp.flow.1, tcp.flow.0);
         if tcp.syn {
             let first = tcp.sequence.wrapping_add(1);
-            if halves
-                .get(&tcp.flow)
-                .is_some_and(|half| half.first == first)
-            {
+            if halves.get(&tcp.flow).is_some_and(|half| half.first == first) {
                 continue;
             }
             let connection = if tcp.ack {
@@ -133,12 +124,7 @@ pub(crate) fn read(path: &Path, mut each: impl FnMut(Segment)) {
                 halves.remove(&back);
                 connections
             };
-            let half = Half {
-                connection,
-                first,
-                next: first,
-                early: BTreeMap::new(),
-            };
+            let half = Half { connection, first, next: first, early: BTreeMap::new() };
             halves.insert(tcp.flow, half);
         } else if !tcp.data.is_empty() {
             let Some(half) = halves.get_mut(&tcp.flow) else {
@@ -151,12 +137,7 @@ pub(crate) fn read(path: &Path, mut each: impl FnMut(Segment)) {
             }
             let bytes = half.take(tcp.sequence, tcp.data);
             if !bytes.is_empty() {
-                each(Segment {
-                    frame,
-                    flow: tcp.flow,
-                    connection,
-                    bytes,
-                });
+                each(Segment { frame, flow: tcp.flow, connection, bytes });
             }
         }
     }

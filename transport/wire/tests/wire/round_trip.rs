@@ -21,27 +21,15 @@ fn framer(sent: &Sent) -> Framer {
 fn check_round_trip(sent: &Sent) {
     let bytes = sent.encode();
     assert!(bytes.len() <= MAX_PREFIX_BYTES);
-    let progress = framer(sent)
-        .next(&bytes)
-        .unwrap_or_else(|e| panic!("{sent:?}: {e}"));
-    let Progress::Packet {
-        consumed,
-        header,
-        packet,
-        digest_len,
-        payload_len,
-    } = progress
-    else {
+    let progress = framer(sent).next(&bytes).unwrap_or_else(|e| panic!("{sent:?}: {e}"));
+    let Progress::Packet { consumed, header, packet, digest_len, payload_len } = progress else {
         panic!("{sent:?}: {progress:?}")
     };
     assert_eq!(consumed, bytes.len());
     assert_eq!((&packet, payload_len), (&sent.packet, sent.payload_len));
     assert_eq!(bytes[consumed - digest_len..], sent.digest);
     assert_eq!(header.volume(), sent.volume);
-    assert_eq!(
-        header.length as usize,
-        consumed - header.format.len() + payload_len
-    );
+    assert_eq!(header.length as usize, consumed - header.format.len() + payload_len);
 }
 
 fn check_cuts(sent: &Sent) {
@@ -53,10 +41,7 @@ fn check_cuts(sent: &Sent) {
     for cut in (0..bytes.len()).step_by(step).chain([bytes.len() - 1]) {
         match framer(sent).next(&bytes[..cut]) {
             Ok(Progress::NeedMore { at_least }) => {
-                assert!(
-                    cut < at_least && at_least <= bytes.len(),
-                    "{at_least} at {cut}"
-                );
+                assert!(cut < at_least && at_least <= bytes.len(), "{at_least} at {cut}");
             }
             other => panic!("{cut} of {} bytes: {other:?}", bytes.len()),
         }
@@ -109,19 +94,10 @@ fn wire_encoding_into_a_roomy_buffer_does_not_move_it() {
     let mut out = Vec::with_capacity(64 * 1024);
     let at = out.as_ptr();
     for command in commands() {
-        let neg = AGREEMENTS
-            .into_iter()
-            .find(|n| rule(command).unwrap().is_legal(n))
-            .unwrap();
+        let neg = AGREEMENTS.into_iter().find(|n| rule(command).unwrap().is_legal(n)).unwrap();
         let sent = sent(command, neg).new_tree(&mut runner).unwrap().current();
         out.clear();
-        sent.packet.encode_with_digest(
-            &sent.neg,
-            sent.volume,
-            &sent.digest,
-            sent.payload_len,
-            &mut out,
-        );
+        sent.packet.encode_with_digest(&sent.neg, sent.volume, &sent.digest, sent.payload_len, &mut out);
         assert_eq!((out.as_ptr(), out.capacity()), (at, 64 * 1024));
     }
 }

@@ -24,13 +24,7 @@ pub(crate) struct Sent {
 
 impl Sent {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let Sent {
-            neg,
-            volume,
-            packet,
-            digest,
-            payload_len,
-        } = self;
+        let Sent { neg, volume, packet, digest, payload_len } = self;
         let mut out = Vec::new();
         packet.encode_with_digest(neg, *volume, digest, *payload_len, &mut out);
         out
@@ -61,23 +55,21 @@ pub(crate) fn sent(command: u16, neg: Negotiated) -> impl Strategy<Value = Sent>
     // 8 byte headers below 95 hold 64 KiB.
     let sectors = neg.max_bio_bytes() as usize / 512;
     let digest = vec(any::<u8>(), usize::from(neg.own_integrity_digest_len));
-    (packet(command, neg), volume, digest, 1..=sectors).prop_map(
-        move |(packet, volume, digest, sectors)| {
-            let payload_len = match packet {
-                Packet::Data(d) if d.dp_flags.contains(DpFlags::FLUSH) && sectors % 2 == 0 => 0,
-                Packet::Wsame(_) => 512 << (sectors % 4),
-                _ => 512 * sectors,
-            };
-            let bulk = packet.has_payload();
-            Sent {
-                neg,
-                volume,
-                payload_len: if bulk { payload_len } else { 0 },
-                digest: if bulk { digest } else { Vec::new() },
-                packet,
-            }
-        },
-    )
+    (packet(command, neg), volume, digest, 1..=sectors).prop_map(move |(packet, volume, digest, sectors)| {
+        let payload_len = match packet {
+            Packet::Data(d) if d.dp_flags.contains(DpFlags::FLUSH) && sectors % 2 == 0 => 0,
+            Packet::Wsame(_) => 512 << (sectors % 4),
+            _ => 512 * sectors,
+        };
+        let bulk = packet.has_payload();
+        Sent {
+            neg,
+            volume,
+            payload_len: if bulk { payload_len } else { 0 },
+            digest: if bulk { digest } else { Vec::new() },
+            packet,
+        }
+    })
 }
 
 fn packet(command: u16, neg: Negotiated) -> BoxedStrategy<Packet> {
@@ -87,9 +79,7 @@ fn packet(command: u16, neg: Negotiated) -> BoxedStrategy<Packet> {
             $strategy.prop_map(P::$variant).boxed()
         };
         ($strategy:expr, box $variant:ident) => {
-            $strategy
-                .prop_map(|body| P::$variant(Box::new(body)))
-                .boxed()
+            $strategy.prop_map(|body| P::$variant(Box::new(body))).boxed()
         };
     }
     match command {
@@ -102,9 +92,7 @@ fn packet(command: u16, neg: Negotiated) -> BoxedStrategy<Packet> {
         command::DATA => of!(data(), Data),
         command::DATA_REPLY => of!(data(), DataReply),
         command::RS_DATA_REPLY => of!(data(), RsDataReply),
-        command::BARRIER => any::<u32>()
-            .prop_map(|barrier| P::Barrier(Barrier { barrier }))
-            .boxed(),
+        command::BARRIER => any::<u32>().prop_map(|barrier| P::Barrier(Barrier { barrier })).boxed(),
         command::BITMAP => of!(plain_bitmap(neg), Bitmap),
         command::DATA_REQUEST => of!(block_req(), DataRequest),
         command::RS_DATA_REQUEST => of!(block_req(), RsDataRequest),
@@ -113,15 +101,10 @@ fn packet(command: u16, neg: Negotiated) -> BoxedStrategy<Packet> {
         command::UUIDS => of!(uuids(), box Uuids),
         command::SIZES => of!(sizes(neg), box Sizes),
         command::STATE => of!(state(neg), State),
-        command::SYNC_UUID => any::<u64>()
-            .prop_map(|uuid| P::SyncUuid(Uuid { uuid }))
-            .boxed(),
+        command::SYNC_UUID => any::<u64>().prop_map(|uuid| P::SyncUuid(Uuid { uuid })).boxed(),
         command::AUTH_CHALLENGE => of!(challenge(), AuthChallenge),
         command::AUTH_RESPONSE => {
-            of!(
-                digest().prop_map(|response| AuthResponse { response }),
-                AuthResponse
-            )
+            of!(digest().prop_map(|response| AuthResponse { response }), AuthResponse)
         }
         command::STATE_CHG_REQ => of!(req_state(), StateChgReq),
         command::RECV_ACK => of!(block_ack(), RecvAck),
@@ -151,9 +134,7 @@ fn packet(command: u16, neg: Negotiated) -> BoxedStrategy<Packet> {
         command::TWOPC_ABORT => of!(twopc(command, neg), box TwopcAbort),
         command::TWOPC_PREP_RSZ => of!(twopc(command, neg), box TwopcPrepRsz),
         command::TWOPC_COMMIT => of!(twopc(command, neg), box TwopcCommit),
-        command::DAGTAG => any::<u64>()
-            .prop_map(|dagtag| P::Dagtag(Dagtag { dagtag }))
-            .boxed(),
+        command::DAGTAG => any::<u64>().prop_map(|dagtag| P::Dagtag(Dagtag { dagtag })).boxed(),
         command::TRIM => of!(trim(), Trim),
         command::RS_THIN_REQ => of!(block_req(), RsThinReq),
         command::RS_DEALLOCATED => of!(block_desc(), RsDeallocated),
@@ -178,9 +159,9 @@ fn packet(command: u16, neg: Negotiated) -> BoxedStrategy<Packet> {
         command::RS_NEG_ACK => of!(block_ack(), RsNegAck),
         command::OV_RESULT_ID => of!(ov_result(), OvResultId),
         command::RS_DEALLOCATED_ID => of!(block_ack(), RsDeallocatedId),
-        command::FLUSH_REQUESTS => any::<u64>()
-            .prop_map(|flush_sequence| P::FlushRequests(FlushRequests { flush_sequence }))
-            .boxed(),
+        command::FLUSH_REQUESTS => {
+            any::<u64>().prop_map(|flush_sequence| P::FlushRequests(FlushRequests { flush_sequence })).boxed()
+        }
         command::FLUSH_FORWARD => of!(flush_forward(), FlushForward),
         command::FLUSH_REQUESTS_ACK => of!(flush_ack(), FlushRequestsAck),
         command::ENABLE_REPLICATION_NEXT => of!(enable(), EnableReplicationNext),
@@ -328,33 +309,11 @@ fn state(neg: Negotiated) -> impl Strategy<Value = State> {
     let disk = || (0..10_u8).prop_map(|n| DiskState::from_u8(n).unwrap());
     let word = (role(), role(), 0..24_u8, disk(), disk(), any::<[bool; 7]>());
     word.prop_map(move |(role, peer, conn, disk, pdsk, flags)| {
-        let [
-            susp,
-            aftr_isp,
-            peer_isp,
-            user_isp,
-            susp_nod,
-            susp_fen,
-            quorum,
-        ] = flags;
+        let [susp, aftr_isp, peer_isp, user_isp, susp_nod, susp_fen, quorum] = flags;
         let conn = ConnField::new(conn).unwrap();
-        let word = StateWord {
-            role,
-            peer,
-            conn,
-            disk,
-            pdsk,
-            susp,
-            aftr_isp,
-            peer_isp,
-            user_isp,
-            susp_nod,
-            susp_fen,
-            quorum,
-        };
-        State {
-            state: word.bits(neg.version),
-        }
+        let word =
+            StateWord { role, peer, conn, disk, pdsk, susp, aftr_isp, peer_isp, user_isp, susp_nod, susp_fen, quorum };
+        State { state: word.bits(neg.version) }
     })
 }
 
@@ -367,63 +326,34 @@ fn challenge() -> impl Strategy<Value = AuthChallenge> {
 
 fn plain_bitmap(neg: Negotiated) -> impl Strategy<Value = Bitmap> {
     let most = bitmap::max_plain_bytes(HeaderFormat::for_version(neg.version), 0) / 8;
-    (0..=most)
-        .prop_flat_map(|words| vec(any::<u8>(), 8 * words))
-        .prop_map(|words| Bitmap {
-            words: words.into(),
-        })
+    (0..=most).prop_flat_map(|words| vec(any::<u8>(), 8 * words)).prop_map(|words| Bitmap { words: words.into() })
 }
 
 fn compressed_bitmap(neg: Negotiated) -> impl Strategy<Value = CompressedBitmap> {
     let most = bitmap::max_code_bytes(HeaderFormat::for_version(neg.version));
-    (any::<u8>(), vec(any::<u8>(), 1..=most)).prop_map(|(encoding, code)| CompressedBitmap {
-        encoding,
-        code: code.into(),
-    })
+    (any::<u8>(), vec(any::<u8>(), 1..=most))
+        .prop_map(|(encoding, code)| CompressedBitmap { encoding, code: code.into() })
 }
 
 fn sync_param(neg: Negotiated) -> impl Strategy<Value = SyncParam> {
     (any::<u32>(), alg()).prop_map(move |(resync_rate, alg)| SyncParam {
         resync_rate,
-        verify_alg: if neg.version < 88 {
-            AlgName::default()
-        } else {
-            alg
-        },
+        verify_alg: if neg.version < 88 { AlgName::default() } else { alg },
     })
 }
 
 fn sync_param89(neg: Negotiated) -> impl Strategy<Value = SyncParam89> {
-    (any::<u32>(), alg(), alg(), any::<[u32; 4]>()).prop_map(
-        move |(resync_rate, verify_alg, csums_alg, numbers)| {
-            let numbers = if neg.version < 95 { [0; 4] } else { numbers };
-            let [c_plan_ahead, c_delay_target, c_fill_target, c_max_rate] = numbers;
-            let controller = SyncController {
-                c_plan_ahead,
-                c_delay_target,
-                c_fill_target,
-                c_max_rate,
-            };
-            SyncParam89 {
-                resync_rate,
-                verify_alg,
-                csums_alg,
-                controller,
-            }
-        },
-    )
+    (any::<u32>(), alg(), alg(), any::<[u32; 4]>()).prop_map(move |(resync_rate, verify_alg, csums_alg, numbers)| {
+        let numbers = if neg.version < 95 { [0; 4] } else { numbers };
+        let [c_plan_ahead, c_delay_target, c_fill_target, c_max_rate] = numbers;
+        let controller = SyncController { c_plan_ahead, c_delay_target, c_fill_target, c_max_rate };
+        SyncParam89 { resync_rate, verify_alg, csums_alg, controller }
+    })
 }
 
 fn protocol(neg: Negotiated) -> impl Strategy<Value = Protocol> {
     (any::<[u32; 6]>(), alg()).prop_map(move |(numbers, alg)| {
-        let [
-            protocol,
-            after_sb_0p,
-            after_sb_1p,
-            after_sb_2p,
-            conn_flags,
-            two_primaries,
-        ] = numbers;
+        let [protocol, after_sb_0p, after_sb_1p, after_sb_2p, conn_flags, two_primaries] = numbers;
         Protocol {
             protocol,
             after_sb_0p,
@@ -431,11 +361,7 @@ fn protocol(neg: Negotiated) -> impl Strategy<Value = Protocol> {
             after_sb_2p,
             conn_flags: ConnFlags(conn_flags),
             two_primaries,
-            integrity_alg: if neg.version < 87 {
-                AlgName::default()
-            } else {
-                alg
-            },
+            integrity_alg: if neg.version < 87 { AlgName::default() } else { alg },
         }
     })
 }
@@ -469,40 +395,33 @@ fn sizes(neg: Negotiated) -> impl Strategy<Value = Sizes> {
 }
 
 fn uuids() -> impl Strategy<Value = Uuids> {
-    any::<[u64; 6]>().prop_map(
-        |[current, bitmap, history0, history1, dirty_bits, flags]| Uuids {
-            current,
-            bitmap,
-            history0,
-            history1,
-            dirty_bits,
-            uuid_flags: UuidFlags(flags),
-        },
-    )
+    any::<[u64; 6]>().prop_map(|[current, bitmap, history0, history1, dirty_bits, flags]| Uuids {
+        current,
+        bitmap,
+        history0,
+        history1,
+        dirty_bits,
+        uuid_flags: UuidFlags(flags),
+    })
 }
 
 fn uuids110() -> impl Strategy<Value = Uuids110> {
     let bitmaps = vec((node(), any::<u64>()), 0..32);
-    (any::<[u64; 4]>(), bitmaps, vec(any::<u64>(), 0..64)).prop_map(
-        |(numbers, bitmaps, history)| {
-            let [current, dirty_bits, flags, node_mask] = numbers;
-            Uuids110 {
-                current,
-                dirty_bits,
-                uuid_flags: UuidFlags(flags),
-                node_mask: NodeMask(node_mask),
-                bitmap_uuids: bitmaps.into_iter().collect(),
-                history,
-            }
-        },
-    )
+    (any::<[u64; 4]>(), bitmaps, vec(any::<u64>(), 0..64)).prop_map(|(numbers, bitmaps, history)| {
+        let [current, dirty_bits, flags, node_mask] = numbers;
+        Uuids110 {
+            current,
+            dirty_bits,
+            uuid_flags: UuidFlags(flags),
+            node_mask: NodeMask(node_mask),
+            bitmap_uuids: bitmaps.into_iter().collect(),
+            history,
+        }
+    })
 }
 
 fn current_uuid() -> impl Strategy<Value = CurrentUuid> {
-    any::<[u64; 2]>().prop_map(|[uuid, weak]| CurrentUuid {
-        uuid,
-        weak_nodes: NodeMask(weak),
-    })
+    any::<[u64; 2]>().prop_map(|[uuid, weak]| CurrentUuid { uuid, weak_nodes: NodeMask(weak) })
 }
 
 fn twopc(command: u16, neg: Negotiated) -> impl Strategy<Value = TwopcRequest> {
@@ -512,10 +431,7 @@ fn twopc(command: u16, neg: Negotiated) -> impl Strategy<Value = TwopcRequest> {
     (numbers, nodes).prop_map(move |((tid, flags, [reach, a, b]), (initiator, target))| {
         let flags = TwopcFlags(if version_2 { flags & 0x7fff_ffff } else { 0 });
         let body = match command {
-            command::TWOPC_PREPARE => TwopcBody::Prepare {
-                mask: StateBits(a as u32),
-                val: StateBits(b as u32),
-            },
+            command::TWOPC_PREPARE => TwopcBody::Prepare { mask: StateBits(a as u32), val: StateBits(b as u32) },
             command::TWOPC_PREP_RSZ => TwopcBody::PrepareResize {
                 user_size: a,
                 dds_flags: DdsFlags(b as u16),
@@ -524,15 +440,9 @@ fn twopc(command: u16, neg: Negotiated) -> impl Strategy<Value = TwopcRequest> {
             command::TWOPC_ABORT => TwopcBody::Abort,
             _ if flags.contains(TwopcFlags::HAS_REACHABLE) => {
                 let (primary_nodes, reachable_nodes) = (NodeMask(a), NodeMask(b));
-                TwopcBody::CommitReachable {
-                    primary_nodes,
-                    reachable_nodes,
-                }
+                TwopcBody::CommitReachable { primary_nodes, reachable_nodes }
             }
-            _ => TwopcBody::Commit {
-                primary_nodes: NodeMask(a),
-                last: b,
-            },
+            _ => TwopcBody::Commit { primary_nodes: NodeMask(a), last: b },
         };
         TwopcRequest {
             tid,
@@ -582,6 +492,5 @@ fn digest() -> impl Strategy<Value = Digest> {
 }
 
 fn alg() -> impl Strategy<Value = AlgName> {
-    vec(b'!'..=b'~', 0..64)
-        .prop_map(|name| AlgName::new(std::str::from_utf8(&name).unwrap()).unwrap())
+    vec(b'!'..=b'~', 0..64).prop_map(|name| AlgName::new(std::str::from_utf8(&name).unwrap()).unwrap())
 }

@@ -11,9 +11,7 @@ struct Raw(BufReader<UnixStream>);
 impl Raw {
     fn connect(node: &FakeNode) -> Raw {
         let stream = UnixStream::connect(&node.socket).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         Raw(BufReader::new(stream))
     }
 
@@ -28,11 +26,7 @@ impl Raw {
 
 fn create(node: &FakeNode, dir: &Path, name: &str) -> Result<Done, ClientError> {
     let resource = Box::new(sample_resource(name, dir));
-    Client::connect(&node.socket)?.call(&Request::ResourceCreate {
-        resource,
-        secret: None,
-        force: false,
-    })
+    Client::connect(&node.socket)?.call(&Request::ResourceCreate { resource, secret: None, force: false })
 }
 
 fn failure<T: std::fmt::Debug>(result: Result<T, ClientError>) -> Failure {
@@ -68,10 +62,7 @@ fn control_malformed_requests_leave_the_client_connected() {
     }
     let deep = [b"[".repeat(100_000), b"\n".to_vec()].concat();
     assert!(raw.say(&deep).contains("error"));
-    assert!(
-        raw.say(b"{\"command\":\"version\"}\n")
-            .contains(r#""node-id":0"#)
-    );
+    assert!(raw.say(b"{\"command\":\"version\"}\n").contains(r#""node-id":0"#));
 }
 
 #[test]
@@ -81,10 +72,7 @@ fn control_an_endless_line_is_cut_off_and_others_go_on() {
     let mut raw = Raw::connect(&node);
     let answer = raw.say(&vec![b'x'; MAX_REQUEST_BYTES + 10]);
     assert!(answer.contains("at most"), "{answer}");
-    let version: Version = Client::connect(&node.socket)
-        .unwrap()
-        .call(&Request::Version)
-        .unwrap();
+    let version: Version = Client::connect(&node.socket).unwrap().call(&Request::Version).unwrap();
     assert_eq!(version.pid, std::process::id());
 }
 
@@ -92,9 +80,7 @@ fn control_an_endless_line_is_cut_off_and_others_go_on() {
 fn control_too_many_clients_are_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let node = FakeNode::start(dir.path()).unwrap();
-    let mut seated: Vec<Client> = (0..MAX_CLIENTS)
-        .map(|_| Client::connect(&node.socket).unwrap())
-        .collect();
+    let mut seated: Vec<Client> = (0..MAX_CLIENTS).map(|_| Client::connect(&node.socket).unwrap()).collect();
     for client in &mut seated {
         client.call::<Version>(&Request::Version).unwrap();
     }
@@ -104,10 +90,7 @@ fn control_too_many_clients_are_told_so() {
     // The place is free as soon as the server has noticed.
     let free = (0..100).any(|_| {
         thread::sleep(Duration::from_millis(10));
-        Client::connect(&node.socket)
-            .unwrap()
-            .call::<Version>(&Request::Version)
-            .is_ok()
+        Client::connect(&node.socket).unwrap().call::<Version>(&Request::Version).is_ok()
     });
     assert!(free);
 }
@@ -118,18 +101,10 @@ fn control_half_a_request_is_no_request() {
     let node = FakeNode::start(dir.path()).unwrap();
     create(&node, dir.path(), "r0").unwrap();
     let mut raw = Raw::connect(&node);
-    raw.0
-        .get_mut()
-        .write_all(b"{\"command\":\"resource-delete\",\"name\":\"r0\",\"wipe-metadata\":false}")
-        .unwrap();
+    raw.0.get_mut().write_all(b"{\"command\":\"resource-delete\",\"name\":\"r0\",\"wipe-metadata\":false}").unwrap();
     drop(raw);
     thread::sleep(Duration::from_millis(50));
-    assert_eq!(
-        status(&mut Client::connect(&node.socket).unwrap())
-            .resources
-            .len(),
-        1
-    );
+    assert_eq!(status(&mut Client::connect(&node.socket).unwrap()).resources.len(), 1);
 }
 
 #[test]
@@ -143,68 +118,28 @@ fn control_resource_lives_from_create_to_delete() {
 
     let mut client = Client::connect(&node.socket).unwrap();
     let seen = status(&mut client).resources.remove(0);
-    assert_eq!(
-        (seen.role.as_str(), seen.devices[0].disk_state.as_str()),
-        ("Secondary", "Inconsistent")
-    );
+    assert_eq!((seen.role.as_str(), seen.devices[0].disk_state.as_str()), ("Secondary", "Inconsistent"));
     assert_eq!(seen.connections[0].connection_state, "Connecting");
-    assert!(
-        seen.devices[0]
-            .export
-            .starts_with("nbd+unix:///r0/0?socket=/"),
-        "{}",
-        seen.devices[0].export
-    );
+    assert!(seen.devices[0].export.starts_with("nbd+unix:///r0/0?socket=/"), "{}", seen.devices[0].export);
 
     let name = || "r0".to_owned();
-    let refused = failure(client.call::<Done>(&Request::Promote {
-        name: name(),
-        force: false,
-    }));
+    let refused = failure(client.call::<Done>(&Request::Promote { name: name(), force: false }));
     assert_eq!((refused.kind, refused.code), (FailureKind::Refused, -2));
-    client
-        .call::<Done>(&Request::Promote {
-            name: name(),
-            force: true,
-        })
-        .unwrap();
-    let delete = Request::ResourceDelete {
-        name: name(),
-        wipe_metadata: true,
-    };
-    assert!(
-        failure(client.call::<Done>(&delete))
-            .message
-            .contains("zea demote r0")
-    );
+    client.call::<Done>(&Request::Promote { name: name(), force: true }).unwrap();
+    let delete = Request::ResourceDelete { name: name(), wipe_metadata: true };
+    assert!(failure(client.call::<Done>(&delete)).message.contains("zea demote r0"));
 
-    node.engine.edit("r0", |r0| {
-        (r0.devices[0].open, r0.devices[0].open_count) = (true, 2)
-    });
+    node.engine.edit("r0", |r0| (r0.devices[0].open, r0.devices[0].open_count) = (true, 2));
     let busy = failure(client.call::<Done>(&Request::Demote { name: name() }));
     assert_eq!((busy.kind, busy.code), (FailureKind::Refused, -12));
     assert!(busy.message.contains("2 NBD clients"), "{busy}");
-    assert_eq!(
-        failure(client.call::<Done>(&Request::Down { name: name() })).code,
-        -12
-    );
-    node.engine.edit("r0", |r0| {
-        (r0.devices[0].open, r0.devices[0].open_count) = (false, 0)
-    });
+    assert_eq!(failure(client.call::<Done>(&Request::Down { name: name() })).code, -12);
+    node.engine.edit("r0", |r0| (r0.devices[0].open, r0.devices[0].open_count) = (false, 0));
 
-    client
-        .call::<Done>(&Request::Demote { name: name() })
-        .unwrap();
+    client.call::<Done>(&Request::Demote { name: name() }).unwrap();
     client.call::<Done>(&delete).unwrap();
-    assert_eq!(
-        client.call::<Vec<Listed>>(&Request::ResourceList).unwrap(),
-        []
-    );
-    assert!(
-        failure(client.call::<Done>(&delete))
-            .message
-            .contains("No such resource")
-    );
+    assert_eq!(client.call::<Vec<Listed>>(&Request::ResourceList).unwrap(), []);
+    assert!(failure(client.call::<Done>(&delete)).message.contains("No such resource"));
     // The wiped file counts as empty.
     create(&node, dir.path(), "r0").unwrap();
 }
@@ -219,29 +154,10 @@ fn control_intent_survives_a_restart() {
         }
         let mut client = Client::connect(&node.socket).unwrap();
         let (name, peer) = ("r0".to_owned(), Some("bravo".to_owned()));
-        client
-            .call::<Done>(&Request::Disconnect {
-                name: name.clone(),
-                peer,
-                force: false,
-            })
-            .unwrap();
-        client
-            .call::<Done>(&Request::Detach {
-                name,
-                volume: Some(0),
-                force: false,
-            })
-            .unwrap();
-        client
-            .call::<Done>(&Request::Down { name: "r1".into() })
-            .unwrap();
-        client
-            .call::<Done>(&Request::Promote {
-                name: "r2".into(),
-                force: true,
-            })
-            .unwrap();
+        client.call::<Done>(&Request::Disconnect { name: name.clone(), peer, force: false }).unwrap();
+        client.call::<Done>(&Request::Detach { name, volume: Some(0), force: false }).unwrap();
+        client.call::<Done>(&Request::Down { name: "r1".into() }).unwrap();
+        client.call::<Done>(&Request::Promote { name: "r2".into(), force: true }).unwrap();
     }
     let node = FakeNode::start(dir.path()).unwrap();
     let mut client = Client::connect(&node.socket).unwrap();
@@ -252,17 +168,9 @@ fn control_intent_survives_a_restart() {
     assert_eq!(r0.devices[0].disk_state, "Diskless");
     assert_eq!(r2.role, "Secondary", "never promoted by itself");
     assert_eq!(r2.connections[0].connection_state, "Connecting");
-    let down = failure(client.call::<Done>(&Request::Promote {
-        name: "r1".into(),
-        force: false,
-    }));
-    assert!(
-        down.kind == FailureKind::Refused && down.message.contains("zea up r1"),
-        "{down}"
-    );
-    client
-        .call::<Done>(&Request::Up { name: "r1".into() })
-        .unwrap();
+    let down = failure(client.call::<Done>(&Request::Promote { name: "r1".into(), force: false }));
+    assert!(down.kind == FailureKind::Refused && down.message.contains("zea up r1"), "{down}");
+    client.call::<Done>(&Request::Up { name: "r1".into() }).unwrap();
     assert!(status(&mut client).down.is_empty());
 }
 
@@ -273,20 +181,12 @@ fn control_a_broken_file_does_not_stop_the_others() {
         let node = FakeNode::start(dir.path()).unwrap();
         create(&node, dir.path(), "r0").unwrap();
     }
-    std::fs::write(
-        dir.path().join("resources/r9.toml"),
-        "name = \"r9\"\nvolumes = 1\n",
-    )
-    .unwrap();
+    std::fs::write(dir.path().join("resources/r9.toml"), "name = \"r9\"\nvolumes = 1\n").unwrap();
     let node = FakeNode::start(dir.path()).unwrap();
     let mut client = Client::connect(&node.socket).unwrap();
     let seen = status(&mut client);
     assert_eq!((seen.resources.len(), seen.broken.len()), (1, 1));
-    assert!(
-        seen.broken[0].error.contains("r9.toml:2:1"),
-        "{}",
-        seen.broken[0].error
-    );
+    assert!(seen.broken[0].error.contains("r9.toml:2:1"), "{}", seen.broken[0].error);
     let message = failure(client.call::<Done>(&Request::Up { name: "r9".into() })).message;
     assert!(message.contains("r9.toml:2:1"), "{message}");
 }
@@ -298,12 +198,7 @@ fn control_apply_creates_and_changes() {
     let mut client = Client::connect(&node.socket).unwrap();
     let mut apply = |file: &crate::config::ResourceFile, secret: Option<&str>| {
         let secret = secret.map(|text| crate::api::Secret(text.into()));
-        client.call::<Done>(&Request::Apply {
-            file: "r0.toml".into(),
-            text: file.to_toml(),
-            secret,
-            force: false,
-        })
+        client.call::<Done>(&Request::Apply { file: "r0.toml".into(), text: file.to_toml(), secret, force: false })
     };
     let mut file = sample_resource("r0", dir.path());
     apply(&file, None).unwrap();
@@ -318,26 +213,12 @@ fn control_apply_creates_and_changes() {
     assert!(apply(&file, Some("other")).unwrap().notes[0].contains("next connect"));
     file.disk.al_extents = 127;
     let refused = failure(apply(&file, Some("other")));
-    assert!(
-        refused.kind == FailureKind::Refused && refused.message.contains("zea down r0"),
-        "{refused}"
-    );
-    Client::connect(&node.socket)
-        .unwrap()
-        .call::<Done>(&Request::Down { name: "r0".into() })
-        .unwrap();
+    assert!(refused.kind == FailureKind::Refused && refused.message.contains("zea down r0"), "{refused}");
+    Client::connect(&node.socket).unwrap().call::<Done>(&Request::Down { name: "r0".into() }).unwrap();
     apply(&file, Some("other")).unwrap();
-    let wrong = Request::Apply {
-        file: "x.toml".into(),
-        text: "nam = 1".into(),
-        secret: None,
-        force: false,
-    };
+    let wrong = Request::Apply { file: "x.toml".into(), text: "nam = 1".into(), secret: None, force: false };
     let wrong = failure(Client::connect(&node.socket).unwrap().call::<Done>(&wrong));
-    assert!(
-        wrong.kind == FailureKind::Usage && wrong.message.contains("x.toml:1:1"),
-        "{wrong}"
-    );
+    assert!(wrong.kind == FailureKind::Usage && wrong.message.contains("x.toml:1:1"), "{wrong}");
 }
 
 #[test]
@@ -348,16 +229,8 @@ fn control_two_resources_do_not_share_a_device() {
     let mut other = sample_resource("r1", dir.path());
     other.volumes[0].disk = dir.path().join("link");
     std::os::unix::fs::symlink(dir.path().join("r0.img"), dir.path().join("link")).unwrap();
-    let request = Request::ResourceCreate {
-        resource: Box::new(other),
-        secret: None,
-        force: true,
-    };
-    let refused = failure(
-        Client::connect(&node.socket)
-            .unwrap()
-            .call::<Done>(&request),
-    );
+    let request = Request::ResourceCreate { resource: Box::new(other), secret: None, force: true };
+    let refused = failure(Client::connect(&node.socket).unwrap().call::<Done>(&request));
     assert!(refused.message.contains("belongs to r0"), "{refused}");
     // What was refused leaves no trace.
     create(&node, dir.path(), "r1").unwrap();
@@ -369,11 +242,7 @@ fn control_events_give_the_state_and_then_changes() {
     let node = FakeNode::start(dir.path()).unwrap();
     create(&node, dir.path(), "r0").unwrap();
     let mut listener = Client::connect(&node.socket).unwrap();
-    listener
-        .stream(&Request::Events {
-            name: Some("r0".into()),
-        })
-        .unwrap();
+    listener.stream(&Request::Events { name: Some("r0".into()) }).unwrap();
     let mut dump = Vec::new();
     while dump.last() != Some(&Event::end_of_dump()) {
         dump.push(listener.next_event().unwrap());
@@ -391,32 +260,14 @@ fn control_events_give_the_state_and_then_changes() {
     );
     create(&node, dir.path(), "r1").unwrap();
     let mut client = Client::connect(&node.socket).unwrap();
-    client
-        .call::<Done>(&Request::Promote {
-            name: "r0".into(),
-            force: true,
-        })
-        .unwrap();
+    client.call::<Done>(&Request::Promote { name: "r0".into(), force: true }).unwrap();
     let change = listener.next_event().unwrap();
-    let role = EventBody::Resource {
-        role: Some("Primary".into()),
-    };
-    assert_eq!(
-        (change.action, change.name.as_str(), change.body),
-        (EventAction::Change, "r0", role)
-    );
+    let role = EventBody::Resource { role: Some("Primary".into()) };
+    assert_eq!((change.action, change.name.as_str(), change.body), (EventAction::Change, "r0", role));
     drop(listener);
     let mut unknown = Client::connect(&node.socket).unwrap();
-    unknown
-        .stream(&Request::Events {
-            name: Some("r7".into()),
-        })
-        .unwrap();
-    assert!(
-        failure(unknown.next_event())
-            .message
-            .contains("No such resource")
-    );
+    unknown.stream(&Request::Events { name: Some("r7".into()) }).unwrap();
+    assert!(failure(unknown.next_event()).message.contains("No such resource"));
 }
 
 #[test]
@@ -425,10 +276,7 @@ fn control_socket_is_private_and_stale_ones_are_replaced() {
     let socket = dir.path().join("control.sock");
     drop(UnixListener::bind(&socket).unwrap());
     let node = FakeNode::start(dir.path()).unwrap();
-    assert_eq!(
-        std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let error = bind(&socket, Duration::ZERO).unwrap_err().to_string();
     assert!(error.contains("another daemon"), "{error}");
     drop(node);
@@ -436,12 +284,7 @@ fn control_socket_is_private_and_stale_ones_are_replaced() {
     std::fs::write(&socket, "precious").unwrap();
     assert!(bind(&socket, Duration::ZERO).is_err());
     let long = dir.path().join("x".repeat(120));
-    assert!(
-        bind(&long, Duration::ZERO)
-            .unwrap_err()
-            .to_string()
-            .contains("107")
-    );
+    assert!(bind(&long, Duration::ZERO).unwrap_err().to_string().contains("107"));
 }
 
 #[test]

@@ -74,62 +74,31 @@ pub(crate) struct NbdConnection {
 
 impl NbdConnection {
     /// A client that was just accepted by shard number `shard`; its handshake has to be over by `give_up`.
-    pub(crate) fn accepted(
-        fd: OwnedFd,
-        directory: ExportDirectory,
-        shard: u16,
-        give_up: Time,
-    ) -> NbdConnection {
-        let phase = Phase::Handshake {
-            handshake: Handshake::new(),
-            directory,
-            shard,
-            give_up,
-        };
+    pub(crate) fn accepted(fd: OwnedFd, directory: ExportDirectory, shard: u16, give_up: Time) -> NbdConnection {
+        let phase = Phase::Handshake { handshake: Handshake::new(), directory, shard, give_up };
         let mut connection = NbdConnection::new(fd, phase, Receiver::new(NBD_STAGING_BYTES));
-        connection
-            .queue
-            .push_bytes(|out| out.extend_from_slice(&Handshake::GREETING));
+        connection.queue.push_bytes(|out| out.extend_from_slice(&Handshake::GREETING));
         connection
     }
 
     /// A client that comes from the shard that accepted it.
     pub(crate) fn adopted(arrived: Transmission) -> NbdConnection {
-        let Transmission {
-            fd,
-            negotiated,
-            rest,
-            open,
-        } = arrived;
+        let Transmission { fd, negotiated, rest, open } = arrived;
         let phase = transmission(&negotiated, open);
         NbdConnection::new(fd, phase, Receiver::with_bytes(NBD_STAGING_BYTES, &rest))
     }
 
     fn new(fd: OwnedFd, phase: Phase, receiver: Receiver) -> NbdConnection {
-        NbdConnection {
-            fd,
-            phase,
-            receiver,
-            queue: SendQueue::new(),
-            closing: false,
-            broken: false,
-        }
+        NbdConnection { fd, phase, receiver, queue: SendQueue::new(), closing: false, broken: false }
     }
 
     /// Feeds the handshake what arrived.
     fn negotiate(&mut self) {
-        while let Phase::Handshake {
-            handshake,
-            directory,
-            shard,
-            ..
-        } = &mut self.phase
-        {
+        while let Phase::Handshake { handshake, directory, shard, .. } = &mut self.phase {
             let (directory, shard) = (directory.clone(), *shard);
             let receiver = &mut self.receiver;
             let mut fed = Ok((0, Progress::NeedInput));
-            self.queue
-                .push_bytes(|out| fed = handshake.feed(&directory, receiver.unread(), out));
+            self.queue.push_bytes(|out| fed = handshake.feed(&directory, receiver.unread(), out));
             match fed {
                 Ok((consumed, progress)) => {
                     receiver.consume(consumed);
@@ -150,14 +119,9 @@ impl NbdConnection {
 
     fn ready(&mut self, negotiated: Negotiated, directory: &ExportDirectory, shard: u16) {
         // Asked again, because it may have changed since it was described.
-        let opened = directory
-            .find(&negotiated.export.name)
-            .map(|export| export.open());
+        let opened = directory.find(&negotiated.export.name).map(|export| export.open());
         let Some(Ok(open)) = opened else {
-            tracing::info!(
-                export = negotiated.export.name,
-                "NBD export became unusable during the handshake"
-            );
+            tracing::info!(export = negotiated.export.name, "NBD export became unusable during the handshake");
             return self.end();
         };
         self.phase = if open.export().shard == shard {
@@ -197,10 +161,7 @@ impl NbdConnection {
 }
 
 fn transmission(negotiated: &Negotiated, open: OpenExport) -> Phase {
-    Phase::Transmission {
-        requests: Requests::new(negotiated, open.export().volume),
-        open,
-    }
+    Phase::Transmission { requests: Requests::new(negotiated, open.export().volume), open }
 }
 
 impl FrontEnd for NbdConnection {
@@ -219,10 +180,7 @@ impl FrontEnd for NbdConnection {
             // A client may close its writing side and still read answers.
             Some(Moved::Closed) => self.end(),
             Some(Moved::Failed(errno)) => {
-                tracing::debug!(
-                    "NBD client lost: {}",
-                    std::io::Error::from_raw_os_error(errno)
-                );
+                tracing::debug!("NBD client lost: {}", std::io::Error::from_raw_os_error(errno));
                 self.break_off();
             }
         }
@@ -258,29 +216,15 @@ impl FrontEnd for NbdConnection {
         if self.broken {
             return;
         }
-        self.queue.submit(
-            ring,
-            pool,
-            self.fd.as_fd(),
-            Token::Front {
-                slot,
-                op: FrontOp::Send,
-            },
-        );
+        self.queue.submit(ring, pool, self.fd.as_fd(), Token::Front { slot, op: FrontOp::Send });
         let target = match &self.phase {
             Phase::Handshake { .. } => None,
-            Phase::Transmission { requests, .. } if requests.wants_input(&self.queue) => {
-                requests.target()
-            }
+            Phase::Transmission { requests, .. } if requests.wants_input(&self.queue) => requests.target(),
             _ => return,
         };
         if !self.closing && !self.receiver.in_flight() {
-            let token = Token::Front {
-                slot,
-                op: FrontOp::Receive,
-            };
-            self.receiver
-                .submit(ring, pool, self.fd.as_fd(), target, token);
+            let token = Token::Front { slot, op: FrontOp::Receive };
+            self.receiver.submit(ring, pool, self.fd.as_fd(), target, token);
         }
     }
 
@@ -299,9 +243,7 @@ impl FrontEnd for NbdConnection {
 
     fn resource(&self) -> Option<ResourceId> {
         match &self.phase {
-            Phase::Transmission { open, .. } | Phase::Leaving { open, .. } => {
-                Some(open.export().resource)
-            }
+            Phase::Transmission { open, .. } | Phase::Leaving { open, .. } => Some(open.export().resource),
             _ => None,
         }
     }
@@ -322,30 +264,16 @@ impl FrontEnd for NbdConnection {
     }
 
     fn bury(mut self: Box<Self>, pool: &mut Pool) {
-        assert!(
-            self.is_over(),
-            "a front end with operations under way was buried"
-        );
+        assert!(self.is_over(), "a front end with operations under way was buried");
         self.queue.clear(pool);
         match self.phase {
             Phase::Transmission { mut requests, .. } => requests.abandon(pool),
             Phase::Leaving { negotiated, open } => {
                 let rest = self.receiver.unread().to_vec();
                 let mail = open.export().mail.clone();
-                let leaving = Transmission {
-                    fd: self.fd,
-                    negotiated,
-                    rest,
-                    open,
-                };
+                let leaving = Transmission { fd: self.fd, negotiated, rest, open };
                 // A full mailbox closes the connection: waiting here would hold this shard up.
-                if mail
-                    .send(
-                        Message::AdoptNbd(Box::new(leaving)),
-                        std::time::Duration::ZERO,
-                    )
-                    .is_err()
-                {
+                if mail.send(Message::AdoptNbd(Box::new(leaving)), std::time::Duration::ZERO).is_err() {
                     tracing::warn!("NBD client dropped: the shard of its export does not keep up");
                 }
             }

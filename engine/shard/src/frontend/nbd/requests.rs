@@ -8,8 +8,8 @@ use slab::Slab;
 use zea_core::io::{BufId, IoError, Op, Payload, ReqId, Request};
 use zea_core::limits::{MAX_BIO_BYTES, MAX_DISCARD_BYTES};
 use zea_nbd::{
-    ERROR_LEN_MAX, Errno, Negotiated, Op as NbdOp, Parsed, Piece, Pieces, REPLY_LEN_MAX,
-    ReplyStyle, Request as NbdRequest, RequestParser, pieces,
+    ERROR_LEN_MAX, Errno, Negotiated, Op as NbdOp, Parsed, Piece, Pieces, REPLY_LEN_MAX, ReplyStyle,
+    Request as NbdRequest, RequestParser, pieces,
 };
 use zea_wire::ids::VolumeNr;
 
@@ -80,10 +80,7 @@ impl Requests {
     /// Requests that were not answered.
     pub(super) fn under_way(&self) -> usize {
         // A write whose payload never came is nobody's work any more once nothing of it is in the core.
-        let unfinished = self
-            .active
-            .as_ref()
-            .filter(|a| self.pending[a.key].left == self.still_to_come(a));
+        let unfinished = self.active.as_ref().filter(|a| self.pending[a.key].left == self.still_to_come(a));
         self.pending.len() - usize::from(unfinished.is_some())
     }
 
@@ -106,11 +103,7 @@ impl Requests {
         let active = self.active.as_ref()?;
         let piece = active.current?;
         let (buf, _) = self.pending[active.key].buffers[usize::from(active.index)]?;
-        Some(Target {
-            buf,
-            offset: active.filled,
-            len: piece.len - active.filled,
-        })
+        Some(Target { buf, offset: active.filled, len: piece.len - active.filled })
     }
 
     /// Payload arrived in place.
@@ -121,12 +114,7 @@ impl Requests {
         }
     }
 
-    pub(super) fn next(
-        &mut self,
-        pool: &mut Pool,
-        receiver: &mut Receiver,
-        queue: &mut SendQueue,
-    ) -> Next {
+    pub(super) fn next(&mut self, pool: &mut Pool, receiver: &mut Receiver, queue: &mut SendQueue) -> Next {
         loop {
             if self.active.is_some() {
                 return self.next_piece(pool, receiver);
@@ -169,20 +157,12 @@ impl Requests {
             }
             // One piece without a range.
             NbdOp::Flush => pieces(0, 1, 1),
-            NbdOp::Trim | NbdOp::WriteZeroes => {
-                pieces(request.offset, request.len, MAX_DISCARD_BYTES)
-            }
+            NbdOp::Trim | NbdOp::WriteZeroes => pieces(request.offset, request.len, MAX_DISCARD_BYTES),
             NbdOp::Read | NbdOp::Write => {
                 let cut = pieces(request.offset, request.len, MAX_BIO_BYTES);
-                assert!(
-                    cut.len() <= MAX_BUFFERS,
-                    "the parser lets {} bytes through",
-                    request.len
-                );
+                assert!(cut.len() <= MAX_BUFFERS, "the parser lets {} bytes through", request.len);
                 for (slot, piece) in buffers.iter_mut().zip(cut.clone()) {
-                    *slot = pool
-                        .alloc(piece.len, Purpose::Request)
-                        .map(|buf| (buf, piece.len));
+                    *slot = pool.alloc(piece.len, Purpose::Request).map(|buf| (buf, piece.len));
                     if slot.is_none() {
                         release(pool, &mut buffers);
                         return false;
@@ -192,19 +172,8 @@ impl Requests {
             }
         };
         let left = cut.len() as u32;
-        let key = self.pending.insert(Pending {
-            request,
-            left,
-            error: None,
-            buffers,
-        });
-        self.active = Some(Active {
-            key,
-            pieces: cut,
-            current: None,
-            index: 0,
-            filled: 0,
-        });
+        let key = self.pending.insert(Pending { request, left, error: None, buffers });
+        self.active = Some(Active { key, pieces: cut, current: None, index: 0, filled: 0 });
         true
     }
 
@@ -215,24 +184,14 @@ impl Requests {
             active.current = active.pieces.next();
             active.filled = 0;
         }
-        let piece = active
-            .current
-            .expect("a request has pieces, and ends with its last one");
+        let piece = active.current.expect("a request has pieces, and ends with its last one");
         let pending = &self.pending[active.key];
         let request = pending.request;
-        let buffer = pending
-            .buffers
-            .get(usize::from(active.index))
-            .copied()
-            .flatten();
+        let buffer = pending.buffers.get(usize::from(active.index)).copied().flatten();
         if request.op == NbdOp::Write {
             let (buf, _) = buffer.expect("a write has all its buffers");
             if active.filled < piece.len {
-                let target = Target {
-                    buf,
-                    offset: active.filled,
-                    len: piece.len - active.filled,
-                };
+                let target = Target { buf, offset: active.filled, len: piece.len - active.filled };
                 let copied = receiver.copy_to(pool, target);
                 active.filled += copied;
                 self.parser.payload_taken(copied);
@@ -256,44 +215,22 @@ impl Requests {
                 NbdOp::Read => Op::Read,
                 NbdOp::Write => Op::Write,
                 NbdOp::Trim => Op::Discard,
-                NbdOp::WriteZeroes => Op::WriteZeroes {
-                    unmap: !request.flags.no_hole,
-                },
+                NbdOp::WriteZeroes => Op::WriteZeroes { unmap: !request.flags.no_hole },
                 NbdOp::Flush | NbdOp::Cache => Op::Flush,
             },
-            sector: if flush {
-                0
-            } else {
-                piece.offset / SECTOR_BYTES
-            },
+            sector: if flush { 0 } else { piece.offset / SECTOR_BYTES },
             len: if flush { 0 } else { piece.len },
-            payload: buffer.map(|(buf, len)| Payload {
-                buf: BufId(buf.0),
-                offset: 0,
-                len,
-            }),
+            payload: buffer.map(|(buf, len)| Payload { buf: BufId(buf.0), offset: 0, len }),
             fua: request.flags.fua,
         })
     }
 
     /// The core carried a piece out.
-    pub(super) fn answer(
-        &mut self,
-        pool: &mut Pool,
-        queue: &mut SendQueue,
-        local: u64,
-        result: Result<(), IoError>,
-    ) {
+    pub(super) fn answer(&mut self, pool: &mut Pool, queue: &mut SendQueue, local: u64, result: Result<(), IoError>) {
         let key = (local >> PIECE_BITS) as usize;
         let index = (local & ((1 << PIECE_BITS) - 1)) as usize;
         let pending = &mut self.pending[key];
-        let NbdRequest {
-            cookie,
-            op,
-            offset,
-            len: whole,
-            flags,
-        } = pending.request;
+        let NbdRequest { cookie, op, offset, len: whole, flags } = pending.request;
         pending.left -= 1;
         if let Err(e) = result {
             pending.error.get_or_insert(e);
@@ -301,14 +238,10 @@ impl Requests {
         let cut = op == NbdOp::Read && pieces(offset, whole, MAX_BIO_BYTES).len() > 1;
         let in_parts = self.style == ReplyStyle::Structured && !flags.df && cut;
         if op == NbdOp::Write || in_parts {
-            let (buf, len) = pending.buffers[index]
-                .take()
-                .expect("each piece is answered once");
+            let (buf, len) = pending.buffers[index].take().expect("each piece is answered once");
             if op == NbdOp::Read && result.is_ok() {
                 let at = piece_offset(offset, index);
-                self.reply(queue, |style, out| {
-                    style.encode_read_part(out, cookie, at, len)
-                });
+                self.reply(queue, |style, out| style.encode_read_part(out, cookie, at, len));
                 queue.push_payload(pool, buf, 0, len);
             }
             pool.release(buf);
@@ -320,20 +253,12 @@ impl Requests {
     }
 
     fn finish(&mut self, pool: &mut Pool, queue: &mut SendQueue, mut pending: Pending) {
-        let NbdRequest {
-            cookie,
-            op,
-            offset,
-            len,
-            ..
-        } = pending.request;
+        let NbdRequest { cookie, op, offset, len, .. } = pending.request;
         let has_data = pending.buffers.iter().any(Option::is_some);
         match pending.error {
             Some(e) => self.reply_error(queue, cookie, errno(e), &e.to_string()),
             None if op == NbdOp::Read && has_data => {
-                self.reply(queue, |style, out| {
-                    style.encode_read(out, cookie, offset, len)
-                });
+                self.reply(queue, |style, out| style.encode_read(out, cookie, offset, len));
                 for (buf, len) in pending.buffers.iter().flatten() {
                     queue.push_payload(pool, *buf, 0, *len);
                 }
@@ -370,11 +295,7 @@ impl Requests {
 /// Where piece number `index` of a request begins.
 fn piece_offset(offset: u64, index: usize) -> u64 {
     let max = u64::from(MAX_BIO_BYTES);
-    if index == 0 {
-        offset
-    } else {
-        (offset / max + index as u64) * max
-    }
+    if index == 0 { offset } else { (offset / max + index as u64) * max }
 }
 
 fn release(pool: &mut Pool, buffers: &mut [Option<(Buf, u32)>]) {
