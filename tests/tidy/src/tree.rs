@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Folders that hold what was built or recorded, or belong to other programs.
+/// What was built or recorded, or belongs to other programs; `.git` may be a folder or a file.
 const SKIPPED: [&str; 4] = ["target", ".git", "corpus", "artifacts"];
 
 /// The root of the repository.
@@ -25,10 +25,11 @@ pub fn files() -> Vec<PathBuf> {
             let entry = entry.expect("an entry of it");
             let kind = entry.file_type().expect("its type");
             let name = entry.file_name();
+            if SKIPPED.iter().any(|skipped| name == *skipped) {
+                continue;
+            }
             if kind.is_dir() {
-                if !SKIPPED.iter().any(|skipped| name == *skipped) {
-                    folders.push(entry.path());
-                }
+                folders.push(entry.path());
             } else if kind.is_file() {
                 let path = entry.path();
                 let path = path.strip_prefix(&root).expect("below the root");
