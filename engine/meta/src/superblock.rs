@@ -45,6 +45,19 @@ pub enum Format {
     Unknown,
 }
 
+impl std::fmt::Display for Format {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Format::None => "nothing, the block is all zeros",
+            Format::V07 => "DRBD meta data of version 0.7",
+            Format::V08 => "DRBD 8 meta data",
+            Format::V08Unclean => "DRBD 8.4 meta data of a node that was not shut down cleanly",
+            Format::V09 => "DRBD 9 meta data",
+            Format::Unknown => "something else",
+        })
+    }
+}
+
 /// Tells the format of the block at the place of a super block, from its magic alone.
 #[must_use]
 pub fn detect(block: &[u8]) -> Format {
@@ -72,7 +85,7 @@ pub enum MetaError {
     #[error("a super block has 4096 bytes, not {0}")]
     Length(usize),
     /// The block has not the magic that was looked for.
-    #[error("no meta data of the wanted format: found {0:?}")]
+    #[error("no meta data of this version at its place: found {0}")]
     Format(Format),
     /// `bm_max_peers` is not 1 to 31.
     #[error("bm_max_peers {0} is not in 1..=31")]
