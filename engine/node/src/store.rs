@@ -186,10 +186,13 @@ impl Store {
     /// # Errors
     /// A file cannot be removed.
     pub fn remove(&self, name: &str) -> Result<()> {
-        for path in [self.resource_path(name), self.intent_path(name), self.secret_path(name)] {
-            remove_if_there(&path)?;
-        }
-        Ok(())
+        remove_if_there(&self.resource_path(name))?;
+        // Before the secret goes: a resource that came back after a crash without it could not be read.
+        let dir = self.dir.join("resources");
+        let sync = File::open(&dir).and_then(|dir| dir.sync_all());
+        sync.with_context(|| format!("cannot write {}", dir.display()))?;
+        remove_if_there(&self.intent_path(name))?;
+        remove_if_there(&self.secret_path(name))
     }
 
     fn resource_path(&self, name: &str) -> PathBuf {
