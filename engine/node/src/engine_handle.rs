@@ -5,6 +5,7 @@
 
 mod convert;
 mod links;
+mod repeats;
 mod shards;
 
 use std::time::Duration;

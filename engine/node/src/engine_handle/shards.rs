@@ -22,6 +22,7 @@ use zea_wire::ids::{NodeId, VolumeNr};
 
 use super::convert::{self, Around};
 use super::links::Links;
+use super::repeats::Repeats;
 use super::{Command, Engine};
 use crate::api::{Event, EventAction, Failure, ResourceStatus, Secret};
 use crate::config::ResourceFile;
@@ -102,6 +103,7 @@ impl ShardEngine {
                 running: Arc::clone(&running),
                 stopping: Arc::clone(&stopping),
                 ended: ended.clone(),
+                repeats: Repeats::default(),
             };
             thread::Builder::new()
                 .name(format!("events-{index}"))
@@ -292,10 +294,11 @@ struct EventPump {
     running: Arc<Mutex<Running>>,
     stopping: Arc<AtomicBool>,
     ended: Sender<u16>,
+    repeats: Repeats,
 }
 
 impl EventPump {
-    fn run(self) {
+    fn run(mut self) {
         loop {
             match self.stream.next(EVENT_TICK) {
                 Ok(Some(event)) => self.hand_out(&event),
@@ -314,13 +317,21 @@ impl EventPump {
         }
     }
 
-    fn hand_out(&self, event: &ResourceEvent) {
+    fn hand_out(&mut self, event: &ResourceEvent) {
         let name = &event.name;
         if let CoreEvent::Notice { severity, text } = &event.event {
+            let mut again = String::new();
+            if *severity != Severity::Info {
+                match self.repeats.say(name, text, Instant::now()) {
+                    None => return,
+                    Some(0) => {}
+                    Some(held_back) => again = format!(" (and {held_back} times before)"),
+                }
+            }
             match severity {
-                Severity::Info => info!("{name}: {text}"),
-                Severity::Warning => warn!("{name}: {text}"),
-                Severity::Error => error!("{name}: {text}"),
+                Severity::Info => info!("{name}: {text}{again}"),
+                Severity::Warning => warn!("{name}: {text}{again}"),
+                Severity::Error => error!("{name}: {text}{again}"),
             }
         }
         let action =
