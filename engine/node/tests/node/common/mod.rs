@@ -33,11 +33,17 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts a daemon on `dir` and waits until it has started what was up before.
     pub(crate) fn spawn(id: u8, dir: &Path) -> Daemon {
+        Daemon::spawn_with(id, dir, &[])
+    }
+
+    /// [`Daemon::spawn`] with more options.
+    pub(crate) fn spawn_with(id: u8, dir: &Path, options: &[&str]) -> Daemon {
         std::fs::create_dir_all(dir).unwrap();
         let log = File::options().append(true).create(true).open(dir.join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_zead"))
             .args(["--node-id", &id.to_string(), "--state-dir"])
             .arg(dir)
+            .args(options)
             .env("RUST_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -64,8 +70,19 @@ impl Daemon {
         version.is_ok_and(|version| version.pid == self.child.id() && version.ready)
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Its control socket.
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.join("control.sock")
+    }
+
+    /// Where it lives.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The same process as at the start still runs.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// Carries out a request that may fail.
@@ -163,10 +180,16 @@ impl Daemon {
         data
     }
 
+    /// All that it said.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
     /// The end of its log.
     pub(crate) fn log_tail(&self) -> String {
-        let text = std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
+        let text = self.log();
+        // The tests ask all the time.
+        let lines: Vec<&str> = text.lines().filter(|line| !line.contains(": Status {")).collect();
         lines[lines.len().saturating_sub(60)..].join("\n")
     }
 }
@@ -182,7 +205,7 @@ impl Drop for Daemon {
 /// Some daemons with a directory of their own, and `r0` on all of them.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Daemon>,
-    addresses: Vec<SocketAddr>,
+    pub(crate) addresses: Vec<SocketAddr>,
     dir: tempfile::TempDir,
 }
 
@@ -203,6 +226,13 @@ impl Cluster {
             node.ok(&Request::ResourceCreate { resource, secret: None, force: false });
         }
         cluster
+    }
+
+    /// Creates `r0` on a node, changed by `edit`.
+    pub(crate) fn create(&self, id: u8, edit: impl FnOnce(&mut ResourceFile)) {
+        let mut resource = Box::new(self.resource(id));
+        edit(&mut resource);
+        self.nodes[usize::from(id)].ok(&Request::ResourceCreate { resource, secret: None, force: false });
     }
 
     /// [`Cluster::new`] with equal data everywhere; node 0 is Primary.
@@ -250,6 +280,19 @@ impl Cluster {
 /// All peers are connected.
 pub(crate) fn connected(status: &ResourceStatus) -> bool {
     status.connections.iter().all(|connection| connection.connection_state == "Connected")
+}
+
+/// Whether a test can do what it needs as root; where it cannot, that is said, and as root in CI it must.
+pub(crate) fn is_possible(what: &str, result: Result<(), String>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(why) => {
+            let must = std::env::var("CI").as_deref() == Ok("true") && rustix::process::geteuid().is_root();
+            assert!(!must, "{what}: {why}");
+            eprintln!("SKIPPED: {what}: {why}; this check did NOT run");
+            false
+        }
+    }
 }
 
 /// Promote `r0`.

@@ -1,12 +1,10 @@
 //! Whole nodes: real daemons, real disks and sockets, one machine.
 
-mod common;
-
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Cluster, Daemon, connected, demote, promote};
+use crate::common::{Cluster, Daemon, connected, demote, promote};
 use zea_node::api::{FailureKind, Request, ResourceStatus, Secret};
 use zea_node::config::Algorithm;
 

@@ -1,0 +1,8 @@
+//! Whole nodes: real daemons, real disks and sockets, one machine.
+
+mod bad_disk;
+mod bad_wire;
+mod clients;
+mod common;
+mod crashes;
+mod three_daemons;
