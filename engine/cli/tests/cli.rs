@@ -37,11 +37,16 @@ impl Lab {
     }
 
     fn create(&self, name: &str) {
+        let port = 7789 + u16::from(name == "r1");
+        self.ok(&self.create_line(name, port));
+    }
+
+    fn create_line(&self, name: &str, port: u16) -> String {
         let disk = self.dir.path().join(format!("{name}.img"));
-        self.ok(&format!(
-            "resource create {name} --node 0=alpha@127.0.0.1:7789 --node 1=bravo@127.0.0.2:7789 --volume 0={},size=4M",
+        format!(
+            "resource create {name} --node 0=alpha@127.0.0.1:{port} --node 1=bravo@127.0.0.2:{port} --volume 0={},size=4M",
             disk.display()
-        ));
+        )
     }
 }
 
@@ -72,6 +77,31 @@ fn cli_exit_codes_say_what_kind_of_end_it_was() {
     assert_eq!((code, message.as_str()), (5, "zea: r0: after 0 s still not there: r0/0 is Inconsistent\n"));
     let (code, message) = failure(&zea(&lab.dir.path().join("other.sock"), "status"));
     assert!(code == 4 && message.contains("is zead running"), "{code} {message}");
+}
+
+#[test]
+fn cli_resources_do_not_share_a_port_or_a_device() {
+    let lab = Lab::new();
+    lab.create("r0");
+    let (code, message) = lab.fails(&lab.create_line("r1", 7789));
+    assert!(code == 3 && message.contains("r0 has 127.0.0.1:7789 towards the same host"), "{code} {message}");
+    let (code, message) = lab.fails(&lab.create_line("r1", 7790).replace("r1.img", "r0.img"));
+    assert!(code == 3 && message.contains("belongs to r0"), "{code} {message}");
+    assert!(!lab.ok("status").contains("r1"), "nothing of it is left");
+    assert!(!lab.dir.path().join("r1.img").exists());
+    lab.create("r1");
+}
+
+#[test]
+fn cli_what_is_so_already_is_no_failure() {
+    let lab = Lab::new();
+    lab.create("r0");
+    let output = lab.zea("attach r0 0");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("r0/0 is attached already"), "{output:?}");
+    for line in ["connect r0", "disconnect r0", "disconnect r0", "demote r0", "up r0", "down r0", "down r0"] {
+        lab.ok(line);
+    }
 }
 
 #[test]

@@ -206,10 +206,12 @@ fn connection_of(resource: &mut ResourceStatus, peer: u8) -> Result<&mut Connect
 /// # Panics
 /// Never: the addresses are well formed.
 pub fn sample_resource(name: &str, dir: &Path) -> ResourceFile {
+    // Every resource needs a port of its own: r0 has 7789, r1 has 7790.
+    let port = 7789 + name.bytes().last().map_or(0, |byte| u16::from(byte.saturating_sub(b'0')));
     let peer = |id: u8, node: &str| Peer {
         id,
         name: node.into(),
-        address: format!("127.0.0.{}:7789", id + 1).parse().expect("an address"),
+        address: format!("127.0.0.{}:{port}", id + 1).parse().expect("an address"),
     };
     ResourceFile {
         name: name.into(),

@@ -61,8 +61,10 @@ impl Node {
         let status = self.engine.status(name).map_err(|failure| failure.about(name))?;
         let attached =
             |nr: u16| status.devices.iter().any(|device| device.volume == nr && device.disk_state != "Diskless");
+        let mut notes = Vec::new();
         for nr in volumes(&resource.saved(), volume)? {
-            if volume.is_none() && attached(nr) {
+            if attached(nr) {
+                notes.extend(volume.map(|nr| format!("{name}/{nr} is attached already")));
                 continue;
             }
             let volume = nr;
@@ -72,7 +74,7 @@ impl Node {
                 intent.detached.remove(&volume);
             })?;
         }
-        Ok(Done::default())
+        Ok(Done { notes })
     }
 
     pub(super) fn detach(&self, name: &str, volume: Option<u16>, force: bool) -> Result<Done, Failure> {

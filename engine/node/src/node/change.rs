@@ -1,5 +1,6 @@
 //! Resources come, change and go.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use tracing::info;
@@ -46,6 +47,7 @@ impl Node {
     fn make(&self, new: &Resource, force: bool) -> Result<Done, Failure> {
         let mut saved = new.saved();
         self.refuse_shared_devices(&saved.file)?;
+        self.refuse_shared_addresses(&saved.file)?;
         let notes = meta_device::prepare(&saved.file, self.id, force, |_| true)?;
         self.store.save(&mut saved).map_err(|error| Failure::failed(format!("{error:#}")))?;
         *lock(&new.saved) = saved.clone();
@@ -69,6 +71,26 @@ impl Node {
                 return Err(Failure::refused(
                     0,
                     format!("{path} belongs to {name}: give every volume a device of its own"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// DRBD's protocol has no resource name at its beginning: the addresses have to say which resource a call is for.
+    fn refuse_shared_addresses(&self, file: &ResourceFile) -> Result<(), Failure> {
+        let own = |file: &ResourceFile| file.node(self.id).map(|node| node.address.0);
+        let hosts =
+            |file: &ResourceFile| -> Vec<IpAddr> { file.peers(self.id).map(|peer| peer.address.0.ip()).collect() };
+        let (wanted, wanted_hosts) = (own(file), hosts(file));
+        for (name, other) in self.all() {
+            let other = other.saved().file;
+            let shared = name != file.name && own(&other) == wanted;
+            if let Some(address) = wanted.filter(|_| shared && hosts(&other).iter().any(|ip| wanted_hosts.contains(ip)))
+            {
+                return Err(Failure::refused(
+                    0,
+                    format!("{name} has {address} towards the same host: give every resource a port of its own"),
                 ));
             }
         }
@@ -113,6 +135,7 @@ impl Node {
         // that are not attached: this is how a new disk gets its meta data.
         if same_net || new.file.volumes != old.file.volumes || new.file.nodes != old.file.nodes {
             self.refuse_shared_devices(&new.file)?;
+            self.refuse_shared_addresses(&new.file)?;
             notes =
                 meta_device::prepare(&new.file, self.id, force, diskless).map_err(|failure| failure.about(&name))?;
         }
