@@ -57,3 +57,14 @@ pub fn decode(negotiated: &Negotiated, stream: usize, bytes: &[u8], payload_len:
         }
     }
 }
+
+/// Looks at the begin of a packet. Panics where the framer finds a packet in it, or an error: it has to wait for the rest.
+pub fn decode_part(negotiated: &Negotiated, stream: usize, bytes: &[u8]) {
+    let mut framer = Framer::new(if stream == 0 { Stream::Data } else { Stream::Control });
+    framer.set_negotiated(*negotiated);
+    match framer.next(bytes) {
+        Ok(Progress::NeedMore { at_least }) => assert!(at_least > bytes.len(), "the framer wants what it has"),
+        Ok(Progress::Packet { consumed, .. }) => assert_eq!(consumed, bytes.len(), "a packet beyond its bytes"),
+        Err(error) => panic!("the framer refuses the begin of a packet: {error}"),
+    }
+}

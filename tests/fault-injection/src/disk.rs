@@ -1,10 +1,11 @@
 //! A backing device: a tag for each data sector, real bytes in the meta-data region, a volatile cache in front of both.
 //!
 //! A completed write is visible at once and volatile until a flush (or its own FUA, `sync`) covers it. A crash keeps an
-//! arbitrary subset of the volatile writes, torn at 512 bytes for data, at 512 bytes or 4 KiB for meta data. Every effect
-//! happens at completion, and commands complete in any order: who needs an order has to wait for completions.
+//! arbitrary subset of the volatile writes, torn at 512 bytes or at 4 KiB. Every effect happens at completion, and
+//! commands complete in any order: who needs an order has to wait for completions. Sectors may turn unreadable until they
+//! are written again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use zea_core::io::{Backing, DiskCmd, DiskError, DiskTag, Payload};
 use zea_meta::placement::Placement;
@@ -31,8 +32,8 @@ pub struct DiskParams {
     pub meta_size_bytes: u64,
     /// Writes are volatile until flushed.
     pub volatile_cache: bool,
-    /// A crash tears meta-data blocks at 512 bytes, else at 4 KiB.
-    pub tear_meta_at_512: bool,
+    /// A crash tears writes at 512 bytes, else at 4 KiB.
+    pub tear_at_512: bool,
     /// Typical time of a command.
     pub latency_ns: u64,
     /// Discards reach the device.
@@ -65,6 +66,17 @@ enum Change {
     Data { sector: u64, tags: Vec<Tag> },
     Zero { sector: u64, sectors: u64 },
     Meta { block: u64, bytes: Block },
+}
+
+impl Change {
+    /// The data sectors that it writes.
+    fn sectors(&self) -> Option<std::ops::Range<u64>> {
+        match self {
+            Change::Data { sector, tags } => Some(*sector..sector + tags.len() as u64),
+            Change::Zero { sector, sectors } => Some(*sector..sector + sectors),
+            Change::Meta { .. } => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -102,15 +114,20 @@ pub struct Done {
 #[derive(Debug)]
 pub struct Disk {
     params: DiskParams,
+    /// What survives a loss of power, and what a read sees.
     stable_data: Vec<Tag>,
+    view_data: Vec<Tag>,
     stable_meta: BTreeMap<u64, Block>,
-    view_data: BTreeMap<u64, (u64, Tag)>,
-    view_meta: BTreeMap<u64, (u64, Block)>,
+    view_meta: BTreeMap<u64, Block>,
     cache: Vec<CachedWrite>,
     in_flight: BTreeMap<DiskTag, InFlight>,
     completed_writes: u64,
     /// Faults that are on.
     pub faults: DiskFaults,
+    /// Sectors that cannot be read until they are written.
+    pub latent: BTreeSet<u64>,
+    /// Commands take so many times as long.
+    pub slowness: u64,
 }
 
 impl Disk {
@@ -118,13 +135,15 @@ impl Disk {
     pub fn new(params: DiskParams) -> Disk {
         Disk {
             stable_data: vec![0; params.data_end_sector as usize],
+            view_data: vec![0; params.data_end_sector as usize],
             stable_meta: BTreeMap::new(),
-            view_data: BTreeMap::new(),
             view_meta: BTreeMap::new(),
             cache: Vec::new(),
             in_flight: BTreeMap::new(),
             completed_writes: 0,
             faults: DiskFaults::default(),
+            latent: BTreeSet::new(),
+            slowness: 1,
             params,
         }
     }
@@ -147,10 +166,7 @@ impl Disk {
 
     /// The value of a sector as a read sees it now.
     pub fn sector(&self, sector: u64) -> Tag {
-        match self.view_data.get(&sector) {
-            Some((_, tag)) => *tag,
-            None => self.stable_data[sector as usize],
-        }
+        self.view_data[sector as usize]
     }
 
     /// Bytes of the meta-data device as a read sees them now, in whole blocks.
@@ -160,22 +176,20 @@ impl Disk {
     }
 
     fn meta_block(&self, block: u64) -> [u8; 4096] {
-        match (self.view_meta.get(&block), self.stable_meta.get(&block)) {
-            (Some((_, bytes)), _) | (None, Some(bytes)) => **bytes,
-            (None, None) => [0; 4096],
-        }
+        self.view_meta.get(&block).map_or([0; 4096], |bytes| **bytes)
     }
 
     /// Writes meta data from outside of the world (`create-md`): stable at once.
     pub fn format_meta(&mut self, offset_bytes: u64, bytes: &[u8; 4096]) {
         assert_eq!(offset_bytes % BLOCK, 0);
-        self.view_meta.remove(&(offset_bytes / BLOCK));
+        self.view_meta.insert(offset_bytes / BLOCK, Box::new(*bytes));
         self.stable_meta.insert(offset_bytes / BLOCK, Box::new(*bytes));
     }
 
     /// Writes data from outside of the world: stable at once.
     pub fn preset(&mut self, sector: u64, tags: &[Tag]) {
         self.stable_data[sector as usize..][..tags.len()].copy_from_slice(tags);
+        self.view_data[sector as usize..][..tags.len()].copy_from_slice(tags);
     }
 
     /// Sectors of data.
@@ -243,7 +257,7 @@ impl Disk {
         let watermark = self.completed_writes;
         let old = self.in_flight.insert(tag, InFlight { cmd, tags, watermark });
         assert!(old.is_none(), "disk tag {tag:?} is used twice");
-        rng.delay_ns(self.params.latency_ns * factor)
+        rng.delay_ns(self.params.latency_ns * factor * self.slowness)
     }
 
     /// A command reaches its end: its effect happens now.
@@ -283,7 +297,10 @@ impl Disk {
     fn outcome(&self, cmd: &DiskCmd) -> Result<(), DiskError> {
         const EIO: DiskError = DiskError::Io(5);
         let f = self.faults;
-        match cmd {
+        let latent = |sector: u64, len: u32| self.latent.range(sector..sector + u64::from(len / 512)).next().is_some();
+        match *cmd {
+            DiskCmd::Read { sector, payload } if latent(sector, payload.len) => Err(EIO),
+            DiskCmd::ReadNew { sector, len } if latent(sector, len) => Err(EIO),
             DiskCmd::Read { .. } | DiskCmd::ReadNew { .. } if f.reads => Err(EIO),
             DiskCmd::Write { .. } | DiskCmd::Discard { .. } | DiskCmd::WriteZeroes { .. } if f.writes => Err(EIO),
             DiskCmd::Write { .. } | DiskCmd::WriteZeroes { .. } if f.no_space => Err(DiskError::NoSpace),
@@ -306,26 +323,21 @@ impl Disk {
     }
 
     fn sectors(&self, sector: u64, len: u32) -> Vec<Tag> {
-        (sector..sector + u64::from(len / 512)).map(|s| self.sector(s)).collect()
+        self.view_data[sector as usize..][..(len / 512) as usize].to_vec()
     }
 
     fn apply(&mut self, change: Change, stable: bool) {
         self.completed_writes += 1;
         let id = self.completed_writes;
-        if !self.params.volatile_cache {
-            make_stable(&mut self.stable_data, &mut self.stable_meta, &change);
-            return;
+        if let Some(range) = change.sectors()
+            && !self.latent.is_empty()
+        {
+            self.latent.retain(|s| !range.contains(s));
         }
-        match &change {
-            Change::Data { sector, tags } => {
-                self.view_data.extend((*sector..).zip(tags).map(|(s, t)| (s, (id, *t))));
-            }
-            Change::Zero { sector, sectors } => {
-                self.view_data.extend((*sector..sector + sectors).map(|s| (s, (id, 0))));
-            }
-            Change::Meta { block, bytes } => {
-                self.view_meta.insert(*block, (id, bytes.clone()));
-            }
+        write_to(&mut self.view_data, &mut self.view_meta, &change);
+        if !self.params.volatile_cache {
+            write_to(&mut self.stable_data, &mut self.stable_meta, &change);
+            return;
         }
         self.cache.push(CachedWrite { id, change, stable });
         if self.cache.len() > CACHE_WRITES_MAX {
@@ -336,29 +348,8 @@ impl Disk {
 
     /// Makes the volatile writes that `which` names stable.
     fn destage(&mut self, which: impl Fn(&CachedWrite) -> bool) {
-        let (out, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.cache).into_iter().partition(|w| which(w));
-        self.cache = keep;
-        for write in out {
-            make_stable(&mut self.stable_data, &mut self.stable_meta, &write.change);
-            self.forget_view(&write);
-        }
-    }
-
-    fn forget_view(&mut self, write: &CachedWrite) {
-        let data = match &write.change {
-            Change::Data { sector, tags } => *sector..sector + tags.len() as u64,
-            Change::Zero { sector, sectors } => *sector..sector + sectors,
-            Change::Meta { block, .. } => {
-                if self.view_meta.get(block).is_some_and(|(id, _)| *id == write.id) {
-                    self.view_meta.remove(block);
-                }
-                return;
-            }
-        };
-        for sector in data {
-            if self.view_data.get(&sector).is_some_and(|(id, _)| *id == write.id) {
-                self.view_data.remove(&sector);
-            }
+        for write in self.cache.extract_if(.., |w| which(w)) {
+            write_to(&mut self.stable_data, &mut self.stable_meta, &write.change);
         }
     }
 
@@ -380,11 +371,11 @@ impl Disk {
                 Vec::new()
             };
             for change in &survivors {
-                make_stable(&mut self.stable_data, &mut self.stable_meta, change);
+                write_to(&mut self.stable_data, &mut self.stable_meta, change);
             }
         }
-        self.view_data.clear();
-        self.view_meta.clear();
+        self.view_data.clone_from(&self.stable_data);
+        self.view_meta.clone_from(&self.stable_meta);
     }
 
     /// The process that gave the commands died: those in flight happen or not, nothing else is lost.
@@ -400,17 +391,21 @@ impl Disk {
 
     /// The parts of a torn write that survive, given what is stable so far.
     fn torn(&self, change: &Change, rng: &mut Stream) -> Vec<Change> {
+        let unit = if self.params.tear_at_512 { 1 } else { 8 };
         match change {
-            Change::Data { sector, tags } => (*sector..)
-                .zip(tags)
+            Change::Data { sector, tags } => split_at(*sector, tags.len() as u64, unit)
                 .filter(|_| rng.chance(500))
-                .map(|(sector, tag)| Change::Data { sector, tags: vec![*tag] })
+                .map(|part| {
+                    let first = (part.start - sector) as usize;
+                    let tags = tags[first..][..(part.end - part.start) as usize].to_vec();
+                    Change::Data { sector: part.start, tags }
+                })
                 .collect(),
-            Change::Zero { sector, sectors } => (*sector..sector + sectors)
+            Change::Zero { sector, sectors } => split_at(*sector, *sectors, unit)
                 .filter(|_| rng.chance(500))
-                .map(|sector| Change::Zero { sector, sectors: 1 })
+                .map(|part| Change::Zero { sector: part.start, sectors: part.end - part.start })
                 .collect(),
-            Change::Meta { block, bytes } if self.params.tear_meta_at_512 => {
+            Change::Meta { block, bytes } if self.params.tear_at_512 => {
                 let mut mixed = self.stable_meta.get(block).map_or([0; 4096], |b| **b);
                 for (new, old) in bytes.chunks(512).zip(mixed.chunks_mut(512)) {
                     if rng.chance(500) {
@@ -460,7 +455,17 @@ fn change_of(cmd: &DiskCmd, tags: &[Tag]) -> Option<Change> {
     }
 }
 
-fn make_stable(data: &mut [Tag], meta: &mut BTreeMap<u64, Block>, change: &Change) {
+/// A range in pieces that end at multiples of `unit`.
+fn split_at(first: u64, sectors: u64, unit: u64) -> impl Iterator<Item = std::ops::Range<u64>> {
+    let end = first + sectors;
+    let mut at = first;
+    std::iter::from_fn(move || {
+        let next = ((at / unit + 1) * unit).min(end);
+        (at < end).then(|| std::mem::replace(&mut at, next)..next)
+    })
+}
+
+fn write_to(data: &mut [Tag], meta: &mut BTreeMap<u64, Block>, change: &Change) {
     match change {
         Change::Data { sector, tags } => data[*sector as usize..][..tags.len()].copy_from_slice(tags),
         Change::Zero { sector, sectors } => data[*sector as usize..][..*sectors as usize].fill(0),

@@ -25,6 +25,7 @@ impl World {
         let now = self.now;
         self.trace.line(now, || format!("n{ix} crashes: {how:?}"));
         self.refresh(ix);
+        let witnesses = self.witnesses(ix);
         let pending = std::mem::take(&mut self.nodes[ix].requests);
         for (req, request) in pending {
             self.outcomes.insert(req, Outcome::Lost);
@@ -42,7 +43,7 @@ impl World {
         }
         let volatile = self.nodes[ix].disks.values().any(|d| d.params().volatile_cache);
         if lost_power && volatile {
-            self.model.node_crashed(ix);
+            self.model.node_crashed(ix, &witnesses);
         }
         self.net.forget_wants(ix);
         for id in self.net.links_of(ix) {
@@ -54,6 +55,12 @@ impl World {
         }
         self.nodes[ix].lose_memory();
         self.forget_node(ix);
+    }
+
+    /// Nodes that live on and are in sync with this one, in every volume.
+    fn witnesses(&self, ix: NodeIx) -> Vec<NodeIx> {
+        let others = (0..self.nodes.len()).filter(|o| *o != ix && self.nodes[*o].is_up());
+        others.filter(|o| self.nodes[ix].disks.keys().all(|v| self.mutually_in_sync(ix, *o, *v))).collect()
     }
 
     /// A node that is down starts after a while.
@@ -99,16 +106,42 @@ impl World {
     pub fn cut(&mut self, a: NodeIx, b: NodeIx) {
         let now = self.now;
         self.trace.line(now, || format!("cut n{a} n{b}"));
-        for id in self.net.set_cut(a, b, true) {
-            let Some(link) = self.net.link_mut(id) else {
+        self.net.set_cut(a, b, true);
+        self.break_links(a, b, &[a, b]);
+    }
+
+    /// The link between two nodes is reset; they may connect again at once.
+    pub fn reset_link(&mut self, a: NodeIx, b: NodeIx) {
+        let now = self.now;
+        self.trace.line(now, || format!("reset n{a} n{b}"));
+        self.break_links(a, b, &[a, b]);
+    }
+
+    /// The link between two nodes is gone, and only `a` learns it; `b` has its keepalive.
+    pub fn half_open(&mut self, a: NodeIx, b: NodeIx) {
+        let now = self.now;
+        self.trace.line(now, || format!("half-open: n{b} does not learn that its link to n{a} is gone"));
+        self.break_links(a, b, &[a]);
+    }
+
+    fn break_links(&mut self, a: NodeIx, b: NodeIx, who_learns: &[NodeIx]) {
+        for id in self.net.links_between(a, b) {
+            self.net.break_link(id, &mut self.net_rng);
+            let Some(link) = self.net.link(id) else {
                 continue;
             };
-            link.dead = true;
-            let open: Vec<NodeIx> = link.ends.iter().filter(|e| e.state != EndState::Closed).map(|e| e.node).collect();
-            for node in open {
+            let open = link.ends.iter().filter(|e| e.state != EndState::Closed && who_learns.contains(&e.node));
+            for node in open.map(|e| e.node).collect::<Vec<_>>() {
                 self.link_down_later(id, node, LinkLost::Network("connection reset".into()));
             }
         }
+    }
+
+    /// One direction of one stream takes so many times as long from now on.
+    pub fn slow_stream(&mut self, from: NodeIx, to: NodeIx, stream: usize, times: u64) {
+        let now = self.now;
+        self.trace.line(now, || format!("stream {stream} n{from} to n{to} takes {times} times as long"));
+        self.net.set_slow(from, to, stream, times);
     }
 
     /// Ends a cut and every stall between two nodes.
@@ -146,9 +179,33 @@ impl World {
         self.nodes[ix].disks.get_mut(&volume).expect("a volume of this node").faults = faults;
     }
 
+    /// A disk takes so many times as long from now on.
+    pub fn slow_disk(&mut self, ix: NodeIx, volume: VolumeNr, times: u64) {
+        self.nodes[ix].disks.get_mut(&volume).expect("a volume of this node").slowness = times;
+    }
+
+    /// Some sectors of a disk, from a part of the whole on, cannot be read until they are written.
+    pub fn make_unreadable(&mut self, ix: NodeIx, volume: VolumeNr, per_mille: u64, sectors: u64) {
+        let disk = self.nodes[ix].disks.get_mut(&volume).expect("a volume of this node");
+        let end = disk.data_sectors();
+        let first = end * per_mille / 1000;
+        disk.latent.extend(first..(first + sectors).min(end));
+    }
+
+    /// The clock of a node jumps forward.
+    pub fn jump_clock(&mut self, ix: NodeIx, ms: u64) {
+        let now = self.now;
+        self.trace.line(now, || format!("n{ix} clock jumps {ms} ms"));
+        self.nodes[ix].clock.offset_ns += ms * 1_000_000;
+        if self.nodes[ix].is_up() {
+            self.arm_timer(ix);
+        }
+    }
+
     /// Ends every fault; nodes that are down start.
     pub fn heal_all(&mut self) {
         let count = self.nodes.len();
+        self.net.all_fast();
         for a in 0..count {
             self.resume(a);
             for b in a + 1..count {
@@ -156,6 +213,8 @@ impl World {
             }
             for disk in self.nodes[a].disks.values_mut() {
                 disk.faults = DiskFaults::default();
+                disk.latent.clear();
+                disk.slowness = 1;
             }
             self.restart_in_ms(a, 10);
         }

@@ -8,16 +8,22 @@
 //!   `faults.rs`); what is checked is declared in `model.rs` and `checks.rs`.
 //! * Reference: `design.md` sections 2 and 6, `drbd/test-catalogue.md`.
 
+mod actions;
 pub mod checks;
 pub mod codec;
+pub mod coverage;
 pub mod disk;
+pub mod driver;
 pub mod faults;
 pub mod model;
 pub mod net;
 pub mod node;
+pub mod plan;
 pub mod pool;
 pub mod random;
+pub mod report;
 pub mod rng;
+pub mod runner;
 pub mod scenario;
 pub mod trace;
 pub mod workload;

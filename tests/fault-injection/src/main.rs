@@ -1,45 +1,72 @@
-//! `zea-sim`: random runs by seed. Prints one line that reproduces a failing seed.
+//! `zea-sim`: random runs by seed, on all cores. For a failing seed it prints one line that reproduces it, the last events,
+//! and the faults that are enough.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use zea_sim::random;
+use zea_sim::plan::Fault;
+use zea_sim::random::Run;
+use zea_sim::report::{Failure, capture};
+use zea_sim::runner::{self, Plan, Summary, median};
 use zea_sim::trace::Record;
 
-const USAGE: &str = "usage: zea-sim [--seeds N] [--seed S] [--nodes N] [--trace] [--keep-going]
+const USAGE: &str =
+    "usage: zea-sim [--seeds N] [--seed S] [--minutes M] [--nodes N] [--kinds K,K…] [--only F,F…] [--trace FILE]
+               [--keep-going]
   --seeds N     how many seeds to run (default 100)
   --seed S      the first seed (default 1)
-  --nodes N     nodes of each cluster, 2 to 8 (default: 2 or 3, by the seed)
-  --trace       print every event
+  --minutes M   no new seed after so many minutes
+  --nodes N     nodes of each cluster, 2 to 8 (default: by the seed)
+  --kinds K,K…  only faults of these kinds (default: by the seed): KINDS
+  --only F,F…   only these faults of the seed's plan, by number
+  --trace FILE  write every event of the first seed to a file, - for standard error
   --keep-going  run the other seeds after a failure";
+
+/// Failures that are reported at length.
+const LONG_REPORTS: usize = 3;
+/// Last events in a report.
+const LAST_LINES: usize = 30;
 
 #[derive(Debug)]
 struct Options {
-    seeds: u64,
-    first: u64,
-    nodes: Option<usize>,
-    trace: bool,
-    keep_going: bool,
+    plan: Plan,
+    only: Option<Vec<usize>>,
+    trace: Option<String>,
+}
+
+fn number(name: &str, text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{name} {text}: not a number"))
+}
+
+fn kind(name: &str) -> Result<usize, String> {
+    Fault::KINDS.iter().position(|k| *k == name).ok_or(format!("no kind of fault is called {name}"))
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { seeds: 100, first: 1, nodes: None, trace: false, keep_going: false };
+    let mut options = Options { plan: Plan::new(1, 100), only: None, trace: None };
+    options.plan.stop_after_failures = 1;
     while let Some(arg) = args.next() {
-        let mut number = || {
-            let text = args.next().ok_or(format!("{arg} needs a number"))?;
-            text.parse::<u64>().map_err(|_| format!("{arg} {text}: not a number"))
-        };
+        let mut value = || args.next().ok_or(format!("{arg} needs a value"));
         match arg.as_str() {
-            "--seeds" => options.seeds = number()?,
-            "--seed" => options.first = number()?,
-            "--nodes" => options.nodes = Some(number()? as usize),
-            "--trace" => options.trace = true,
-            "--keep-going" => options.keep_going = true,
+            "--seeds" => options.plan.seeds = number(&arg, &value()?)?,
+            "--seed" => options.plan.first = number(&arg, &value()?)?,
+            "--minutes" => options.plan.stop_after = Some(Duration::from_secs(60 * number(&arg, &value()?)?)),
+            "--nodes" => options.plan.nodes = Some(number(&arg, &value()?)? as usize),
+            "--kinds" => {
+                let kinds: Result<Vec<usize>, String> = value()?.split(',').map(kind).collect();
+                options.plan.kinds = kinds?;
+            }
+            "--only" => {
+                let numbers: Result<Vec<u64>, String> =
+                    value()?.split(',').filter(|n| !n.is_empty()).map(|n| number("--only", n)).collect();
+                options.only = Some(numbers?.into_iter().map(|n| n as usize).collect());
+            }
+            "--trace" => options.trace = Some(value()?),
+            "--keep-going" => options.plan.stop_after_failures = u64::MAX,
             _ => return Err(format!("unknown option {arg}")),
         }
     }
-    match options.nodes {
+    match options.plan.nodes {
         Some(n) if !(2..=8).contains(&n) => Err(format!("{n} nodes: give 2 to 8")),
         _ => Ok(options),
     }
@@ -49,39 +76,113 @@ fn main() -> ExitCode {
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(error) => {
-            eprintln!("{error}\n{USAGE}");
+            eprintln!("{error}\n{}", USAGE.replace("KINDS", &Fault::KINDS.join(", ")));
             return ExitCode::from(2);
         }
     };
-    let begin = Instant::now();
-    let (mut failed, mut events, mut ran) = (0, 0, 0);
-    for seed in options.first..options.first.saturating_add(options.seeds) {
-        let nodes = options.nodes.unwrap_or(2 + (seed % 2) as usize);
-        let record = if options.trace { Record::Print } else { Record::HashOnly };
-        ran += 1;
-        let run = |record| catch_unwind(AssertUnwindSafe(|| random::run(seed, nodes, record)));
-        match run(record) {
-            Ok(report) => {
-                events += report.events;
-                if seed % 50 == 0 && run(Record::HashOnly).ok() != Some(report) {
-                    println!("NOT DETERMINISTIC seed {seed} nodes {nodes}");
-                    failed += 1;
-                }
-            }
-            Err(_) => {
-                failed += 1;
-                println!("FAILED: reproduce with: cargo sim --seed {seed} --seeds 1 --nodes {nodes} --trace");
-                if !options.keep_going {
-                    break;
-                }
+    let passed = match (&options.trace, &options.only) {
+        (None, None) => many(&options.plan),
+        (trace, only) => {
+            let run = Run { only: only.clone(), ..options.plan.run_of(options.plan.first) };
+            one(&run, trace.as_deref())
+        }
+    };
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// One run, with its trace.
+fn one(run: &Run, trace: Option<&str>) -> bool {
+    for (nr, planned) in run.plan() {
+        println!("  fault {nr:>2} {planned}");
+    }
+    let record = if trace == Some("-") { Record::Print } else { Record::All };
+    let (failure, lines) = match capture(|| Run { record, ..run.clone() }.run()) {
+        Ok(report) => {
+            println!("{} inputs, {} faults, {} virtual ms", report.inputs, report.faults, report.ms);
+            (None, report.lines)
+        }
+        Err(failure) => (Some(failure.clone()), failure.lines),
+    };
+    if let Some(path) = trace.filter(|p| *p != "-")
+        && let Err(error) = std::fs::write(path, lines.join("\n") + "\n")
+    {
+        eprintln!("{path}: {error}");
+    }
+    if let Some(failure) = &failure {
+        describe(failure, &lines);
+    }
+    println!("{} passed, {} failed", u8::from(failure.is_none()), u8::from(failure.is_some()));
+    failure.is_none()
+}
+
+fn describe(failure: &Failure, lines: &[String]) {
+    println!("  {}", failure.label);
+    for line in &lines[lines.len().saturating_sub(LAST_LINES)..] {
+        println!("  {line}");
+    }
+    println!("{}\n  {}", failure.summary, failure.message);
+}
+
+/// Many runs, and what came of them.
+fn many(plan: &Plan) -> bool {
+    let mut shown = Instant::now();
+    let mut long_reports = 0;
+    let summary = runner::run(plan, |so_far, seed, failure| {
+        if let Some(failure) = failure {
+            println!("FAILED seed {seed}: {}", failure.message);
+            println!("  reproduce with: {}", command(plan, seed, None));
+            if long_reports < LONG_REPORTS {
+                long_reports += 1;
+                explain(plan, seed, failure);
             }
         }
+        if shown.elapsed() >= Duration::from_secs(5) {
+            shown = Instant::now();
+            eprintln!(
+                "{} of {} seeds, {} failed, {:.1} seeds/s",
+                so_far.runs(),
+                plan.seeds,
+                so_far.failed.len(),
+                so_far.rate()
+            );
+        }
+    });
+    finish(&summary);
+    summary.failed.is_empty()
+}
+
+fn command(plan: &Plan, seed: u64, only: Option<&[usize]>) -> String {
+    let nodes = plan.nodes.map_or(String::new(), |n| format!(" --nodes {n}"));
+    let names: Vec<&str> = plan.kinds.iter().map(|k| Fault::KINDS[*k]).collect();
+    let kinds = if names.is_empty() { String::new() } else { format!(" --kinds {}", names.join(",")) };
+    let only = only.map_or(String::new(), |only| {
+        let numbers: Vec<String> = only.iter().map(usize::to_string).collect();
+        format!(" --only {}", numbers.join(","))
+    });
+    format!("cargo sim --seed {seed} --seeds 1{nodes}{kinds}{only} --trace trace.txt")
+}
+
+/// The last events of a failing seed, and the faults that are enough.
+fn explain(plan: &Plan, seed: u64, failure: &Failure) {
+    let run = Run { record: Record::Ring, ..plan.run_of(seed) };
+    if let Err(again) = capture(|| run.run()) {
+        describe(&again, &again.lines);
     }
-    let seconds = begin.elapsed().as_secs_f64();
+    let run = Run { record: Record::HashOnly, ..run };
+    let enough = runner::minimise(&run, failure);
+    println!("  {} of {} faults are enough: {}", enough.len(), run.plan().len(), command(plan, seed, Some(&enough)));
+    for (nr, planned) in run.plan().into_iter().filter(|(nr, _)| enough.contains(nr)) {
+        println!("  fault {nr:>2} {planned}");
+    }
+}
+
+fn finish(summary: &Summary) {
+    println!("{}", summary.coverage);
     println!(
-        "{ran} seeds, {failed} failed, {events} events, {:.1} seeds/s, {:.0} events/s",
-        ran as f64 / seconds,
-        events as f64 / seconds
+        "  a seed has a median of {} core inputs and {} faults; {:.1} seeds/s",
+        median(&summary.inputs),
+        median(&summary.faults),
+        summary.rate()
     );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!("{} passed, {} failed", summary.passed, summary.failed.len());
 }

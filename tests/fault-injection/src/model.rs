@@ -8,17 +8,27 @@
 //! * A read at a node may return any write that does not lie strictly before one that the node holds. "Before" is the
 //!   order of real time: completed (or failed, or its Primary died) before the other was submitted.
 //! * A resync that throws away what its target holds is a violation unless somebody asked for it
-//!   (`--force`, discard-my-data, invalidate): [`Model::forgive`].
+//!   (`--force`, discard-my-data): [`Model::forgive`]. An invalidated replica holds nothing: [`Model::gave_up`].
+
+mod lineage;
+mod order;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::pool::Tag;
+use lineage::Lineage;
+use order::Order;
 
 /// A sector of a volume.
 pub type Key = (u16, u64);
 type WriteIx = u32;
+/// Number of a sector that somebody wrote, in the order of first writes.
+type Id = usize;
+/// Nodes, a bit for each.
+type Witnesses = u32;
 /// Volumes that a value has room for.
 const VOLUMES: u16 = 16;
+const UNTOUCHED: u32 = u32::MAX;
 
 /// How a write ended, as the front end knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +53,8 @@ struct Write {
     /// Acknowledged before a connected peer wrote it (protocols A and B): a fail-over may lose it, and a Primary that
     /// crashed and returns is the source for its peers.
     weak: bool,
+    /// See [`Order`].
+    epoch: order::Epoch,
 }
 
 impl Write {
@@ -50,6 +62,17 @@ impl Write {
         let (volume, first) = self.key;
         (first..first + self.sectors).map(move |s| (volume, s))
     }
+}
+
+/// What is known of a sector, apart from who holds what.
+#[derive(Debug, Default)]
+struct Sector {
+    key: Key,
+    /// Every write to it, by submission.
+    history: Vec<WriteIx>,
+    /// Writes that have not ended, and when the last one ended.
+    open: u32,
+    last_end: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,12 +87,26 @@ struct Held {
 /// What the model promises for one node.
 #[derive(Debug, Default, Clone)]
 struct View {
-    held: BTreeMap<Key, Vec<Held>>,
-    volatile: BTreeSet<Key>,
-    /// What a power loss took, and whether the node was promoted since without the other replicas: then it goes on
-    /// from what it has left, and whoever meets it follows.
-    lost: BTreeMap<Key, Vec<WriteIx>>,
+    held: Vec<Vec<Held>>,
+    volatile: BTreeSet<Id>,
+    /// What a power loss took, with the nodes that lived and were in sync then: they have to bring it back. And whether
+    /// the node was promoted since without the other replicas: then it goes on from what it has left, and whoever meets
+    /// it follows.
+    lost: BTreeMap<Id, Vec<(WriteIx, Witnesses)>>,
     went_on_alone: bool,
+}
+
+impl View {
+    fn of(&self, id: Id) -> &[Held] {
+        self.held.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    fn of_mut(&mut self, id: Id) -> &mut Vec<Held> {
+        if self.held.len() <= id {
+            self.held.resize_with(id + 1, Vec::new);
+        }
+        &mut self.held[id]
+    }
 }
 
 /// A read between submission and completion: for each sector the writes that its node held when it began.
@@ -78,7 +115,9 @@ pub struct ReadTicket {
     node: usize,
     first: Key,
     began: u64,
-    held: Vec<Vec<WriteIx>>,
+    /// All sectors one after the other; where each one ends.
+    held: Vec<WriteIx>,
+    ends: Vec<usize>,
 }
 
 /// A flush between submission and completion.
@@ -90,9 +129,13 @@ pub struct FlushTicket(u64);
 pub struct Model {
     now: u64,
     writes: Vec<Write>,
-    history: BTreeMap<Key, Vec<WriteIx>>,
+    /// By volume and sector: the number of a sector that somebody wrote.
+    ids: Vec<Vec<u32>>,
+    sectors: Vec<Sector>,
     views: Vec<View>,
     forgiven: BTreeSet<(usize, u16)>,
+    lineage: Lineage,
+    order: Order,
 }
 
 /// The value of a write in one of its sectors.
@@ -115,9 +158,12 @@ impl Model {
         Model {
             now: 0,
             writes: Vec::new(),
-            history: BTreeMap::new(),
+            ids: Vec::new(),
+            sectors: Vec::new(),
             views: vec![View::default(); nodes],
             forgiven: BTreeSet::new(),
+            lineage: Lineage::new(nodes),
+            order: Order::new(nodes),
         }
     }
 
@@ -126,29 +172,69 @@ impl Model {
         self.now
     }
 
+    fn id(&self, (volume, sector): Key) -> Option<Id> {
+        let id = *self.ids.get(usize::from(volume))?.get(sector as usize)?;
+        (id != UNTOUCHED).then_some(id as Id)
+    }
+
+    fn id_or_new(&mut self, key: Key) -> Id {
+        let (volume, sector) = (usize::from(key.0), key.1 as usize);
+        if self.ids.len() <= volume {
+            self.ids.resize_with(volume + 1, Vec::new);
+        }
+        let ids = &mut self.ids[volume];
+        if ids.len() <= sector {
+            ids.resize(sector + 1, UNTOUCHED);
+        }
+        if ids[sector] == UNTOUCHED {
+            ids[sector] = self.sectors.len() as u32;
+            self.sectors.push(Sector { key, ..Sector::default() });
+        }
+        ids[sector] as Id
+    }
+
     /// A write begins. Returns its number and the values of its sectors.
     pub fn write_begins(&mut self, node: usize, key: Key, sectors: u64, zero: bool) -> (WriteIx, Vec<Tag>) {
         let submitted = self.tick();
+        self.lineage.attempt(node, key.0);
         let index = self.writes.len() as WriteIx;
-        let write = Write { node, key, sectors, zero, submitted, ended: None, fate: Fate::InFlight, weak: false };
+        let epoch = self.order.epoch(node, key.0);
+        let write =
+            Write { node, key, sectors, zero, submitted, ended: None, fate: Fate::InFlight, weak: false, epoch };
         let tags = write.keys().map(|k| value_of(index, &write, k)).collect();
         for k in write.keys() {
-            self.history.entry(k).or_default().push(index);
+            let id = self.id_or_new(k);
+            self.sectors[id].history.push(index);
+            self.sectors[id].open += 1;
         }
         self.writes.push(write);
         (index, tags)
     }
 
-    /// A write ended well: `holders` hold it, those of `stable` on stable storage (FUA).
-    pub fn write_acked(&mut self, index: WriteIx, holders: &[usize], stable: &[usize]) {
+    fn write_ends(&mut self, index: WriteIx, fate: Fate) -> u64 {
         let now = self.tick();
         let write = &mut self.writes[index as usize];
-        (write.ended, write.fate) = (Some(now), Fate::Acked);
-        let keys: Vec<Key> = write.keys().collect();
-        for &node in holders {
-            for key in &keys {
+        assert_eq!(write.fate, Fate::InFlight, "a write ends once");
+        (write.ended, write.fate) = (Some(now), fate);
+        let keys = write.keys();
+        for key in keys {
+            let id = self.id(key).expect("it was written");
+            self.sectors[id].open -= 1;
+            self.sectors[id].last_end = now;
+        }
+        now
+    }
+
+    /// A write ended well: `holders` hold it, those of `stable` on stable storage (FUA).
+    pub fn write_acked(&mut self, index: WriteIx, holders: &[usize], stable: &[usize]) {
+        let now = self.write_ends(index, Fate::Acked);
+        let write = &self.writes[index as usize];
+        self.lineage.shared(write.node, holders, write.key.0);
+        for key in write.keys() {
+            let id = self.id(key).expect("it was written");
+            for &node in holders {
                 let stable = stable.contains(&node);
-                self.hold(node, *key, Held { write: index, since: now, stable, observed: false });
+                self.hold(node, id, Held { write: index, since: now, stable, observed: false });
             }
         }
     }
@@ -160,9 +246,7 @@ impl Model {
 
     /// A write failed, or its Primary died.
     pub fn write_unknown(&mut self, index: WriteIx) {
-        let now = self.tick();
-        let write = &mut self.writes[index as usize];
-        (write.ended, write.fate) = (Some(now), Fate::Unknown);
+        self.write_ends(index, Fate::Unknown);
     }
 
     /// Data that was there before the world began, on one node.
@@ -176,22 +260,15 @@ impl Model {
         a != b && self.writes[a as usize].ended.is_some_and(|end| end < self.writes[b as usize].submitted)
     }
 
-    fn hold(&mut self, node: usize, key: Key, new: Held) {
-        let view = &self.views[node];
-        let old = view.held.get(&key).cloned().unwrap_or_default();
-        let mut kept: Vec<Held> = Vec::with_capacity(old.len() + 1);
-        for held in old {
-            let superseded = held.write == new.write || (new.stable && self.before(held.write, new.write));
-            if !superseded {
-                kept.push(held);
-            }
-        }
-        kept.push(new);
-        let volatile = kept.iter().any(|h| !h.stable);
+    fn hold(&mut self, node: usize, id: Id, new: Held) {
+        let mut list = std::mem::take(self.views[node].of_mut(id));
+        list.retain(|held| held.write != new.write && !(new.stable && self.before(held.write, new.write)));
+        list.push(new);
+        let volatile = list.iter().any(|h| !h.stable);
         let view = &mut self.views[node];
-        view.held.insert(key, kept);
+        view.held[id] = list;
         if volatile {
-            view.volatile.insert(key);
+            view.volatile.insert(id);
         }
     }
 
@@ -200,23 +277,25 @@ impl Model {
         FlushTicket(self.tick())
     }
 
-    /// A flush of a volume ended well: what these nodes held when it began is stable.
-    pub fn flush_acked(&mut self, ticket: FlushTicket, volume: u16, nodes: &[usize]) {
+    /// A flush that `node` asked for ended well: what `holders` held of the volume when it began is stable.
+    pub fn flush_acked(&mut self, ticket: FlushTicket, node: usize, volume: u16, holders: &[usize]) {
         self.tick();
-        for &node in nodes {
-            let (hit, rest) = std::mem::take(&mut self.views[node].volatile).into_iter().partition(|k| k.0 == volume);
-            self.views[node].volatile = rest;
-            let hit: BTreeSet<Key> = hit;
-            for key in hit {
-                let mut list = self.views[node].held.remove(&key).unwrap_or_default();
+        self.order.flushed(node, volume, ticket.0);
+        for &node in holders {
+            for id in std::mem::take(&mut self.views[node].volatile) {
+                if self.sectors[id].key.0 != volume {
+                    self.views[node].volatile.insert(id);
+                    continue;
+                }
+                let mut list = std::mem::take(self.views[node].of_mut(id));
                 for held in list.iter_mut().filter(|h| h.since < ticket.0) {
                     held.stable = true;
                 }
                 let pruned = self.prune(&list);
                 if pruned.iter().any(|h| !h.stable) {
-                    self.views[node].volatile.insert(key);
+                    self.views[node].volatile.insert(id);
                 }
-                self.views[node].held.insert(key, pruned);
+                self.views[node].held[id] = pruned;
             }
         }
     }
@@ -226,86 +305,99 @@ impl Model {
         list.iter().filter(|h| !list.iter().any(|s| s.stable && self.before(h.write, s.write))).copied().collect()
     }
 
-    /// A node lost its power, and with it what its disks had not made stable.
-    pub fn node_crashed(&mut self, node: usize) {
+    /// A node lost its power, and with it what its disks had not made stable. `witnesses` lived and were in sync with it.
+    pub fn node_crashed(&mut self, node: usize, witnesses: &[usize]) {
         self.tick();
+        let witnesses = witnesses.iter().fold(0, |mask, w| mask | 1 << w);
         let view = &mut self.views[node];
-        view.volatile.clear();
         view.went_on_alone = false;
-        for (key, list) in &mut view.held {
-            let (kept, gone): (Vec<Held>, Vec<Held>) = list.iter().partition(|h| h.stable);
-            *list = kept;
-            if !gone.is_empty() {
-                view.lost.entry(*key).or_default().extend(gone.iter().map(|h| h.write));
+        for id in std::mem::take(&mut view.volatile) {
+            let gone = view.held[id].extract_if(.., |h| !h.stable).map(|h| (h.write, witnesses));
+            view.lost.entry(id).or_default().extend(gone);
+        }
+    }
+
+    /// A node becomes Primary; `alone`: while it is not in sync with every other replica.
+    pub fn promoted(&mut self, node: usize, alone: bool) {
+        self.order.promoted(node);
+        if alone {
+            self.views[node].went_on_alone = true;
+            (0..VOLUMES).for_each(|volume| self.lineage.attempt(node, volume));
+        }
+    }
+
+    /// The replicas have changes that the other does not have, on both sides.
+    pub fn diverged(&self, a: usize, b: usize, volume: u16) -> bool {
+        self.lineage.diverged(a, b, volume)
+    }
+
+    fn ids_of(&self, volume: u16) -> impl Iterator<Item = Id> + '_ {
+        (0..self.sectors.len()).filter(move |id| self.sectors[*id].key.0 == volume)
+    }
+
+    /// A replica of a volume was resynced: it holds what its source holds, and what it held before and finds there; `read`
+    /// is what the source's disk has. Returns an acknowledged write that was lost by it.
+    pub fn resynced(&mut self, target: usize, source: usize, volume: u16, read: impl Fn(u64) -> Tag) -> Option<String> {
+        let now = self.tick();
+        let forgiven = self.forgiven.remove(&(target, volume));
+        let mut lost = None;
+        self.lineage.resynced(target, source, volume);
+        let ids: Vec<Id> = self.ids_of(volume).collect();
+        for id in ids {
+            let tag = read(self.sectors[id].key.1);
+            let of_source = |h: &Held| self.views[source].of(id).iter().any(|s| s.write == h.write);
+            let of_target = self.views[target].of(id).iter().filter(|h| !h.observed && !of_source(h));
+            let (kept, gone): (Vec<Held>, Vec<Held>) =
+                of_target.partition(|h| self.is_allowed(id, std::iter::once(h.write), tag));
+            if !forgiven && lost.is_none() {
+                lost = gone.iter().find_map(|h| self.find_lost(target, source, id, *h));
+            }
+            self.views[target].of_mut(id).clear();
+            self.views[target].volatile.remove(&id);
+            for held in self.views[source].of(id).to_vec() {
+                self.hold(target, id, Held { stable: false, since: now, ..held });
+            }
+            for held in kept {
+                self.hold(target, id, Held { stable: false, since: now, ..held });
+                self.hold(source, id, Held { stable: false, since: now, ..held });
             }
         }
-        view.held.retain(|_, list| !list.is_empty());
-    }
-
-    /// A node becomes Primary while it is not in sync with every other replica.
-    pub fn promoted_alone(&mut self, node: usize) {
-        self.views[node].went_on_alone = true;
-    }
-
-    /// A replica of a volume was resynced: it holds what its source holds. Returns an acknowledged write that was lost by it.
-    pub fn resynced(&mut self, target: usize, source: usize, volume: u16) -> Option<String> {
-        let now = self.tick();
-        let lost = if self.forgiven.remove(&(target, volume)) { None } else { self.find_lost(target, source, volume) };
         self.views[target].lost = self.views[source].lost.clone();
         self.views[target].went_on_alone = self.views[source].went_on_alone;
-        let range = (volume, 0)..=(volume, u64::MAX);
-        let copied: Vec<(Key, Vec<Held>)> =
-            self.views[source].held.range(range.clone()).map(|(k, v)| (*k, v.clone())).collect();
-        let keys: Vec<Key> = self.views[target].held.range(range).map(|(k, _)| *k).collect();
-        for key in keys {
-            self.views[target].held.remove(&key);
-            self.views[target].volatile.remove(&key);
-        }
-        for (key, mut list) in copied {
-            for held in &mut list {
-                (held.stable, held.since) = (false, now);
-            }
-            self.views[target].volatile.insert(key);
-            self.views[target].held.insert(key, list);
-        }
         lost
     }
 
-    fn find_lost(&self, target: usize, source: usize, volume: u16) -> Option<String> {
-        for (key, list) in self.views[target].held.range((volume, 0)..=(volume, u64::MAX)) {
-            let source_holds = self.views[source].held.get(key).map_or(&[][..], Vec::as_slice);
-            for held in list.iter().filter(|h| !h.observed) {
-                let overridden = list.iter().any(|h| self.before(held.write, h.write));
-                let source_view = &self.views[source];
-                let weak = self.writes[held.write as usize].weak;
-                let lost = source_view.lost.get(key).is_some_and(|l| l.contains(&held.write));
-                let excused = (source_view.went_on_alone && (weak || lost)) || (weak && lost);
-                let kept =
-                    excused || source_holds.iter().any(|s| s.write == held.write || !self.before(s.write, held.write));
-                if !overridden && !kept {
-                    return Some(format!(
-                        "a resync from node {source} to node {target} throws away {} (acknowledged by node {})",
-                        describe_tag(value_of(held.write, &self.writes[held.write as usize], *key)),
-                        self.writes[held.write as usize].node,
-                    ));
-                }
-            }
+    /// Whether what the target held may not have gone.
+    fn find_lost(&self, target: usize, source: usize, id: Id, held: Held) -> Option<String> {
+        let source_view = &self.views[source];
+        let overridden = self.views[target].of(id).iter().any(|h| self.before(held.write, h.write));
+        let weak = self.writes[held.write as usize].weak;
+        let lost = source_view.lost.get(&id).and_then(|l| l.iter().find(|(w, _)| *w == held.write));
+        let witnessed = lost.is_some_and(|(_, witnesses)| witnesses >> target & 1 == 1);
+        let excused =
+            (source_view.went_on_alone && (weak || lost.is_some())) || (lost.is_some() && (weak || !witnessed));
+        if overridden || excused {
+            return None;
         }
-        None
+        let write = &self.writes[held.write as usize];
+        Some(format!(
+            "a resync from node {source} to node {target} throws away {} (acknowledged by node {})",
+            describe_tag(value_of(held.write, write, self.sectors[id].key)),
+            write.node,
+        ))
     }
 
     /// Two UpToDate replicas of a volume are connected: each holds what either holds.
     pub fn joined(&mut self, a: usize, b: usize, volume: u16) {
         let now = self.tick();
-        for (to, from) in [(a, b), (b, a)] {
-            let all: Vec<(Key, Vec<Held>)> =
-                self.views[from].held.range((volume, 0)..=(volume, u64::MAX)).map(|(k, v)| (*k, v.clone())).collect();
-            for (key, list) in all {
-                for held in list {
-                    let known = self.views[to].held.get(&key).is_some_and(|l| l.iter().any(|h| h.write == held.write));
-                    if !known && !held.observed {
-                        self.hold(to, key, Held { stable: false, since: now, ..held });
-                    }
+        self.lineage.joined(a, b, volume);
+        let ids: Vec<Id> = self.ids_of(volume).collect();
+        for id in ids {
+            for (to, from) in [(a, b), (b, a)] {
+                let news = |h: &&Held| !h.observed && !self.views[to].of(id).iter().any(|k| k.write == h.write);
+                let news: Vec<Held> = self.views[from].of(id).iter().filter(news).copied().collect();
+                for held in news {
+                    self.hold(to, id, Held { stable: false, since: now, ..held });
                 }
             }
         }
@@ -316,29 +408,53 @@ impl Model {
         self.forgiven.extend((0..VOLUMES).map(|volume| (node, volume)));
     }
 
-    /// The writes that may be found in a sector on a node that is the reference for its data, given what it held.
-    fn allowed(&self, key: Key, held: &[WriteIx]) -> Vec<Tag> {
-        let all = self.history.get(&key).map_or(&[][..], Vec::as_slice);
-        let mut tags: Vec<Tag> = all
-            .iter()
-            .filter(|w| !held.iter().any(|h| self.before(**w, *h)))
-            .map(|w| value_of(*w, &self.writes[*w as usize], key))
-            .collect();
-        if held.is_empty() {
-            tags.push(0);
+    /// The replica on this node promises nothing any more: it was invalidated, or declared good by force as it was.
+    pub fn gave_up(&mut self, node: usize, volume: u16) {
+        let ids: Vec<Id> = self.ids_of(volume).collect();
+        for id in ids {
+            self.views[node].of_mut(id).clear();
+            self.views[node].volatile.remove(&id);
         }
-        tags
     }
 
-    fn held_writes(&self, node: usize, key: Key) -> Vec<WriteIx> {
-        self.views[node].held.get(&key).map(|l| l.iter().map(|h| h.write).collect()).unwrap_or_default()
+    /// Whether a value may be found in a sector on a node that is the reference for its data, given what it held.
+    fn is_allowed(&self, id: Id, held: impl Iterator<Item = WriteIx> + Clone, tag: Tag) -> bool {
+        let history = &self.sectors[id].history;
+        let overridden = |w: WriteIx| held.clone().any(|h| self.before(w, h));
+        if tag == 0 {
+            let mut zeroes = history.iter().rev().filter(|w| self.writes[**w as usize].zero);
+            return held.clone().next().is_none() || zeroes.any(|w| !overridden(*w));
+        }
+        match self.write_of(id, tag) {
+            Some(write) => !overridden(write),
+            None => false,
+        }
+    }
+
+    /// The write that a value other than zero is of, if it is one of this sector.
+    fn write_of(&self, id: Id, tag: Tag) -> Option<WriteIx> {
+        let write = (tag >> 36).checked_sub(1)? as WriteIx;
+        let found = self.writes.get(write as usize)?;
+        let key = self.sectors[id].key;
+        (value_of(write, found, key) == tag && found.keys().any(|k| k == key)).then_some(write)
+    }
+
+    fn held_writes(&self, node: usize, id: Id) -> impl Iterator<Item = WriteIx> + Clone + '_ {
+        self.views[node].of(id).iter().map(|h| h.write)
     }
 
     /// A read begins.
     pub fn read_begins(&mut self, node: usize, first: Key, sectors: u64) -> ReadTicket {
         let began = self.tick();
-        let held = (first.1..first.1 + sectors).map(|s| self.held_writes(node, (first.0, s))).collect();
-        ReadTicket { node, first, began, held }
+        let mut ticket =
+            ReadTicket { node, first, began, held: Vec::new(), ends: Vec::with_capacity(sectors as usize) };
+        for sector in first.1..first.1 + sectors {
+            if let Some(id) = self.id((first.0, sector)) {
+                ticket.held.extend(self.held_writes(node, id));
+            }
+            ticket.ends.push(ticket.held.len());
+        }
+        ticket
     }
 
     /// A read ended well with these values.
@@ -347,43 +463,64 @@ impl Model {
     /// The first sector that holds what it may not.
     pub fn read_ended(&mut self, ticket: &ReadTicket, tags: &[Tag]) -> Result<(), String> {
         self.tick();
-        for ((offset, held), tag) in ticket.held.iter().enumerate().zip(tags) {
-            let key = (ticket.first.0, ticket.first.1 + offset as u64);
-            self.check_value(ticket.node, key, held, *tag, "a read")?;
-            self.observe(ticket, key, *tag);
+        let mut from = 0;
+        for ((offset, end), tag) in (0..).zip(&ticket.ends).zip(tags) {
+            let key = (ticket.first.0, ticket.first.1 + offset);
+            let held = &ticket.held[std::mem::replace(&mut from, *end)..*end];
+            match self.id(key) {
+                Some(id) => {
+                    self.check_value(ticket.node, id, held.iter().copied(), *tag, "a read")?;
+                    self.observe(ticket, id, *tag);
+                }
+                None if *tag == 0 => {}
+                None => return Err(self.not_allowed(ticket.node, key, &[], *tag, "a read")),
+            }
         }
         Ok(())
     }
 
-    fn check_value(&self, node: usize, key: Key, held: &[WriteIx], tag: Tag, what: &str) -> Result<(), String> {
-        let allowed = self.allowed(key, held);
-        if allowed.contains(&tag) {
+    fn check_value(
+        &self,
+        node: usize,
+        id: Id,
+        held: impl Iterator<Item = WriteIx> + Clone,
+        tag: Tag,
+        what: &str,
+    ) -> Result<(), String> {
+        if self.is_allowed(id, held.clone(), tag) {
             return Ok(());
         }
+        let history = self.sectors[id].history.iter().filter(|w| !held.clone().any(|h| self.before(**w, h)));
+        let key = self.sectors[id].key;
+        let allowed: Vec<Tag> = history.map(|w| value_of(*w, &self.writes[*w as usize], key)).collect();
+        Err(self.not_allowed(node, key, &allowed, tag, what))
+    }
+
+    fn not_allowed(&self, node: usize, key: Key, allowed: &[Tag], tag: Tag, what: &str) -> String {
         let allowed: Vec<String> = allowed.iter().map(|t| describe_tag(*t)).collect();
-        Err(format!(
+        format!(
             "{what} at node {node}, volume {} sector {} found {}; allowed: {}",
             key.0,
             key.1,
             describe_tag(tag),
             allowed.join(", ")
-        ))
+        )
     }
 
     /// What a read saw without a write going on must be seen again by its node.
-    fn observe(&mut self, ticket: &ReadTicket, key: Key, tag: Tag) {
-        let Some(history) = self.history.get(&key) else {
-            return;
-        };
-        let quiet = |w: &WriteIx| self.writes[*w as usize].ended.is_some_and(|end| end < ticket.began);
-        if !history.iter().all(quiet) {
+    fn observe(&mut self, ticket: &ReadTicket, id: Id, tag: Tag) {
+        let sector = &self.sectors[id];
+        if sector.open > 0 || sector.last_end >= ticket.began {
             return;
         }
-        let seen = history.iter().rev().find(|w| value_of(**w, &self.writes[**w as usize], key) == tag).copied();
+        let seen = match tag {
+            0 => sector.history.iter().rev().find(|w| self.writes[**w as usize].zero).copied(),
+            _ => self.write_of(id, tag),
+        };
         if let Some(write) = seen
-            && !self.held_writes(ticket.node, key).contains(&write)
+            && !self.held_writes(ticket.node, id).any(|h| h == write)
         {
-            self.hold(ticket.node, key, Held { write, since: self.now, stable: false, observed: true });
+            self.hold(ticket.node, id, Held { write, since: self.now, stable: false, observed: true });
         }
     }
 
@@ -398,9 +535,11 @@ impl Model {
         read: impl Fn(u64) -> Tag,
         busy: impl Fn(u64) -> bool,
     ) -> Result<(), String> {
-        for key in self.history.range((volume, 0)..=(volume, u64::MAX)).map(|(k, _)| *k) {
-            if !busy(key.1) {
-                self.check_value(node, key, &self.held_writes(node, key), read(key.1), "the disk")?;
+        for id in self.ids_of(volume) {
+            let sector = self.sectors[id].key.1;
+            let tag = read(sector);
+            if !self.is_allowed(id, self.held_writes(node, id), tag) && !busy(sector) {
+                return self.check_value(node, id, self.held_writes(node, id), tag, "the disk");
             }
         }
         Ok(())
@@ -408,13 +547,22 @@ impl Model {
 
     /// Sectors of a volume that somebody wrote.
     pub fn touched(&self, volume: u16) -> impl Iterator<Item = u64> + '_ {
-        self.history.range((volume, 0)..=(volume, u64::MAX)).map(|(k, _)| k.1)
+        self.ids_of(volume).map(|id| self.sectors[id].key.1)
     }
 
     /// Whether a write to this sector is not completed.
     pub fn write_in_flight(&self, key: Key) -> bool {
-        let in_flight = |w: &WriteIx| self.writes[*w as usize].fate == Fate::InFlight;
-        self.history.get(&key).is_some_and(|h| h.iter().rev().take(64).any(in_flight))
+        self.id(key).is_some_and(|id| self.sectors[id].open > 0)
+    }
+
+    /// The last write to a sector, if it was completed well and nothing else may have happened since it was submitted:
+    /// the node that wrote it.
+    pub fn settled_writer(&self, key: Key) -> Option<usize> {
+        let sector = &self.sectors[self.id(key)?];
+        let last = *sector.history.last()?;
+        let write = &self.writes[last as usize];
+        let alone = sector.history.iter().rev().skip(1).all(|w| self.before(*w, last));
+        (write.fate == Fate::Acked && alone).then_some(write.node)
     }
 
     /// Number of writes so far.
@@ -469,12 +617,12 @@ mod tests {
         let mut m = Model::new(2);
         let first = acked(&mut m, &[0, 1]);
         let flush = m.flush_begins();
-        m.flush_acked(flush, 0, &[0, 1]);
+        m.flush_acked(flush, 0, 0, &[0, 1]);
         let second = acked(&mut m, &[0, 1]);
-        m.node_crashed(0);
+        m.node_crashed(0, &[1]);
         assert!(read(&mut m, 0, second).is_ok());
         assert!(read(&mut m, 1, first).is_err());
-        m.node_crashed(0);
+        m.node_crashed(0, &[1]);
         assert!(read(&mut m, 0, first).is_ok());
         assert!(read(&mut m, 0, 0).is_err());
     }
@@ -482,15 +630,27 @@ mod tests {
     #[test]
     fn sim_model_finds_a_resync_in_the_wrong_direction() {
         let mut m = Model::new(2);
-        acked(&mut m, &[0, 1]);
+        let old = acked(&mut m, &[0, 1]);
         acked(&mut m, &[0]);
-        assert!(m.resynced(0, 1, 0).is_some());
+        assert!(m.resynced(0, 1, 0, |_| old).is_some());
         let mut m = Model::new(2);
-        acked(&mut m, &[0, 1]);
-        acked(&mut m, &[0]);
-        assert!(m.resynced(1, 0, 0).is_none());
+        let old = acked(&mut m, &[0, 1]);
+        let new = acked(&mut m, &[0]);
+        assert!(m.resynced(1, 0, 0, |_| new).is_none());
         acked(&mut m, &[0]);
         m.forgive(0);
-        assert!(m.resynced(0, 1, 0).is_none());
+        assert!(m.resynced(0, 1, 0, |_| old).is_none());
+    }
+
+    #[test]
+    fn sim_model_keeps_a_promise_that_a_resync_found_kept() {
+        let mut m = Model::new(2);
+        acked(&mut m, &[0, 1]);
+        let flush = m.flush_begins();
+        m.flush_acked(flush, 0, 0, &[0]);
+        let new = acked(&mut m, &[0]);
+        m.node_crashed(1, &[]);
+        assert!(m.resynced(0, 1, 0, |_| new).is_none());
+        assert!(read(&mut m, 1, 0).is_err(), "the write is there, and stays");
     }
 }

@@ -1,6 +1,7 @@
 //! The network, at the level of connections: a link is a pair of streams between two nodes, first in first out in each,
-//! with delays of their own. Links can be cut (both ends learn it after a while), stalled in one or both directions
-//! (nothing arrives until the keepalive acts or the stall ends), or die with their node.
+//! with delays of their own. A packet may arrive in parts. Links can break (of what is on its way, each stream delivers a
+//! part that ends anywhere; both ends learn it after a while, or only one does), stall in one or both directions (nothing
+//! arrives until the keepalive acts or the stall ends), be slow, or die with their node.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -50,11 +51,42 @@ pub struct End {
     pub negotiated: Negotiated,
 }
 
+/// Most parts that a packet arrives in.
+const PARTS: usize = 3;
+
+/// A frame on its way: it arrives in parts, those before the last end at these bytes.
+#[derive(Debug, Clone)]
+struct Travelling {
+    frame: Frame,
+    cuts: [u32; PARTS - 1],
+    parts: usize,
+}
+
 #[derive(Debug, Default, Clone)]
 struct Half {
-    queue: VecDeque<Frame>,
+    queue: VecDeque<Travelling>,
+    /// Parts of the first frame that have arrived.
+    parts_in: usize,
     last_arrival: u64,
     held: u32,
+    /// The link broke: only so many parts arrive still.
+    left: Option<usize>,
+}
+
+/// When the parts of a frame arrive.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrivals {
+    /// On which stream.
+    pub stream: StreamId,
+    at: [u64; PARTS],
+    parts: usize,
+}
+
+impl Arrivals {
+    /// One instant for each part.
+    pub fn times(&self) -> &[u64] {
+        &self.at[..self.parts]
+    }
 }
 
 /// A pair of streams between two nodes.
@@ -62,8 +94,8 @@ struct Half {
 pub struct Link {
     /// Both ends; the second has the resolve-conflicts flag set.
     pub ends: [End; 2],
-    /// A reset: what is on the way is lost.
-    pub dead: bool,
+    /// Nothing that is sent from now on arrives.
+    pub broken: bool,
     streams: [[Half; 2]; 2],
 }
 
@@ -72,6 +104,11 @@ pub struct Link {
 pub enum Arrival {
     /// A frame for the node at the other end.
     Frame(Frame),
+    /// A part of a packet; so many bytes of its fixed part are there.
+    Part {
+        /// The fixed part of the packet as far as it has arrived.
+        bytes: Vec<u8>,
+    },
     /// The direction is stalled, or the link is no more.
     Nothing,
 }
@@ -85,11 +122,13 @@ pub struct NetParams {
     pub dial_ns: u64,
     /// Typical time until an end learns that a link was cut.
     pub notice_ns: u64,
+    /// Packets that arrive in parts, in 1000.
+    pub split_per_mille: u64,
 }
 
 impl Default for NetParams {
     fn default() -> Self {
-        NetParams { latency_ns: 100_000, dial_ns: 20_000_000, notice_ns: 50_000_000 }
+        NetParams { latency_ns: 100_000, dial_ns: 20_000_000, notice_ns: 50_000_000, split_per_mille: 0 }
     }
 }
 
@@ -103,6 +142,8 @@ pub struct Net {
     wants: BTreeSet<(NodeIx, NodeIx)>,
     cut: BTreeSet<(NodeIx, NodeIx)>,
     stalled: BTreeSet<(NodeIx, NodeIx)>,
+    /// Streams by sender, receiver and number that take so many times as long.
+    slow: BTreeMap<(NodeIx, NodeIx, usize), u64>,
     /// Packets sent, of all links.
     pub packets: u64,
 }
@@ -124,6 +165,7 @@ impl Net {
             wants: BTreeSet::new(),
             cut: BTreeSet::new(),
             stalled: BTreeSet::new(),
+            slow: BTreeMap::new(),
             packets: 0,
         }
     }
@@ -174,7 +216,7 @@ impl Net {
             up_at: base + rng.delay_ns(self.params.latency_ns),
             negotiated: Negotiated::INITIAL,
         };
-        let link = Link { ends: [end(first), end(second)], dead: false, streams: Default::default() };
+        let link = Link { ends: [end(first), end(second)], broken: false, streams: Default::default() };
         self.next_link += 1;
         let id = self.next_link;
         (id, self.links.entry(id).or_insert(link))
@@ -199,22 +241,28 @@ impl Net {
         frame: Frame,
         now: u64,
         rng: &mut Random,
-    ) -> Option<(StreamId, u64)> {
-        let latency_ns = self.params.latency_ns;
+    ) -> Option<Arrivals> {
         let link = self.links.get_mut(&id)?;
         let side = link.side_of(from)?;
-        if link.dead || link.ends[side].state != EndState::Up || link.ends[1 - side].state == EndState::Closed {
+        if link.broken || link.ends[side].state != EndState::Up || link.ends[1 - side].state == EndState::Closed {
             return None;
         }
         self.packets += 1;
+        let slowness = self.slow.get(&(from, link.ends[1 - side].node, stream)).copied().unwrap_or(1);
+        let latency_ns = self.params.latency_ns * slowness;
         let earliest = link.ends[1 - side].up_at + 1;
         let half = &mut link.streams[side][stream];
-        half.last_arrival = (now + rng.delay_ns(latency_ns)).max(half.last_arrival).max(earliest);
-        half.queue.push_back(frame);
-        Some(((id, side, stream), half.last_arrival))
+        let travelling = Travelling::new(frame, self.params.split_per_mille, rng);
+        let mut arrivals = Arrivals { stream: (id, side, stream), at: [0; PARTS], parts: travelling.parts };
+        for at in &mut arrivals.at[..travelling.parts] {
+            half.last_arrival = (now + rng.delay_ns(latency_ns)).max(half.last_arrival).max(earliest);
+            *at = half.last_arrival;
+        }
+        half.queue.push_back(travelling);
+        Some(arrivals)
     }
 
-    /// The next frame of a stream reaches the other end.
+    /// The next part of a frame reaches the other end of a stream.
     pub fn arrive(&mut self, (id, side, stream): StreamId) -> Arrival {
         let Some(link) = self.links.get_mut(&id) else {
             return Arrival::Nothing;
@@ -225,10 +273,54 @@ impl Net {
             half.held += 1;
             return Arrival::Nothing;
         }
-        match half.queue.pop_front() {
-            Some(frame) if link.ends[1 - side].state == EndState::Up && !link.dead => Arrival::Frame(frame),
-            _ => Arrival::Nothing,
+        match &mut half.left {
+            Some(0) => return Arrival::Nothing,
+            Some(left) => *left -= 1,
+            None => {}
         }
+        if link.ends[1 - side].state != EndState::Up {
+            half.parts_in = 0;
+            half.queue.pop_front();
+            return Arrival::Nothing;
+        }
+        let Some(first) = half.queue.front() else {
+            return Arrival::Nothing;
+        };
+        half.parts_in += 1;
+        if half.parts_in < first.parts {
+            return Arrival::Part { bytes: first.until(half.parts_in) };
+        }
+        half.parts_in = 0;
+        Arrival::Frame(half.queue.pop_front().expect("seen above").frame)
+    }
+
+    /// The links of these two are whole, and nothing is on its way.
+    pub fn is_quiet(&self, a: NodeIx, b: NodeIx) -> bool {
+        let between = |l: &&Link| l.side_of(a).is_some() && l.side_of(b).is_some();
+        let is_empty = |l: &Link| l.streams.iter().flatten().all(|half| half.queue.is_empty());
+        self.links.values().filter(between).all(|l| !l.broken && is_empty(l))
+    }
+
+    /// A link breaks.
+    pub fn break_link(&mut self, id: u64, rng: &mut Random) {
+        let Some(link) = self.links.get_mut(&id).filter(|l| !l.broken) else {
+            return;
+        };
+        link.broken = true;
+        for half in link.streams.iter_mut().flatten() {
+            let parts: usize = half.queue.iter().map(|t| t.parts).sum();
+            half.left = Some(rng.below((parts - half.parts_in) as u64 + 1) as usize);
+        }
+    }
+
+    /// No stream is slow any more.
+    pub fn all_fast(&mut self) {
+        self.slow.clear();
+    }
+
+    /// One direction of one stream takes so many times as long from now on.
+    pub fn set_slow(&mut self, from: NodeIx, to: NodeIx, stream: usize, times: u64) {
+        self.slow.insert((from, to, stream), times);
     }
 
     /// An end is closed: by its core, by LinkDown, by the death of its node. Links that nobody has are forgotten.
@@ -240,6 +332,7 @@ impl Net {
             link.ends[side].state = EndState::Closed;
             for half in &mut link.streams[1 - side] {
                 half.queue.clear();
+                half.parts_in = 0;
             }
         }
         if link.ends.iter().all(|e| e.state == EndState::Closed) {
@@ -247,14 +340,13 @@ impl Net {
         }
     }
 
-    /// Cuts or heals the way between two nodes. Returns the links that are reset.
-    pub fn set_cut(&mut self, a: NodeIx, b: NodeIx, cut: bool) -> Vec<u64> {
-        if !cut {
+    /// Cuts or heals the way between two nodes.
+    pub fn set_cut(&mut self, a: NodeIx, b: NodeIx, cut: bool) {
+        if cut {
+            self.cut.insert(pair(a, b));
+        } else {
             self.cut.remove(&pair(a, b));
-            return Vec::new();
         }
-        self.cut.insert(pair(a, b));
-        self.links_between(a, b)
     }
 
     /// Stalls one direction, or ends the stall. Returns the streams whose frames arrive now.
@@ -290,6 +382,29 @@ impl Net {
     /// Whether the way between two nodes is cut or stalled.
     pub fn is_disturbed(&self, a: NodeIx, b: NodeIx) -> bool {
         self.cut.contains(&pair(a, b)) || self.stalled.contains(&(a, b)) || self.stalled.contains(&(b, a))
+    }
+}
+
+impl Travelling {
+    fn new(frame: Frame, split_per_mille: u64, rng: &mut Random) -> Travelling {
+        let mut travelling = Travelling { frame, cuts: [0; PARTS - 1], parts: 1 };
+        if let Frame::Packet { bytes, .. } = &travelling.frame
+            && split_per_mille > 0
+            && rng.chance(split_per_mille)
+        {
+            travelling.parts = rng.between(2, PARTS as u64) as usize;
+            travelling.cuts = std::array::from_fn(|_| rng.below(bytes.len() as u64 + 1) as u32);
+            travelling.cuts[..travelling.parts - 1].sort_unstable();
+        }
+        travelling
+    }
+
+    /// The bytes of the fixed part that have arrived with so many parts.
+    fn until(&self, parts: usize) -> Vec<u8> {
+        match &self.frame {
+            Frame::Packet { bytes, .. } => bytes[..self.cuts[parts - 1] as usize].to_vec(),
+            Frame::Eof => Vec::new(),
+        }
     }
 }
 

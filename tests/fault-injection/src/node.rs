@@ -82,6 +82,28 @@ pub struct Saved {
     pub unconnected: BTreeSet<NodeIx>,
 }
 
+/// A node's clock: where it stands when the world begins, and how much faster than the world's it runs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock {
+    /// Added to the time of the world.
+    pub offset_ns: u64,
+    /// Parts per million.
+    pub drift_ppm: u32,
+}
+
+impl Clock {
+    /// What the clock shows.
+    pub fn local(self, world_ns: u64) -> u64 {
+        self.offset_ns + world_ns + (u128::from(world_ns) * u128::from(self.drift_ppm) / 1_000_000) as u64
+    }
+
+    /// The first instant of the world at which the clock shows at least this.
+    pub fn world(self, local_ns: u64) -> u64 {
+        let since = u128::from(local_ns.saturating_sub(self.offset_ns));
+        (since * 1_000_000).div_ceil(1_000_000 + u128::from(self.drift_ppm)) as u64
+    }
+}
+
 /// What a front-end request was for.
 #[derive(Debug)]
 pub enum Purpose {
@@ -139,6 +161,8 @@ pub struct Node {
     pub paused: bool,
     /// The instant of the timer event that is under way.
     pub timer_at: Option<u64>,
+    /// Its clock.
+    pub clock: Clock,
     /// Last status seen.
     pub status: Status,
     /// The source that a volume is resynced from, until it is UpToDate.
@@ -153,6 +177,7 @@ impl Node {
         Node {
             ix,
             run: 0,
+            clock: Clock::default(),
             core: None,
             status: empty_status(saved.resource.node_id),
             saved,
@@ -285,4 +310,20 @@ impl Node {
 
 fn empty_status(node_id: NodeId) -> Status {
     Status { node_id, role: Role::Secondary, devices: Vec::new(), connections: Vec::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sim_clocks_reach_a_deadline_at_the_instant_that_they_name() {
+        for clock in [Clock::default(), Clock { offset_ns: 77, drift_ppm: 0 }, Clock { offset_ns: 5, drift_ppm: 333 }] {
+            for local in [0, 5, 77, 1_000, 123_456_789_012] {
+                let at = clock.world(local);
+                assert!(clock.local(at) >= local, "{clock:?}");
+                assert!(at == 0 || clock.local(at - 1) < local, "{clock:?}");
+            }
+        }
+    }
 }

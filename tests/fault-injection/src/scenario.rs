@@ -9,6 +9,7 @@ use zea_meta::placement::{LayoutParams, Placement};
 use zea_wire::ids::VolumeNr;
 use zea_wire::state::{ConnState, DiskState, Role};
 
+use crate::checks::Check;
 use crate::disk::{Disk, DiskParams};
 use crate::net::{Net, NetParams, NodeIx};
 use crate::node::{MakeCore, Node, Pending, Purpose, Saved, real_core};
@@ -45,8 +46,8 @@ pub struct Cluster {
     pub disk_latency_ns: u64,
     /// Disks have a volatile write cache.
     pub volatile_cache: bool,
-    /// A crash tears meta-data blocks at 512 bytes.
-    pub tear_meta_at_512: bool,
+    /// A crash tears writes at 512 bytes, else at 4 KiB.
+    pub tear_at_512: bool,
     /// Discards reach the disks.
     pub discard: bool,
     /// What is recorded.
@@ -68,7 +69,7 @@ impl Cluster {
             links: NetParams::default(),
             disk_latency_ns: 100_000,
             volatile_cache: true,
-            tear_meta_at_512: true,
+            tear_at_512: true,
             discard: true,
             record: record_from_environment(),
             make_core: real_core,
@@ -98,6 +99,11 @@ impl Cluster {
     /// The world, every node up, attached and connected, all data Inconsistent.
     pub fn start(&self) -> World {
         let mut world = self.build();
+        self.start_all(&mut world);
+        world
+    }
+
+    fn start_all(&self, world: &mut World) {
         for ix in 0..self.nodes {
             world.start(ix);
         }
@@ -108,16 +114,23 @@ impl Cluster {
         }
         let connected = world.run_until(World::all_connected, BUDGET_MS);
         assert!(connected, "the nodes do not connect:\n{}", world.summary());
-        world
     }
 
     /// The world after `promote --force` on node 0 and the initial full sync; node 0 is Primary.
     pub fn synced(&self) -> World {
-        let mut world = self.start();
-        world.must(0, Command::Promote { force: true });
-        let done = world.run_until(World::is_converged, BUDGET_MS);
-        assert!(done, "the initial sync does not end:\n{}", world.summary());
+        let mut world = self.build();
+        self.bring_up(&mut world);
         world
+    }
+
+    /// Brings a world that was built to where [`Cluster::synced`] gives it.
+    pub fn bring_up(&self, world: &mut World) {
+        self.start_all(world);
+        world.must(0, Command::Promote { force: true });
+        if !world.run_until(World::is_converged, BUDGET_MS) {
+            let text = world.summary();
+            world.fail(Check::Convergence, &format!("the initial sync does not end:\n{text}"));
+        }
     }
 
     fn node(&self, ix: NodeIx) -> Node {
@@ -167,7 +180,7 @@ impl Cluster {
             data_end_sector: created.layout.usable_sectors,
             meta_size_bytes: md_sectors * 512,
             volatile_cache: self.volatile_cache,
-            tear_meta_at_512: self.tear_meta_at_512,
+            tear_at_512: self.tear_at_512,
             latency_ns: self.disk_latency_ns,
             discard: self.discard,
         });
@@ -188,19 +201,6 @@ impl Cluster {
 /// `ZEA_SIM_TRACE=1` prints every event of explicit scenarios.
 fn record_from_environment() -> Record {
     if std::env::var_os("ZEA_SIM_TRACE").is_some() { Record::Print } else { Record::Ring }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for line in self.trace.lines() {
-                eprintln!("{line}");
-            }
-            eprintln!("{}", self.label);
-            eprintln!("seed {}, {} events, at {:.3} ms", self.seed, self.events, self.now as f64 / 1e6);
-            eprintln!("{}", self.summary());
-        }
-    }
 }
 
 impl World {
@@ -225,7 +225,7 @@ impl World {
     pub fn expect(&mut self, what: &str, done: impl Fn(&World) -> bool) {
         if !self.run_until(done, BUDGET_MS) {
             let text = self.summary();
-            self.fail(&format!("{what} does not happen:\n{text}"));
+            self.fail(Check::Stuck, &format!("{what} does not happen:\n{text}"));
         }
     }
 
@@ -244,7 +244,7 @@ impl World {
     pub fn must(&mut self, ix: NodeIx, command: Command) {
         let text = format!("{command:?}");
         if let Err(error) = self.command(ix, command) {
-            self.fail(&format!("node {ix} refuses {text}: {} ({})", error.message, error.code));
+            self.fail(Check::Core, &format!("node {ix} refuses {text}: {} ({})", error.message, error.code));
         }
     }
 

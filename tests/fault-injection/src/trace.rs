@@ -2,6 +2,10 @@
 
 use std::collections::VecDeque;
 
+use zea_core::io::{Action, Input};
+
+use crate::disk;
+
 /// Lines that are kept for a failure report.
 const RING_LINES: usize = 400;
 
@@ -12,6 +16,8 @@ pub enum Record {
     HashOnly,
     /// The last lines, for a report.
     Ring,
+    /// Every line, for a file.
+    All,
     /// Every line goes to standard error.
     Print,
 }
@@ -55,10 +61,15 @@ impl Trace {
             eprintln!("{line}");
             return;
         }
-        if self.ring.len() == RING_LINES {
+        if self.record == Record::Ring && self.ring.len() == RING_LINES {
             self.ring.pop_front();
         }
         self.ring.push_back(line);
+    }
+
+    /// Whether lines are recorded.
+    pub fn records(&self) -> bool {
+        self.record != Record::HashOnly
     }
 
     /// The hash of everything so far.
@@ -69,5 +80,31 @@ impl Trace {
     /// The lines that were kept.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         self.ring.iter().map(String::as_str)
+    }
+}
+
+/// One line for an input, without its bytes.
+pub fn describe_input(input: &Input<'_>) -> String {
+    match input {
+        Input::DiskDone { tag, result, buf, meta, .. } => {
+            format!("DiskDone {} {result:?} buf {:?} meta {} bytes", tag.0, buf.map(|b| b.0), meta.len())
+        }
+        Input::Packet { peer, volume, packet, payload, .. } => {
+            format!("n{peer} vol {:?} {packet:?} payload {:?}", volume.map(|v| v.0), payload.map(|p| p.len))
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+/// One line for an action, without its bytes.
+pub fn describe_action(action: &Action) -> String {
+    match action {
+        Action::Disk { tag, volume, cmd } => {
+            format!("Disk {} vol {volume} {}", tag.0, disk::summary(cmd))
+        }
+        Action::Send { peer, volume, packet, payload, .. } => {
+            format!("n{peer} vol {:?} {packet:?} payload {:?}", volume.map(|v| v.0), payload.map(|p| p.len))
+        }
+        other => format!("{other:?}"),
     }
 }

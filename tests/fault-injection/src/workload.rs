@@ -1,5 +1,7 @@
 //! The load on a Primary: reads, writes, discards and flushes on a small hot set of blocks and at random places.
 
+use std::collections::BTreeSet;
+
 use zea_core::io::Op;
 use zea_wire::ids::VolumeNr;
 use zea_wire::state::Role;
@@ -53,8 +55,8 @@ impl Workload {
         Workload { rng, mix, hot, next_at: 0 }
     }
 
-    /// Tops up the requests of every Primary. Call it after every event.
-    pub fn step(&mut self, world: &mut World) {
+    /// Tops up the requests of every Primary that is not `resting`. Call it after every event.
+    pub fn step(&mut self, world: &mut World, resting: &BTreeSet<NodeIx>) {
         if world.now < self.next_at {
             return;
         }
@@ -64,7 +66,7 @@ impl Workload {
         }
         for ix in 0..world.nodes.len() {
             let node = &world.nodes[ix];
-            if node.is_up() && !node.paused && node.role() == Role::Primary {
+            if node.is_up() && !node.paused && node.role() == Role::Primary && !resting.contains(&ix) {
                 self.top_up(world, ix);
             }
         }

@@ -3,20 +3,21 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
+use zea_core::event::Event as CoreEvent;
 use zea_core::io::{
-    Action, AdminError, AdminTag, BufId, Command, DiskCmd, DiskTag, Input, IoError, LinkId, LinkLost, Outbox, Payload,
-    ReqId, Time,
+    Action, AdminError, AdminTag, Command, DiskCmd, DiskTag, Input, IoError, LinkId, LinkLost, Outbox, Payload, ReqId,
+    Time,
 };
 use zea_wire::ids::{NodeId, VolumeNr};
 
-use crate::checks::Checks;
+use crate::checks::{Check, Checks};
 use crate::codec;
 use crate::disk::{self, Done};
 use crate::model::Model;
 use crate::net::{Arrival, EndState, Frame, Net, NodeIx, StreamId};
-use crate::node::{MakeCore, Node, Purpose};
+use crate::node::{MakeCore, Node};
 use crate::rng::Stream;
-use crate::trace::{Record, Trace};
+use crate::trace::{Record, Trace, describe_action, describe_input};
 
 /// More timer inputs than this at one instant are a livelock.
 const TIMERS_AT_ONE_INSTANT: u32 = 1000;
@@ -32,7 +33,7 @@ pub enum Event {
     LinkUp { node: NodeIx, run: u32, link: u64 },
     /// A link is lost.
     LinkDown { node: NodeIx, run: u32, link: u64, lost: LinkLost },
-    /// The next frame of a stream arrives at this node.
+    /// The next part of a frame of a stream arrives at this node.
     Frame { node: NodeIx, run: u32, stream: StreamId },
     /// Two nodes may connect.
     Dial { a: NodeIx, b: NodeIx },
@@ -125,8 +126,10 @@ pub struct World {
     pub disk_rng: Stream,
     /// Randomness of the faults.
     pub fault_rng: Stream,
-    /// Events so far.
+    /// Events so far, and how many of them were inputs of a core.
     pub events: u64,
+    /// See `events`.
+    pub inputs: u64,
     pub(crate) make_core: MakeCore,
     pub(crate) next_id: u64,
     heap: BinaryHeap<Reverse<Queued>>,
@@ -154,6 +157,7 @@ impl World {
             disk_rng: Stream::new(seed, "disk"),
             fault_rng: Stream::new(seed, "faults"),
             events: 0,
+            inputs: 0,
             make_core,
             next_id: 0,
             heap: BinaryHeap::new(),
@@ -164,10 +168,10 @@ impl World {
     }
 
     /// A violation: the run ends here.
-    pub fn fail(&mut self, what: &str) -> ! {
+    pub fn fail(&mut self, check: Check, what: &str) -> ! {
         let now = self.now;
         self.trace.line(now, || format!("VIOLATION {what}"));
-        panic!("seed {}, at {:.3} ms: {what}", self.seed, now as f64 / 1e6)
+        panic!("[{}] seed {}, at {:.3} ms: {what}", check.name(), self.seed, now as f64 / 1e6)
     }
 
     /// Adds an event.
@@ -225,32 +229,44 @@ impl World {
     /// Gives an input to a core and carries out what it wants.
     pub fn feed(&mut self, ix: NodeIx, input: Input<'_>) {
         let now = self.now;
+        self.inputs += 1;
         self.trace.line(now, || format!("n{ix} <- {}", describe_input(&input)));
+        let decides = crate::checks::may_decide(&input);
+        if decides {
+            self.refresh(ix);
+        }
         let mut out = std::mem::take(&mut self.out);
         let node = &mut self.nodes[ix];
         let core = node.core.as_mut().expect("inputs go to nodes that are up");
-        core.handle(Time(now), &mut node.rng, input, &mut out);
+        core.handle(Time(node.clock.local(now)), &mut node.rng, input, &mut out);
         core.check_invariants();
-        let mut state_changed = false;
+        let is_state = |a: &Action| matches!(a, Action::Event(e) if !matches!(e, CoreEvent::Notice { .. }));
+        // What is completed below was completed in the state that the core is in now.
+        let before = (decides || out.iter().any(is_state)).then(|| {
+            let fresh = core.status();
+            std::mem::replace(&mut node.status, fresh)
+        });
         for action in out.drain(..) {
             self.trace.line(now, || format!("n{ix} -> {}", describe_action(&action)));
-            state_changed |= matches!(&action, Action::Event(e) if !matches!(e, zea_core::event::Event::Notice { .. }));
             self.carry_out(ix, action);
         }
         self.out = out;
-        if state_changed {
-            self.observe(ix);
+        if let Some(before) = before {
+            if decides {
+                self.check_kept_bits(ix, &before);
+            }
+            self.observe(ix, &before);
         }
         self.arm_timer(ix);
     }
 
-    fn arm_timer(&mut self, ix: NodeIx) {
+    pub(crate) fn arm_timer(&mut self, ix: NodeIx) {
         let node = &self.nodes[ix];
         let Some(core) = &node.core else { return };
         let Some(Time(deadline)) = core.deadline() else {
             return;
         };
-        let at = deadline.max(self.now);
+        let at = node.clock.world(deadline).max(self.now);
         if node.timer_at.is_some_and(|t| t <= at && t > self.now) {
             return;
         }
@@ -264,15 +280,17 @@ impl World {
             return;
         }
         self.nodes[ix].timer_at = None;
-        let due = self.nodes[ix].core.as_ref().and_then(|c| c.deadline());
-        if due.is_none_or(|Time(d)| d > self.now) {
+        let node = &self.nodes[ix];
+        let due = node.core.as_ref().and_then(|c| c.deadline());
+        if due.is_none_or(|Time(d)| d > node.clock.local(self.now)) {
             return self.arm_timer(ix);
         }
         self.timers_now = if self.timers_now.0 == self.now { (self.now, self.timers_now.1 + 1) } else { (self.now, 1) };
         if self.timers_now.1 > TIMERS_AT_ONE_INSTANT {
-            self.fail(&format!(
-                "node {ix} wants a timer at {at} again and again: a timer input does not move its deadline"
-            ));
+            self.fail(
+                Check::Stuck,
+                &format!("node {ix} wants a timer at {at} again and again: a timer input does not move its deadline"),
+            );
         }
         self.feed(ix, Input::Timer);
     }
@@ -360,11 +378,15 @@ impl World {
     }
 
     fn frame(&mut self, ix: NodeIx, stream: StreamId) {
+        let (id, side, nr) = stream;
         let frame = match self.net.arrive(stream) {
             Arrival::Frame(frame) => frame,
             Arrival::Nothing => return,
+            Arrival::Part { bytes } => {
+                let link = self.net.link(id).expect("it gave a part");
+                return codec::decode_part(&link.ends[1 - side].negotiated, nr, &bytes);
+            }
         };
-        let (id, side, nr) = stream;
         let (bytes, tags) = match frame {
             Frame::Eof => return self.link_down(ix, id, LinkLost::Closed),
             Frame::Packet { bytes, tags } => (bytes, tags),
@@ -375,13 +397,16 @@ impl World {
         let payload_len = tags.as_ref().map_or(0, |t| t.len() * 512);
         let decoded = match codec::decode(&negotiated, nr, &bytes, payload_len) {
             Ok(decoded) => decoded,
-            Err(error) => self.fail(&format!("node {ix} cannot decode what node {from} sent: {error}")),
+            Err(error) => {
+                self.fail(Check::Protocol, &format!("node {ix} cannot decode what node {from} sent: {error}"))
+            }
         };
         let payload = tags.map(|tags| {
             let len = payload_len as u32;
             Payload { buf: self.nodes[ix].pool.give_to_core(tags), offset: 0, len }
         });
         let codec::Decoded { volume, packet } = decoded;
+        self.checks.two_phase.delivered(ix, from, &packet);
         self.feed(ix, Input::Packet { peer: node_id(from), link: LinkId(id), volume, packet, payload });
     }
 
@@ -422,194 +447,9 @@ impl World {
             self.admin(ix, command);
         }
     }
-
-    // ---- actions ---------------------------------------------------------------------------------------------------
-
-    fn carry_out(&mut self, ix: NodeIx, action: Action) {
-        match action {
-            Action::Connect { peer } => {
-                let peer = peer.index();
-                self.net.set_want(ix, peer, true);
-                self.dial_soon(ix, peer);
-            }
-            Action::Disconnect { peer } => self.disconnect(ix, peer.index()),
-            Action::SetNegotiated { link: LinkId(id), negotiated, .. } => {
-                if let Some(link) = self.net.link_mut(id)
-                    && let Some(side) = link.side_of(ix)
-                {
-                    link.ends[side].negotiated = negotiated;
-                }
-            }
-            Action::Send { link: LinkId(id), volume, packet, payload, .. } => {
-                self.send(ix, id, volume, &packet, payload)
-            }
-            Action::Disk { tag, volume, cmd } => self.disk_submit(ix, volume, tag, cmd),
-            Action::CloseDisk { volume } => {
-                let node = &mut self.nodes[ix];
-                assert!(
-                    !node.disks[&volume].busy(),
-                    "CloseDisk while commands are in flight: {}",
-                    node.disks[&volume].describe_in_flight()
-                );
-                assert!(node.attached.remove(&volume), "CloseDisk of a volume that is not open");
-            }
-            Action::Complete { req, result } => self.complete(ix, req, result),
-            Action::Copy { from, to } => self.nodes[ix].pool.copy(from, to),
-            Action::FreeBuf(buf) => self.nodes[ix].pool.free(buf),
-            Action::Event(event) => self.note_event(ix, event),
-            Action::Reply { tag, result } => self.reply(ix, tag, result),
-        }
-    }
-
-    fn disconnect(&mut self, ix: NodeIx, peer: NodeIx) {
-        self.net.set_want(ix, peer, false);
-        let Some(id) = self.net.live_link(ix, peer) else {
-            return;
-        };
-        for stream in 0..2 {
-            self.send_frame(ix, id, stream, Frame::Eof);
-        }
-        self.close_end(id, ix);
-    }
-
-    fn send(
-        &mut self,
-        ix: NodeIx,
-        id: u64,
-        volume: Option<VolumeNr>,
-        packet: &zea_wire::packet::Packet,
-        payload: Option<Payload>,
-    ) {
-        let tags = payload.map(|p| self.nodes[ix].pool.read(p));
-        let Some(link) = self.net.link(id) else {
-            return;
-        };
-        let Some(side) = link.side_of(ix) else { return };
-        if link.ends[side].state != EndState::Up {
-            return;
-        }
-        let bytes = codec::encode(&link.ends[side].negotiated, volume, packet, payload);
-        self.send_frame(ix, id, codec::stream_index(packet), Frame::Packet { bytes, tags });
-    }
-
-    fn send_frame(&mut self, ix: NodeIx, id: u64, stream: usize, frame: Frame) {
-        let Some((stream, at)) = self.net.send(id, ix, stream, frame, self.now, &mut self.net_rng) else {
-            return;
-        };
-        let Some(peer) = self.net.link(id).and_then(|l| l.peer_of(ix)) else {
-            return;
-        };
-        let run = self.nodes[peer].run;
-        self.at(at, Event::Frame { node: peer, run, stream });
-    }
-
-    fn disk_submit(&mut self, ix: NodeIx, volume: VolumeNr, tag: DiskTag, cmd: DiskCmd) {
-        let node = &mut self.nodes[ix];
-        assert!(
-            node.attached.contains(&volume),
-            "node {ix}: a command for a disk that is not open: {}",
-            disk::summary(&cmd)
-        );
-        let tags = match cmd {
-            DiskCmd::Write { payload, .. } => node.pool.read(payload),
-            DiskCmd::Read { payload, .. } => {
-                node.pool.pin(payload);
-                Vec::new()
-            }
-            _ => Vec::new(),
-        };
-        let latency = node.disks.get_mut(&volume).expect("it is attached").submit(tag, cmd, tags, &mut self.disk_rng);
-        let run = node.run;
-        self.at(self.now + latency, Event::Disk { node: ix, run, volume, tag });
-    }
-
-    fn complete(&mut self, ix: NodeIx, req: ReqId, result: Result<(), IoError>) {
-        self.trace.add(req.0 ^ u64::from(result.is_err()) << 63);
-        let Some(pending) = self.nodes[ix].requests.remove(&req) else {
-            self.fail(&format!("node {ix} completes request {} that is not in flight", req.0))
-        };
-        let tags = pending.buf.map(|buf: BufId| self.nodes[ix].pool.finish_request(buf, req));
-        self.outcomes.insert(req, Outcome::Done(result));
-        let volume = pending.request.volume;
-        match (pending.purpose, result) {
-            (Purpose::Read(ticket), Ok(())) => {
-                let tags = tags.expect("a read has a buffer");
-                if let Err(error) = self.model.read_ended(&ticket, &tags) {
-                    self.fail(&error);
-                }
-            }
-            (Purpose::Write(write), Ok(())) => {
-                let holders = self.holders(ix, volume, false);
-                let stable = if pending.request.fua { self.holders(ix, volume, true) } else { Vec::new() };
-                self.model.write_acked(write, &holders, &stable);
-                if self.in_sync_without_waiting(ix, volume) {
-                    self.model.write_is_weak(write);
-                }
-            }
-            (Purpose::Write(write), Err(_)) => self.model.write_unknown(write),
-            (Purpose::Flush(ticket), Ok(())) => {
-                let nodes = self.holders(ix, volume, true);
-                self.model.flush_acked(ticket, volume.0, &nodes);
-            }
-            (Purpose::Read(_) | Purpose::Flush(_), Err(_)) => {}
-        }
-    }
-
-    fn note_event(&mut self, ix: NodeIx, event: zea_core::event::Event) {
-        if let zea_core::event::Event::Notice { text, .. } = event {
-            if text.contains("ProtocolError") && !self.checks.protocol_errors_expected {
-                self.fail(&format!("node {ix} accuses its peer, which runs the same code: {text}"));
-            }
-            let notices = &mut self.nodes[ix].notices;
-            if notices.len() == 64 {
-                notices.pop_front();
-            }
-            notices.push_back(text);
-        }
-    }
-
-    fn reply(&mut self, ix: NodeIx, tag: AdminTag, result: Result<(), AdminError>) {
-        let node = &mut self.nodes[ix];
-        if !node.admin.remove(&tag) {
-            self.fail(&format!("node {ix} answers admin command {} that does not wait", tag.0));
-        }
-        if node.boot_waits == Some(tag) {
-            node.boot_waits = None;
-            if let Err(error) = &result {
-                node.boot_errors.push(error.message.clone());
-            }
-            let run = node.run;
-            self.at(self.now, Event::Boot { node: ix, run });
-        }
-        self.replies.insert(tag, result);
-    }
 }
 
 /// The node id of an index.
 pub fn node_id(ix: NodeIx) -> NodeId {
     NodeId::new(ix as u8).expect("worlds have at most 32 nodes")
-}
-
-fn describe_input(input: &Input<'_>) -> String {
-    match input {
-        Input::DiskDone { tag, result, buf, meta, .. } => {
-            format!("DiskDone {} {result:?} buf {:?} meta {} bytes", tag.0, buf.map(|b| b.0), meta.len())
-        }
-        Input::Packet { peer, volume, packet, payload, .. } => {
-            format!("n{peer} vol {:?} {packet:?} payload {:?}", volume.map(|v| v.0), payload.map(|p| p.len))
-        }
-        other => format!("{other:?}"),
-    }
-}
-
-fn describe_action(action: &Action) -> String {
-    match action {
-        Action::Disk { tag, volume, cmd } => {
-            format!("Disk {} vol {volume} {}", tag.0, disk::summary(cmd))
-        }
-        Action::Send { peer, volume, packet, payload, .. } => {
-            format!("n{peer} vol {:?} {packet:?} payload {:?}", volume.map(|v| v.0), payload.map(|p| p.len))
-        }
-        other => format!("{other:?}"),
-    }
 }

@@ -206,6 +206,7 @@ fn sim_a_disk_that_is_too_small_is_refused() {
 fn sim_unrelated_data_is_refused() {
     let cluster = Cluster::new(2);
     let mut w = cluster.synced();
+    w.checks.split_brains_expected = true;
     w.write_ok(0, 0, 8);
     let mut other = Cluster { seed: 99, ..Cluster::new(2) }.synced();
     other.crash(1, zea_sim::faults::Crash::Process);

@@ -50,9 +50,9 @@ fn sim_a_failing_disk_under_load() {
             let begin = w.now;
             for (until_ms, faults) in [(100, DiskFaults::default()), (400, DiskFaults::DEAD)] {
                 w.set_disk_faults(victim, V0, faults);
-                load.step(&mut w);
+                load.step(&mut w, &Default::default());
                 while w.step(begin + until_ms * 1_000_000) {
-                    load.step(&mut w);
+                    load.step(&mut w, &Default::default());
                 }
             }
             w.checkpoint();

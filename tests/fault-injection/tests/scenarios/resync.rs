@@ -79,7 +79,7 @@ fn sim_resync_while_writes_go_on() {
         let mut load = Workload::new(seed, Mix { gap_ns: 1_000_000, ..Mix::default() }, 20, 32_000);
         let end = w.now + 200_000_000;
         while w.step(end) {
-            load.step(&mut w);
+            load.step(&mut w, &Default::default());
         }
         w.settle();
     }

@@ -17,9 +17,9 @@ fn under_load(w: &mut World, ms: u64, mix: Mix) {
     let size = w.nodes[0].device(V0).expect("a volume").size_sectors;
     let mut load = Workload::new(w.seed, mix, 12, size);
     let end = w.now + ms * 1_000_000;
-    load.step(w);
+    load.step(w, &Default::default());
     while w.step(end) {
-        load.step(w);
+        load.step(w, &Default::default());
     }
 }
 

@@ -12,6 +12,7 @@ use zea_sim::world::World;
 fn world(make_core: MakeCore) -> World {
     let cluster = Cluster { make_core, ..Cluster::new(2) };
     let mut world = cluster.start();
+    world.checks.roles_untold = true;
     world.must(0, Command::Promote { force: true });
     world
 }

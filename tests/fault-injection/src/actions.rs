@@ -1,0 +1,180 @@
+//! What cores want done: links, packets, disk commands, completions, answers.
+
+use zea_core::event::Event as CoreEvent;
+use zea_core::io::{Action, AdminError, AdminTag, BufId, DiskCmd, DiskTag, IoError, LinkId, Payload, ReqId};
+use zea_wire::ids::VolumeNr;
+
+use crate::checks::Check;
+use crate::codec;
+use crate::disk;
+use crate::net::{EndState, Frame, NodeIx};
+use crate::node::Purpose;
+use crate::world::{Event, Outcome, World};
+
+impl World {
+    pub(crate) fn carry_out(&mut self, ix: NodeIx, action: Action) {
+        match action {
+            Action::Connect { peer } => {
+                let peer = peer.index();
+                self.net.set_want(ix, peer, true);
+                self.dial_soon(ix, peer);
+            }
+            Action::Disconnect { peer } => self.disconnect(ix, peer.index()),
+            Action::SetNegotiated { link: LinkId(id), negotiated, .. } => {
+                if let Some(link) = self.net.link_mut(id)
+                    && let Some(side) = link.side_of(ix)
+                {
+                    link.ends[side].negotiated = negotiated;
+                }
+            }
+            Action::Send { link: LinkId(id), volume, packet, payload, .. } => {
+                self.send(ix, id, volume, &packet, payload)
+            }
+            Action::Disk { tag, volume, cmd } => self.disk_submit(ix, volume, tag, cmd),
+            Action::CloseDisk { volume } => {
+                let node = &mut self.nodes[ix];
+                assert!(
+                    !node.disks[&volume].busy(),
+                    "CloseDisk while commands are in flight: {}",
+                    node.disks[&volume].describe_in_flight()
+                );
+                assert!(node.attached.remove(&volume), "CloseDisk of a volume that is not open");
+            }
+            Action::Complete { req, result } => self.complete(ix, req, result),
+            Action::Copy { from, to } => self.nodes[ix].pool.copy(from, to),
+            Action::FreeBuf(buf) => self.nodes[ix].pool.free(buf),
+            Action::Event(event) => self.note_event(ix, event),
+            Action::Reply { tag, result } => self.reply(ix, tag, result),
+        }
+    }
+
+    fn disconnect(&mut self, ix: NodeIx, peer: NodeIx) {
+        self.net.set_want(ix, peer, false);
+        let Some(id) = self.net.live_link(ix, peer) else {
+            return;
+        };
+        for stream in 0..2 {
+            self.send_frame(ix, id, stream, Frame::Eof);
+        }
+        self.close_end(id, ix);
+    }
+
+    fn send(
+        &mut self,
+        ix: NodeIx,
+        id: u64,
+        volume: Option<VolumeNr>,
+        packet: &zea_wire::packet::Packet,
+        payload: Option<Payload>,
+    ) {
+        let tags = payload.map(|p| self.nodes[ix].pool.read(p));
+        let Some(link) = self.net.link(id) else {
+            return;
+        };
+        let Some(side) = link.side_of(ix) else { return };
+        if link.ends[side].state != EndState::Up {
+            return;
+        }
+        let peer = link.ends[1 - side].node;
+        let bytes = codec::encode(&link.ends[side].negotiated, volume, packet, payload);
+        if let Err(error) = self.checks.two_phase.sent(ix, peer, packet) {
+            self.fail(Check::TwoPhase, &error);
+        }
+        self.send_frame(ix, id, codec::stream_index(packet), Frame::Packet { bytes, tags });
+    }
+
+    fn send_frame(&mut self, ix: NodeIx, id: u64, stream: usize, frame: Frame) {
+        let Some(arrivals) = self.net.send(id, ix, stream, frame, self.now, &mut self.net_rng) else {
+            return;
+        };
+        let Some(peer) = self.net.link(id).and_then(|l| l.peer_of(ix)) else {
+            return;
+        };
+        let run = self.nodes[peer].run;
+        for at in arrivals.times() {
+            self.at(*at, Event::Frame { node: peer, run, stream: arrivals.stream });
+        }
+    }
+
+    fn disk_submit(&mut self, ix: NodeIx, volume: VolumeNr, tag: DiskTag, cmd: DiskCmd) {
+        let node = &mut self.nodes[ix];
+        assert!(
+            node.attached.contains(&volume),
+            "node {ix}: a command for a disk that is not open: {}",
+            disk::summary(&cmd)
+        );
+        let tags = match cmd {
+            DiskCmd::Write { payload, .. } => node.pool.read(payload),
+            DiskCmd::Read { payload, .. } => {
+                node.pool.pin(payload);
+                Vec::new()
+            }
+            _ => Vec::new(),
+        };
+        let latency = node.disks.get_mut(&volume).expect("it is attached").submit(tag, cmd, tags, &mut self.disk_rng);
+        let run = node.run;
+        self.at(self.now + latency, Event::Disk { node: ix, run, volume, tag });
+    }
+
+    fn complete(&mut self, ix: NodeIx, req: ReqId, result: Result<(), IoError>) {
+        self.trace.add(req.0 ^ u64::from(result.is_err()) << 63);
+        let Some(pending) = self.nodes[ix].requests.remove(&req) else {
+            self.fail(Check::Core, &format!("node {ix} completes request {} that is not in flight", req.0))
+        };
+        let tags = pending.buf.map(|buf: BufId| self.nodes[ix].pool.finish_request(buf, req));
+        self.outcomes.insert(req, Outcome::Done(result));
+        let volume = pending.request.volume;
+        match (pending.purpose, result) {
+            (Purpose::Read(ticket), Ok(())) => {
+                let tags = tags.expect("a read has a buffer");
+                if let Err(error) = self.model.read_ended(&ticket, &tags) {
+                    self.fail(Check::Read, &error);
+                }
+            }
+            (Purpose::Write(write), Ok(())) => {
+                let holders = self.holders(ix, volume, false);
+                let stable = if pending.request.fua { self.holders(ix, volume, true) } else { Vec::new() };
+                self.model.write_acked(write, &holders, &stable);
+                if self.in_sync_without_waiting(ix, volume) {
+                    self.model.write_is_weak(write);
+                }
+            }
+            (Purpose::Write(write), Err(_)) => self.model.write_unknown(write),
+            (Purpose::Flush(ticket), Ok(())) => {
+                let nodes = self.holders(ix, volume, true);
+                self.model.flush_acked(ticket, ix, volume.0, &nodes);
+            }
+            (Purpose::Read(_) | Purpose::Flush(_), Err(_)) => {}
+        }
+    }
+
+    fn note_event(&mut self, ix: NodeIx, event: CoreEvent) {
+        if let CoreEvent::Notice { text, .. } = event {
+            if text.contains("ProtocolError") && !self.checks.protocol_errors_expected {
+                self.fail(Check::Protocol, &format!("node {ix} accuses its peer, which runs the same code: {text}"));
+            }
+            self.check_refusal(ix, &text);
+            let notices = &mut self.nodes[ix].notices;
+            if notices.len() == 64 {
+                notices.pop_front();
+            }
+            notices.push_back(text);
+        }
+    }
+
+    fn reply(&mut self, ix: NodeIx, tag: AdminTag, result: Result<(), AdminError>) {
+        let node = &mut self.nodes[ix];
+        if !node.admin.remove(&tag) {
+            self.fail(Check::Core, &format!("node {ix} answers admin command {} that does not wait", tag.0));
+        }
+        if node.boot_waits == Some(tag) {
+            node.boot_waits = None;
+            if let Err(error) = &result {
+                node.boot_errors.push(error.message.clone());
+            }
+            let run = node.run;
+            self.at(self.now, Event::Boot { node: ix, run });
+        }
+        self.replies.insert(tag, result);
+    }
+}
