@@ -192,7 +192,7 @@ fn notes(text: &mut String, resource: &ResourceStatus) {
         for peer_device in connection.peer_devices.iter().filter(|peer_device| peer_device.unverified) {
             let nr = peer_device.volume;
             let _ =
-                writeln!(text, "{name}/{nr}: {peer} may have ignored out-of-sync marks: an online verify is advised");
+                writeln!(text, "{name}/{nr}: {peer} may have ignored out-of-sync marks: fetch one of the copies anew");
         }
     }
 }

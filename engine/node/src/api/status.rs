@@ -159,7 +159,7 @@ pub struct PeerDeviceStatus {
     pub percent_resync_done: Option<f64>,
     /// Bitmap UUID towards the peer, 16 hex digits.
     pub bitmap_uuid: String,
-    /// The peer may have ignored out-of-sync marks: an online verify is advised.
+    /// The peer may have ignored out-of-sync marks: nothing proves those blocks equal.
     pub unverified: bool,
 }
 
