@@ -1,5 +1,6 @@
 //! Whole nodes: real daemons, real disks and sockets, one machine.
 
+mod bad_clients;
 mod bad_disk;
 mod bad_wire;
 mod clients;

@@ -73,6 +73,11 @@ impl NbdClient {
         be32(&reply[4..8])
     }
 
+    /// The stream under it, to send what a client never would.
+    pub(crate) fn stream(&self) -> UnixStream {
+        self.stream.try_clone().unwrap()
+    }
+
     /// Reads at an offset.
     pub(crate) fn read(&mut self, offset: u64, len: usize) -> Vec<u8> {
         assert_eq!(self.request(CMD_READ, offset, len, &[]), 0, "read at {offset}");
