@@ -1,6 +1,7 @@
 //! The engine of production: shards, the connector, and NBD listeners.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -13,9 +14,10 @@ use tracing::{error, info, warn};
 use zea_core::config::ResourceConfig;
 use zea_core::event::{Event as CoreEvent, Severity};
 use zea_core::io::{AdminError, Command as CoreCommand};
+use zea_shard::ring::RingError;
 use zea_shard::{
     BackingPaths, EventStream, ExportDirectory, LinkMaker, OpenError, Pending, ResourceEvent, ResourceId, Shard,
-    ShardConfig, ShardError, ShardHandle, shard_for,
+    ShardConfig, ShardError, ShardHandle, SpawnError, shard_for,
 };
 use zea_tcp::ConnectorError;
 use zea_wire::ids::{NodeId, VolumeNr};
@@ -34,6 +36,8 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long an attach waits for a device that is in use: a daemon that was killed may have I/O in the kernel that ends
 /// after it (design.md section 3).
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a shard waits for memory that it may lock.
+const RING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it looks.
 const LOCK_TICK: Duration = Duration::from_millis(50);
 /// How long a resource that is down may need for the last words of its links.
@@ -93,9 +97,8 @@ impl ShardEngine {
         let stopping = Arc::new(AtomicBool::new(false));
         let mut shards = Vec::new();
         for index in 0..options.shards {
-            let maker = Arc::clone(&links) as Arc<dyn LinkMaker>;
-            let shard = Shard::spawn(ShardConfig::new(index, maker, exports.clone()))
-                .with_context(|| format!("cannot start shard {index}"))?;
+            let config = || ShardConfig::new(index, Arc::clone(&links) as Arc<dyn LinkMaker>, exports.clone());
+            let shard = spawn(config).with_context(|| format!("cannot start shard {index}"))?;
             let pump = EventPump {
                 index,
                 stream: shard.subscribe(EVENT_QUEUE)?,
@@ -187,6 +190,25 @@ impl ShardEngine {
         self.links.remove(resource.id);
         lock(&self.running).remove(name);
         Ok(())
+    }
+}
+
+/// Starts a shard. The memory of rings counts against what a user may lock (RLIMIT_MEMLOCK), and so do the buffers that
+/// other daemons of that user have registered; those of a daemon that was killed the kernel gives back a moment later.
+fn spawn(config: impl Fn() -> ShardConfig) -> Result<ShardHandle> {
+    let end = Instant::now() + RING_TIMEOUT;
+    loop {
+        match Shard::spawn(config()) {
+            Err(SpawnError::Ring(RingError::Setup(error))) if error.kind() == ErrorKind::OutOfMemory => {
+                if Instant::now() >= end {
+                    let hint = "the daemons of this user have locked all the memory that they may: raise the limit \
+                                (ulimit -l, LimitMEMLOCK= of systemd)";
+                    return Err(anyhow::Error::from(error).context(hint));
+                }
+                thread::sleep(LOCK_TICK);
+            }
+            done => return Ok(done?),
+        }
     }
 }
 
