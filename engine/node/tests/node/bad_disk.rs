@@ -107,7 +107,8 @@ impl Tiny {
         let flags = rustix::mount::MountFlags::empty();
         let result = rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, options.as_c_str());
         let possible = is_possible("mounting a small file system", result.map_err(|error| error.to_string()));
-        possible.then_some(Tiny(dir))
+        // Only what was mounted is unmounted.
+        possible.then(|| Tiny(dir))
     }
 
     /// A file without space of its own, of `bytes`.

@@ -224,13 +224,15 @@ fn badinput_wire_illegal_packets_end_the_connection_and_nothing_else() {
         // After a refusal for good the administrator has the word.
         let connect = Request::Connect { name: "r0".into(), peer: None, discard_my_data: false };
         cluster.nodes[0].call(&connect).ok();
-        let [mut data, mut control] = peer.connect();
+        let [mut data, control] = peer.connect();
         // It may close before it has read everything.
         data.write_all(&bytes).ok();
         if what.contains("the end") {
             data.shutdown(std::net::Shutdown::Write).unwrap();
         }
-        assert!(is_closed(&mut data) && is_closed(&mut control), "{what}\n{}", cluster.nodes[0].log_tail());
+        assert!(is_closed(&mut data), "{what}\n{}", cluster.nodes[0].log_tail());
+        // Where the end came before the daemon had the pair, it may still wait for another socket to go with this one.
+        drop(control);
         serves(&mut cluster.nodes[0], &mut client, nr, what);
     }
     let [_data, mut control] = {
