@@ -254,13 +254,18 @@ impl Node {
         if let Some(resource) = lock(&self.resources).get(name) {
             return Ok(Arc::clone(resource));
         }
-        if let Some(broken) = lock(&self.broken).iter().find(|broken| broken.name == name) {
-            return Err(Failure::failed(format!(
+        self.refuse_broken(name)?;
+        Err(Failure::failed(format!("{name}: No such resource; `zea resource list` shows those that there are")))
+    }
+
+    fn refuse_broken(&self, name: &str) -> Result<(), Failure> {
+        match lock(&self.broken).iter().find(|broken| broken.name == name) {
+            None => Ok(()),
+            Some(broken) => Err(Failure::failed(format!(
                 "{name} could not be read when the daemon started: {}\nmend the file and start the daemon again",
                 broken.error
-            )));
+            ))),
         }
-        Err(Failure::failed(format!("{name}: No such resource; `zea resource list` shows those that there are")))
     }
 
     /// Starts a resource as its intent says. Goes on after a failure, so that one broken disk or peer does not take

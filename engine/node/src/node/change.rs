@@ -19,12 +19,13 @@ impl Node {
             .map_err(|problem| Failure::usage(format!("{}: {}: {}", problem.at, problem.message, problem.help)))?;
         check_secret(&file, secret.as_ref())?;
         let name = file.name.clone();
+        self.refuse_broken(&name)?;
         let new = Resource::new(Saved { file, secret, intent: Intent::default() });
         // Taken before others can see the resource, and held until it is whole.
         let _admin = lock(&new.admin);
         {
             let mut resources = lock(&self.resources);
-            if resources.contains_key(&name) || lock(&self.broken).iter().any(|broken| broken.name == name) {
+            if resources.contains_key(&name) {
                 return Err(Failure::refused(
                     0,
                     format!(

@@ -187,6 +187,9 @@ fn control_a_broken_file_does_not_stop_the_others() {
     let seen = status(&mut client);
     assert_eq!((seen.resources.len(), seen.broken.len()), (1, 1));
     assert!(seen.broken[0].error.contains("r9.toml:2:1"), "{}", seen.broken[0].error);
+    // Its name is taken, and the answer says by what.
+    let refused = failure(create(&node, dir.path(), "r9"));
+    assert!(refused.message.contains("r9.toml:2:1") && refused.message.contains("mend the file"), "{refused}");
     let message = failure(client.call::<Done>(&Request::Up { name: "r9".into() })).message;
     assert!(message.contains("r9.toml:2:1"), "{message}");
 }
