@@ -130,6 +130,7 @@ impl Node {
                 ),
             ));
         }
+        refuse_resize(&old.file, &new.file).map_err(|failure| failure.about(&name))?;
         let same_net = (&new.file.net, &new.secret) == (&old.file.net, &old.secret);
         let mut notes = Vec::new();
         // A change of [net] alone leaves broken disks alone. Everything else, no change included, makes the disks ready
@@ -190,6 +191,25 @@ fn can_change_live(old: &ResourceFile, new: &ResourceFile, diskless: impl Fn(u16
         }
     }
     masked == *old
+}
+
+/// The engine takes the size of a volume from its meta data: another one in the file would be believed by nobody.
+fn refuse_resize(old: &ResourceFile, new: &ResourceFile) -> Result<(), Failure> {
+    let size = |volume: &config::Volume| volume.size.map_or("all of the device".to_owned(), |size| size.to_string());
+    for volume in &new.volumes {
+        if let Some(was) = old.volume(volume.nr).filter(|was| was.size != volume.size) {
+            return Err(Failure::refused(
+                0,
+                format!(
+                    "volume {} has the size {} and cannot be given another ({}): copy it to a new volume of that size",
+                    volume.nr,
+                    size(was),
+                    size(volume)
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_secret(file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {

@@ -219,6 +219,9 @@ fn control_apply_creates_and_changes() {
     assert!(refused.kind == FailureKind::Refused && refused.message.contains("zea down r0"), "{refused}");
     Client::connect(&node.socket).unwrap().call::<Done>(&Request::Down { name: "r0".into() }).unwrap();
     apply(&file, Some("other")).unwrap();
+    file.volumes[0].size = Some(crate::config::Size(8 << 20));
+    let refused = failure(apply(&file, Some("other")));
+    assert!(refused.message.contains("volume 0 has the size 4M and cannot be given another (8M)"), "{refused}");
     let wrong = Request::Apply { file: "x.toml".into(), text: "nam = 1".into(), secret: None, force: false };
     let wrong = failure(Client::connect(&node.socket).unwrap().call::<Done>(&wrong));
     assert!(wrong.kind == FailureKind::Usage && wrong.message.contains("x.toml:1:1"), "{wrong}");
