@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tracing::{debug, warn};
 use zea_shard::{LinkMaker, LinkSockets, ResourceId, ShardHandle};
-use zea_tcp::{Connector, ConnectorConfig, ConnectorError, Event, PathConfig, PeerKey};
+use zea_tcp::{AttemptError, Connector, ConnectorConfig, ConnectorError, Event, PathConfig, PeerKey};
 use zea_wire::ids::NodeId;
 
 /// The connector, which shards call, and the shards, which it calls.
@@ -121,8 +121,18 @@ impl Links {
                 self.state().deaf.insert(addr, format!("cannot listen on {addr}: {error}"));
             }
             Event::Attempt { key, error } => {
-                debug!("resource {} node {}: {error}", key.0, key.1);
-                self.state().attempts.insert(key, error.to_string());
+                let mut state = self.state();
+                let text = match (&error, state.own.get(&key)) {
+                    (AttemptError::Lost, Some(own)) => {
+                        format!(
+                            "{error}: it is StandAlone towards this node, or knows no peer with the address {}",
+                            own.ip()
+                        )
+                    }
+                    _ => error.to_string(),
+                };
+                debug!("resource {} node {}: {text}", key.0, key.1);
+                state.attempts.insert(key, text);
             }
         }
     }

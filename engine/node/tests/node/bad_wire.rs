@@ -94,6 +94,24 @@ fn badinput_wire_node_ids_that_differ_are_refused() {
 }
 
 #[test]
+fn badinput_wire_a_node_that_the_peer_does_not_know_is_told_so() {
+    let cluster = Cluster::empty(3);
+    cluster.create(0, same);
+    cluster.create(1, |resource| resource.nodes.truncate(2));
+    cluster.create(2, same);
+    let to_node_1 = |status: &ResourceStatus| {
+        let connection = status.connections.iter().find(|connection| connection.peer_node_id == 1).unwrap();
+        connection.last_error.clone().unwrap_or_default()
+    };
+    let why = format!("knows no peer with the address {}", cluster.addresses[2].ip());
+    cluster.nodes[2].wait("a reason", |status| to_node_1(status).contains(&why));
+    // The others are connected meanwhile.
+    cluster.nodes[1].wait("connected", connected);
+    let to_node_0 = |status: &ResourceStatus| status.connections[0].connection_state == "Connected";
+    cluster.nodes[2].wait("connected with node 0", to_node_0);
+}
+
+#[test]
 fn badinput_wire_a_disk_that_is_too_small_is_refused() {
     let cluster = Cluster::empty(2);
     cluster.create(0, same);
