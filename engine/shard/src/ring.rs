@@ -23,9 +23,6 @@ use thiserror::Error;
 /// Time the ring's end waits for operations that are still in the kernel. A disk that hangs for longer takes the
 /// process down: memory that the kernel writes to cannot be given back.
 const DROP_WAIT: Duration = Duration::from_secs(60);
-/// Time that a turn waits for more than one completion, in microseconds: how late something is noticed where a send that
-/// was expected to end at once does not.
-const PROMPT_WAIT_US: u32 = 50;
 /// User data of operations whose completion interests nobody.
 const IGNORED: u64 = u64::MAX;
 
@@ -98,10 +95,10 @@ pub struct Ring<T: Copy> {
     backlog: VecDeque<squeue::Entry>,
     in_kernel: usize,
     limit: usize,
-    /// Operations pushed since the last turn that end while they are submitted.
-    prompt: usize,
-    /// The kernel can wait for several completions with a bound on the wait for all of them (6.12).
-    has_min_wait: bool,
+    /// Operations whose success is known by the absence of a completion, with the result that stands for it.
+    silent: Vec<(usize, i32)>,
+    /// The kernel can leave the completions of successes out.
+    can_be_silent: bool,
     counters: Arc<RingCounters>,
 }
 
@@ -154,7 +151,8 @@ impl<T: Copy> Ring<T> {
         // SAFETY: `owner` comes from Box::into_raw and is freed in `drop` only, after its borrowers.
         let ring: &'static mut IoUring = unsafe { &mut *owner };
         let limit = ring.params().cq_entries() as usize;
-        let has_min_wait = ring.params().is_feature_min_timeout();
+        // The best flags are there (6.1), so that what ends while it is submitted has its completion in the queue by then.
+        let can_be_silent = ring.params().is_feature_skip_cqe_on_success() && ring.params().is_setup_single_issuer();
         let (mut submitter, sq, cq) = ring.split();
         if let Err(e) = submitter.register_ring_fd() {
             tracing::debug!("the ring's descriptor is not registered (Linux 5.18): {e}");
@@ -168,8 +166,8 @@ impl<T: Copy> Ring<T> {
             backlog: VecDeque::new(),
             in_kernel: 0,
             limit,
-            prompt: 0,
-            has_min_wait,
+            silent: Vec::new(),
+            can_be_silent,
             counters,
         })
     }
@@ -196,11 +194,25 @@ impl<T: Copy> Ring<T> {
         key
     }
 
-    /// Says that an operation just pushed most likely ends while it is submitted, as a send does that the socket has room
-    /// for. The next turn then waits for one completion more: without this, each such send would cost a turn of its own in
-    /// which nothing else happened.
-    pub fn expect_prompt(&mut self) {
-        self.prompt += 1;
+    /// Queues an operation that ends while it is submitted, whatever comes of it, because it may not block. If it succeeds,
+    /// it does not end the wait of the next turn: it comes out of that turn as `success`, with whatever else does. So it
+    /// is for operations that nobody waits for; without this, each of them would cost a turn in which nothing else happens.
+    ///
+    /// # Safety
+    /// As for [`Ring::push`].
+    pub unsafe fn push_silent(&mut self, entry: squeue::Entry, token: T, success: i32) {
+        let silent = self.can_be_silent && self.backlog.is_empty() && self.in_kernel < self.limit;
+        let entry = if silent { entry.flags(squeue::Flags::SKIP_SUCCESS) } else { entry };
+        // SAFETY: the caller's.
+        let key = unsafe { self.push(entry, token) };
+        if silent {
+            self.silent.push((key, success));
+        }
+    }
+
+    /// Silent operations are queued for the next turn.
+    pub fn has_silent(&self) -> bool {
+        !self.silent.is_empty()
     }
 
     /// Asks the kernel to end an operation early; its completion comes either way.
@@ -256,11 +268,11 @@ impl<T: Copy> Ring<T> {
         self.flush_backlog();
         self.sq.sync();
         self.cq.sync();
-        let prompt = std::mem::take(&mut self.prompt);
-        let more = if self.has_min_wait { prompt.min(self.in_kernel.saturating_sub(1)) } else { 0 };
-        let wait = self.cq.is_empty() && timeout != Some(Duration::ZERO);
-        self.enter(if wait { 1 + more } else { 0 }, timeout)?;
+        let silent_only = !self.silent.is_empty() && self.in_kernel == self.silent.len();
+        let wait = self.cq.is_empty() && timeout != Some(Duration::ZERO) && !silent_only;
+        self.enter(usize::from(wait), timeout)?;
         self.reap(out);
+        self.reap_silent(out);
         Ok(())
     }
 
@@ -288,9 +300,6 @@ impl<T: Copy> Ring<T> {
         if want == 0 || timeout.is_some() {
             args = args.timespec(&time);
         }
-        if want > 1 {
-            args = args.min_wait_usec(PROMPT_WAIT_US);
-        }
         let result = self.submitter.submit_with_args(want.max(1), &args);
         self.sq.sync();
         match result {
@@ -315,6 +324,7 @@ impl<T: Copy> Ring<T> {
                 continue;
             }
             let key = cqe.user_data() as usize;
+            self.silent.retain(|silent| silent.0 != key);
             let token = self.tokens[key];
             if !more {
                 self.tokens.remove(key);
@@ -322,6 +332,19 @@ impl<T: Copy> Ring<T> {
             out.push(Done { token, result: cqe.result(), more });
         }
         self.cq.sync();
+    }
+
+    /// Silent operations that were submitted and have no completion succeeded.
+    fn reap_silent(&mut self, out: &mut Vec<Done<T>>) {
+        // One that is in the backlog or in the submission queue did not begin. It is waited for with the next turn.
+        if self.silent.is_empty() || !self.backlog.is_empty() || !self.sq.is_empty() {
+            return;
+        }
+        for (key, result) in self.silent.drain(..) {
+            self.in_kernel -= 1;
+            let token = self.tokens.remove(key);
+            out.push(Done { token, result, more: false });
+        }
     }
 
     /// Cancels what can be cancelled and reaps everything. `false`: something is still in the kernel.
@@ -334,6 +357,7 @@ impl<T: Copy> Ring<T> {
                 self.tokens.try_remove(entry.get_user_data() as usize);
             }
         }
+        self.silent.retain(|silent| self.tokens.contains(silent.0));
         if !self.tokens.is_empty() {
             self.enqueue(opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(IGNORED));
         }
@@ -419,38 +443,54 @@ mod tests {
     }
 
     #[test]
-    fn ring_turn_waits_past_what_ends_at_once() {
+    fn ring_silent_success_does_not_end_a_turn_and_failure_does() {
         let mut ring = ring(8);
-        if !ring.has_min_wait {
-            eprintln!("SKIPPED: this kernel has no minimum wait (6.12)");
-            return;
-        }
+        assert!(ring.can_be_silent, "this test takes Linux 6.1");
         let event = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
         let mut target = Box::new([0_u8; 8]);
         let read = opcode::Read::new(io_uring::types::Fd(event.as_raw_fd()), target.as_mut_ptr(), 8).build();
         let mut done = Vec::new();
-        // The second operation is there when the turn begins to wait: both come in one turn.
-        rustix::io::write(&event, &1_u64.to_ne_bytes()).expect("rings");
+        let bell = event.try_clone().expect("a second descriptor");
+        let ringer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            rustix::io::write(&bell, &1_u64.to_ne_bytes()).expect("rings");
+        });
         // SAFETY: `target` and `event` outlive the ring, which is dropped first below; a nop names no memory.
         unsafe {
             ring.push(read.clone(), 1);
-            ring.push(opcode::Nop::new().build(), 2);
+            ring.push_silent(opcode::Nop::new().build(), 2, 77);
         }
-        ring.expect_prompt();
-        ring.turn(Some(Duration::from_secs(5)), &mut done).expect("a turn");
-        assert_eq!(done.len(), 2);
-        // What was expected at once and does not come holds the other one up for a moment only.
+        ring.turn(Some(Duration::from_secs(30)), &mut done).expect("a turn");
+        let both = [Done { token: 1, result: 8, more: false }, Done { token: 2, result: 77, more: false }];
+        assert_eq!(done, both, "the silent one waited for the other one");
+        ringer.join().expect("rang");
+
         done.clear();
-        let start = Instant::now();
+        let nowhere = opcode::Close::new(io_uring::types::Fd(i32::MAX)).build();
         // SAFETY: as above.
         unsafe {
             ring.push(read, 3);
-            ring.push(opcode::Nop::new().build(), 4);
+            ring.push_silent(nowhere, 4, 77);
         }
-        ring.expect_prompt();
-        ring.turn(Some(Duration::from_secs(5)), &mut done).expect("a turn");
-        assert_eq!(done, [Done { token: 4, result: 0, more: false }]);
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        ring.turn(Some(Duration::from_secs(30)), &mut done).expect("a turn");
+        assert_eq!(done, [Done { token: 4, result: -libc::EBADF, more: false }]);
+
+        // More than the submission queue holds, and nothing else to wait for.
+        done.clear();
+        for token in 10..30 {
+            // SAFETY: as above.
+            unsafe { ring.push_silent(opcode::Nop::new().build(), token, 77) };
+        }
+        while done.len() < 20 {
+            ring.turn(Some(Duration::ZERO), &mut done).expect("a turn");
+        }
+        assert!(done.iter().all(|d| d.token >= 10));
+        assert_eq!(ring.in_flight(), 1, "the read");
+        // Nor does the ring's end wait for what never began.
+        for token in 30..50 {
+            // SAFETY: as above.
+            unsafe { ring.push_silent(opcode::Nop::new().build(), token, 77) };
+        }
         drop(ring);
         drop((event, target));
     }

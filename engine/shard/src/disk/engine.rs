@@ -156,6 +156,11 @@ impl Disks {
         self.ops.len() + self.waiting.len()
     }
 
+    /// A command waits for a buffer.
+    pub(crate) fn starved(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// The next command that ended.
     pub(crate) fn take_done(&mut self) -> Option<DiskDone> {
         self.done.pop_front()

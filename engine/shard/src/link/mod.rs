@@ -327,7 +327,8 @@ impl Link {
                 continue;
             }
             half.progress = now;
-            half.queue.submit(ring, pool, half.fd.as_fd(), Token::LinkSend { link: slot, stream: half.stream });
+            let token = Token::LinkSend { link: slot, stream: half.stream };
+            half.queue.submit(ring, pool, half.fd.as_fd(), token, phase == Phase::Up);
         }
     }
 

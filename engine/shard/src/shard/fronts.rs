@@ -99,6 +99,12 @@ impl Shard {
         }
     }
 
+    /// Somebody waits for a buffer.
+    pub(super) fn starved(&self) -> bool {
+        let links = || self.links.iter().any(|(_, link)| link.starved().is_some());
+        !self.starved_fronts.is_empty() || self.disks.starved() || links()
+    }
+
     /// Buffers became free: everybody who waits for one looks again, peers first.
     pub(super) fn feed_the_starved(&mut self) {
         let starved_links = self.links.iter().any(|(_, link)| link.starved().is_some());

@@ -82,6 +82,8 @@ pub(crate) struct SendQueue {
     /// Is being sent. Its slab stays where it is.
     flying: Batch,
     in_flight: bool,
+    /// The socket had no room for the last send: the next one waits for some.
+    blocked: bool,
     queued_bytes: u64,
     gather: Box<Gather>,
 }
@@ -99,7 +101,14 @@ impl SendQueue {
     pub(crate) fn new() -> SendQueue {
         // SAFETY: msghdr and iovec are plain C structs for which all-zero is a value.
         let gather = Box::new(unsafe { std::mem::zeroed::<Gather>() });
-        SendQueue { filling: Batch::default(), flying: Batch::default(), in_flight: false, queued_bytes: 0, gather }
+        SendQueue {
+            filling: Batch::default(),
+            flying: Batch::default(),
+            in_flight: false,
+            blocked: false,
+            queued_bytes: 0,
+            gather,
+        }
     }
 
     /// Appends what `encode` writes.
@@ -136,8 +145,16 @@ impl SendQueue {
         self.in_flight
     }
 
-    /// Sends what is queued, unless a send is under way.
-    pub(crate) fn submit(&mut self, ring: &mut Ring<Token>, pool: &Pool, fd: BorrowedFd<'_>, token: Token) {
+    /// Sends what is queued, unless a send is under way. `unwatched`: nobody waits for the socket to have taken it all, so
+    /// that this alone need not end a turn.
+    pub(crate) fn submit(
+        &mut self,
+        ring: &mut Ring<Token>,
+        pool: &Pool,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        unwatched: bool,
+    ) {
         if self.in_flight {
             return;
         }
@@ -159,13 +176,20 @@ impl SendQueue {
         }
         self.gather.msg.msg_iov = self.gather.iov.as_mut_ptr();
         self.gather.msg.msg_iovlen = count;
-        let entry = opcode::SendMsg::new(Fd(fd.as_raw_fd()), &raw const self.gather.msg)
-            .flags(libc::MSG_NOSIGNAL as u32)
-            .build();
+        let entry = opcode::SendMsg::new(Fd(fd.as_raw_fd()), &raw const self.gather.msg);
+        let whole = count == self.flying.parts.len() && self.filling.parts.is_empty();
         // SAFETY: header, vector and slab of the flying batch are on the heap and not touched before `complete`; its
         // payload parts hold references. The owner keeps queue and socket until the send is over.
-        unsafe { ring.push(entry, token) };
-        ring.expect_prompt();
+        unsafe {
+            match u16::try_from(self.queued_bytes) {
+                // A send that may not block ends at once. To wait for all is to call a part of it a failure.
+                Ok(bytes) if unwatched && whole && !self.blocked => {
+                    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL;
+                    ring.push_silent(entry.flags(flags as u32).build(), token, bytes.into());
+                }
+                _ => drop(ring.push(entry.flags(libc::MSG_NOSIGNAL as u32).build(), token)),
+            }
+        }
         self.in_flight = true;
     }
 
@@ -188,6 +212,7 @@ impl SendQueue {
                 }
             }
         }
+        self.blocked = !self.flying.parts.is_empty();
         moved
     }
 

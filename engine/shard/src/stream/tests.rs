@@ -48,7 +48,7 @@ proptest! {
         let mut queue = SendQueue::new();
         let mut at = 0;
         let drive = |queue: &mut SendQueue, ring: &mut Ring<Token>, pool: &mut Pool| {
-            queue.submit(ring, pool, ours.as_fd(), Token::Wake);
+            queue.submit(ring, pool, ours.as_fd(), Token::Wake, true);
             if queue.in_flight() {
                 let result = result(ring);
                 assert!(matches!(queue.complete(pool, result), None | Some(Moved::Bytes(_))));
@@ -94,7 +94,7 @@ fn stream_send_to_a_closed_socket_fails_without_a_signal() {
     let buf = pool.alloc(4096, Purpose::Meta).expect("a buffer");
     queue.push_payload(&mut pool, buf, 0, 4096);
     pool.release(buf);
-    queue.submit(&mut ring, &pool, ours.as_fd(), Token::Wake);
+    queue.submit(&mut ring, &pool, ours.as_fd(), Token::Wake, true);
     let result = result(&mut ring);
     assert_eq!(queue.complete(&mut pool, result), Some(Moved::Failed(libc::EPIPE)));
     queue.clear(&mut pool);

@@ -216,7 +216,8 @@ impl FrontEnd for NbdConnection {
         if self.broken {
             return;
         }
-        self.queue.submit(ring, pool, self.fd.as_fd(), Token::Front { slot, op: FrontOp::Send });
+        let unwatched = matches!(self.phase, Phase::Transmission { .. }) && !self.closing;
+        self.queue.submit(ring, pool, self.fd.as_fd(), Token::Front { slot, op: FrontOp::Send }, unwatched);
         let target = match &self.phase {
             Phase::Handshake { .. } => None,
             Phase::Transmission { requests, .. } if requests.wants_input(&self.queue) => requests.target(),
