@@ -21,6 +21,9 @@ pub const MAX_SEND_QUEUE_BYTES: u64 = 128 << 20;
 pub const LINGER_MS: u64 = 500;
 /// How often time-outs of links are looked at while something is under way, in milliseconds.
 pub const TICK_MS: u64 = 50;
+/// Longest time that a turn waits for all legs of a write that is alone, in milliseconds: how late anything else can be
+/// noticed meanwhile.
+pub const LEGS_WAIT_MS: u64 = 5;
 
 // A packet's prefix fits the smaller staging buffer, so that a receive always has room.
 const _: () = assert!(CONTROL_STAGING_BYTES > zea_wire::packet::MAX_PREFIX_BYTES);

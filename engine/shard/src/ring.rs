@@ -261,16 +261,20 @@ impl<T: Copy> Ring<T> {
     /// One turn: submits everything, waits until something completed or `timeout` is over (`None`: for ever), and
     /// appends what completed to `out`.
     ///
+    /// `at_least`: how many completions to wait for; more than one only where fewer are of no use, because meanwhile
+    /// nothing else is noticed either.
+    ///
     /// # Errors
     /// What the kernel says, other than a timeout or an interruption.
-    pub fn turn(&mut self, timeout: Option<Duration>, out: &mut Vec<Done<T>>) -> io::Result<()> {
+    pub fn turn(&mut self, timeout: Option<Duration>, at_least: usize, out: &mut Vec<Done<T>>) -> io::Result<()> {
         RingCounters::add(&self.counters.turns, 1);
         self.flush_backlog();
         self.sq.sync();
         self.cq.sync();
-        let silent_only = !self.silent.is_empty() && self.in_kernel == self.silent.len();
+        let loud = self.in_kernel - self.silent.len();
+        let silent_only = loud == 0 && !self.silent.is_empty();
         let wait = self.cq.is_empty() && timeout != Some(Duration::ZERO) && !silent_only;
-        self.enter(usize::from(wait), timeout)?;
+        self.enter(if wait { at_least.min(loud).max(1) } else { 0 }, timeout)?;
         self.reap(out);
         self.reap_silent(out);
         Ok(())
@@ -362,7 +366,7 @@ impl<T: Copy> Ring<T> {
             self.enqueue(opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(IGNORED));
         }
         while !self.tokens.is_empty() {
-            let turn = self.turn(Some(Duration::from_millis(100)), &mut sink);
+            let turn = self.turn(Some(Duration::from_millis(100)), 1, &mut sink);
             if turn.is_err() || start.elapsed() > DROP_WAIT {
                 return false;
             }
@@ -409,7 +413,7 @@ mod tests {
         }
         let mut done = Vec::new();
         while ring.in_flight() > 0 {
-            ring.turn(Some(Duration::from_secs(5)), &mut done).expect("a turn");
+            ring.turn(Some(Duration::from_secs(5)), 1, &mut done).expect("a turn");
         }
         let mut tokens: Vec<u32> = done.iter().map(|d| d.token).collect();
         tokens.sort_unstable();
@@ -423,9 +427,9 @@ mod tests {
         let mut ring = ring(4);
         let start = Instant::now();
         let mut done = Vec::new();
-        ring.turn(Some(Duration::from_millis(20)), &mut done).expect("a turn");
+        ring.turn(Some(Duration::from_millis(20)), 1, &mut done).expect("a turn");
         assert!(done.is_empty() && start.elapsed() >= Duration::from_millis(20));
-        ring.turn(Some(Duration::ZERO), &mut done).expect("a turn without a wait");
+        ring.turn(Some(Duration::ZERO), 1, &mut done).expect("a turn without a wait");
         assert_eq!(ring.counters().turns.load(Ordering::Relaxed), 2);
     }
 
@@ -437,7 +441,7 @@ mod tests {
             unsafe { ring.push(opcode::Nop::new().build(), token) };
         }
         let mut done = Vec::new();
-        ring.turn(None, &mut done).expect("a turn");
+        ring.turn(None, 1, &mut done).expect("a turn");
         assert_eq!(done.len(), 32);
         assert_eq!(ring.counters().enters.load(Ordering::Relaxed), 1);
     }
@@ -460,7 +464,7 @@ mod tests {
             ring.push(read.clone(), 1);
             ring.push_silent(opcode::Nop::new().build(), 2, 77);
         }
-        ring.turn(Some(Duration::from_secs(30)), &mut done).expect("a turn");
+        ring.turn(Some(Duration::from_secs(30)), 1, &mut done).expect("a turn");
         let both = [Done { token: 1, result: 8, more: false }, Done { token: 2, result: 77, more: false }];
         assert_eq!(done, both, "the silent one waited for the other one");
         ringer.join().expect("rang");
@@ -472,7 +476,7 @@ mod tests {
             ring.push(read, 3);
             ring.push_silent(nowhere, 4, 77);
         }
-        ring.turn(Some(Duration::from_secs(30)), &mut done).expect("a turn");
+        ring.turn(Some(Duration::from_secs(30)), 1, &mut done).expect("a turn");
         assert_eq!(done, [Done { token: 4, result: -libc::EBADF, more: false }]);
 
         // More than the submission queue holds, and nothing else to wait for.
@@ -482,7 +486,7 @@ mod tests {
             unsafe { ring.push_silent(opcode::Nop::new().build(), token, 77) };
         }
         while done.len() < 20 {
-            ring.turn(Some(Duration::ZERO), &mut done).expect("a turn");
+            ring.turn(Some(Duration::ZERO), 1, &mut done).expect("a turn");
         }
         assert!(done.iter().all(|d| d.token >= 10));
         assert_eq!(ring.in_flight(), 1, "the read");
@@ -504,15 +508,15 @@ mod tests {
         // SAFETY: `target` and `never` outlive the ring, which is dropped first below.
         let key = unsafe { ring.push(read.clone(), 1) };
         let mut done = Vec::new();
-        ring.turn(Some(Duration::from_millis(5)), &mut done).expect("a turn");
+        ring.turn(Some(Duration::from_millis(5)), 1, &mut done).expect("a turn");
         ring.cancel(key);
         while done.is_empty() {
-            ring.turn(Some(Duration::from_secs(5)), &mut done).expect("a turn");
+            ring.turn(Some(Duration::from_secs(5)), 1, &mut done).expect("a turn");
         }
         assert_eq!(done, [Done { token: 1, result: -libc::ECANCELED, more: false }]);
         // SAFETY: as above.
         unsafe { ring.push(read, 2) };
-        ring.turn(Some(Duration::from_millis(5)), &mut done).expect("a turn");
+        ring.turn(Some(Duration::from_millis(5)), 1, &mut done).expect("a turn");
         let start = Instant::now();
         drop(ring);
         assert!(start.elapsed() < Duration::from_secs(10));

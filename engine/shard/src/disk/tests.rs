@@ -58,7 +58,7 @@ impl Rig {
                 return done;
             }
             assert!(self.disks.in_flight() > 0, "nothing to wait for");
-            self.ring.turn(Some(Duration::from_secs(10)), &mut done).expect("a turn");
+            self.ring.turn(Some(Duration::from_secs(10)), 1, &mut done).expect("a turn");
             assert!(!done.is_empty(), "a disk command hangs");
             for d in done.drain(..) {
                 let Token::Disk(key) = d.token else { panic!("foreign token {:?}", d.token) };

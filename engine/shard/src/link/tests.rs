@@ -51,7 +51,7 @@ impl Rig {
         self.link.flush(&mut self.ring, &self.pool, self.now);
         self.link.arm(&mut self.ring, &self.pool);
         let mut done = Vec::new();
-        self.ring.turn(Some(Duration::from_millis(1)), &mut done).expect("a turn");
+        self.ring.turn(Some(Duration::from_millis(1)), 1, &mut done).expect("a turn");
         let mut end = Ok(());
         for done in done {
             let ended = match done.token {

@@ -1,8 +1,10 @@
 //! Inputs into a core, and its actions out of it.
 
 use zea_core::event::Event;
-use zea_core::io::{Action, AdminTag, BufId, Input, LinkLost, Payload};
+use zea_core::io::{Action, AdminTag, BufId, DiskCmd, Input, LinkLost, Payload};
+use zea_wire::flags::DpFlags;
 use zea_wire::ids::VolumeNr;
+use zea_wire::packet::Packet;
 
 use super::Shard;
 use crate::AdminResult;
@@ -46,6 +48,9 @@ impl Shard {
                     return;
                 };
                 Metrics::add(&self.metrics.packets_sent, 1);
+                if matches!(&packet, Packet::Data(data) if data.dp_flags.contains(DpFlags::SEND_WRITE_ACK)) {
+                    self.legs.leg();
+                }
                 if let Err(lost) = self.links[at].send(&mut self.pool, volume, &packet, payload) {
                     self.lose(at, lost);
                 }
@@ -56,12 +61,16 @@ impl Shard {
                 disk.used = true;
                 let owner = Owner { resource: slot as u32, volume, tag };
                 Metrics::add(&self.metrics.disk_commands, 1);
+                if matches!(cmd, DiskCmd::Write { .. }) {
+                    self.legs.leg();
+                }
                 self.disks.submit(&mut self.ring, &mut self.pool, disk.id, owner, cmd);
             }
             Action::Complete { req, result } => {
                 let front = (req.0 >> LOCAL_BITS) as usize;
                 let local = req.0 & ((1 << LOCAL_BITS) - 1);
                 self.resources[slot].requests -= 1;
+                self.legs.answer();
                 self.fronts[front].answer(&mut self.pool, local, result);
                 self.touched.push(front);
             }

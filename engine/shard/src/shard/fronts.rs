@@ -93,6 +93,7 @@ impl Shard {
                     request.id = ReqId((at as u64) << LOCAL_BITS | local);
                     Metrics::add(&self.metrics.requests, 1);
                     self.resources[slot].requests += 1;
+                    self.legs.request();
                     self.feed(slot, Input::Request(request));
                 }
             }

@@ -2,6 +2,7 @@
 
 mod actions;
 mod fronts;
+mod legs;
 mod links;
 mod messages;
 mod resource;
@@ -22,7 +23,7 @@ use crate::disk::Disks;
 use crate::events::Subscriber;
 use crate::frontend::{ExportDirectory, FrontEnd};
 use crate::handle::{AdminResult, Message, ReplyTo, ShardHandle};
-use crate::limits::{MAILBOX_BATCH, MAILBOX_MESSAGES, TICK_MS};
+use crate::limits::{LEGS_WAIT_MS, MAILBOX_BATCH, MAILBOX_MESSAGES, TICK_MS};
 use crate::link::Link;
 use crate::mailbox::{Mail, Mailbox, mailbox};
 use crate::metrics::Metrics;
@@ -32,6 +33,7 @@ use crate::token::Token;
 use crate::{LinkMaker, ResourceId};
 
 use fronts::Listener;
+use legs::Legs;
 use links::Lost;
 use resource::{AdminWait, Res};
 
@@ -119,6 +121,7 @@ pub struct Shard {
     looked_at: u64,
     next_tick: Time,
     links_made: u64,
+    legs: Legs,
 
     config: ShardConfig,
     metrics: Arc<Metrics>,
@@ -208,6 +211,7 @@ impl Shard {
             looked_at: 0,
             next_tick: Time(0),
             links_made: 0,
+            legs: Legs::default(),
             config,
             metrics,
             clock,
@@ -232,8 +236,13 @@ impl Shard {
             self.tick();
             self.settle();
             self.end_turn();
-            let timeout = self.timeout();
-            if let Err(e) = self.ring.turn(timeout, &mut done) {
+            let legs = self.legs.take();
+            let mut timeout = self.timeout();
+            if legs > 1 {
+                let most = Duration::from_millis(LEGS_WAIT_MS);
+                timeout = Some(timeout.map_or(most, |t| t.min(most)));
+            }
+            if let Err(e) = self.ring.turn(timeout, legs, &mut done) {
                 panic!("io_uring_enter failed: {e}");
             }
         }

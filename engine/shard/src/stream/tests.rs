@@ -22,7 +22,7 @@ fn rig() -> (Ring<Token>, Pool) {
 
 fn result(ring: &mut Ring<Token>) -> i32 {
     let mut done = Vec::new();
-    ring.turn(Some(Duration::from_secs(10)), &mut done).expect("a turn");
+    ring.turn(Some(Duration::from_secs(10)), 1, &mut done).expect("a turn");
     assert_eq!(done.len(), 1, "one operation per stream");
     done[0].result
 }

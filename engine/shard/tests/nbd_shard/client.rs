@@ -60,16 +60,32 @@ impl Client {
 
     /// Sends a request without waiting for its reply; returns its cookie.
     pub(crate) fn send(&mut self, command: u16, flags: u16, offset: u64, len: u32, data: &[u8]) -> u64 {
+        let mut bytes = Vec::new();
+        self.request(&mut bytes, command, flags, offset, len);
+        bytes.extend_from_slice(data);
+        self.stream.write_all(&bytes).expect("a request");
+        self.cookie
+    }
+
+    /// Sends writes of the same data to all these offsets in one piece.
+    pub(crate) fn send_writes(&mut self, offsets: impl Iterator<Item = u64>, data: &[u8]) {
+        let mut bytes = Vec::new();
+        for offset in offsets {
+            self.request(&mut bytes, WRITE, 0, offset, data.len() as u32);
+            bytes.extend_from_slice(data);
+        }
+        self.stream.write_all(&bytes).expect("requests");
+    }
+
+    /// Appends a request's header.
+    fn request(&mut self, bytes: &mut Vec<u8>, command: u16, flags: u16, offset: u64, len: u32) {
         self.cookie += 1;
-        let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&0x2560_9513_u32.to_be_bytes());
         bytes.extend_from_slice(&flags.to_be_bytes());
         bytes.extend_from_slice(&command.to_be_bytes());
         bytes.extend_from_slice(&self.cookie.to_be_bytes());
         bytes.extend_from_slice(&offset.to_be_bytes());
         bytes.extend_from_slice(&len.to_be_bytes());
-        bytes.extend_from_slice(data);
-        self.stream.write_all(&bytes).expect("a request");
-        self.cookie
     }
 
     /// The next reply without data: cookie and error.
