@@ -159,7 +159,12 @@ pub(crate) fn create_meta(path: &Path, bytes: u64, peers: u32) {
 impl Cluster {
     /// `nodes` connected nodes, diskful, the first one Primary with data that counts.
     pub(crate) fn start(nodes: usize, disk_bytes: u64) -> Cluster {
-        let cluster = Cluster::start_secondary(nodes, disk_bytes);
+        Cluster::start_numbered(0, nodes, disk_bytes)
+    }
+
+    /// The same, with numbers of shards from `first_shard`.
+    pub(crate) fn start_numbered(first_shard: u16, nodes: usize, disk_bytes: u64) -> Cluster {
+        let cluster = Cluster::start_all(first_shard, nodes, disk_bytes);
         cluster.nodes[0].admin(Command::Promote { force: true });
         for peer in 1..nodes {
             let peer = NodeId(peer as u8);
@@ -170,13 +175,17 @@ impl Cluster {
 
     /// The same, all Secondary and Inconsistent.
     pub(crate) fn start_secondary(nodes: usize, disk_bytes: u64) -> Cluster {
+        Cluster::start_all(0, nodes, disk_bytes)
+    }
+
+    fn start_all(first_shard: u16, nodes: usize, disk_bytes: u64) -> Cluster {
         let dir = tempfile::tempdir().expect("a directory");
         let board = Arc::new(Switchboard::default());
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let all: Vec<Node> = (0..nodes)
             .map(|nr| {
                 create_meta(&dir.path().join(format!("disk{nr}")), disk_bytes, (nodes.max(2) - 1) as u32);
-                Node::start(&board, dir.path(), nr, nodes)
+                Node::start(&board, dir.path(), (nr, first_shard + nr as u16), nodes)
             })
             .collect();
         *board.shards.lock().expect("no panic") = all.iter().map(|n| n.shard.clone()).collect();
@@ -231,7 +240,7 @@ impl Cluster {
         self.nodes[nr].shard.stop().expect("the shard did not panic");
         std::fs::remove_file(&self.nodes[nr].socket).expect("the socket");
         let nodes = self.nodes.len();
-        let started = Node::start(&self.board, self.dir.path(), nr, nodes);
+        let started = Node::start(&self.board, self.dir.path(), (nr, nr as u16), nodes);
         self.board.shards.lock().expect("no panic")[nr] = started.shard.clone();
         self.nodes[nr] = started;
         for peer in (0..nodes).filter(|&p| p != nr) {
@@ -259,23 +268,23 @@ impl Drop for Cluster {
 /// A shard whose links are made by the switchboard, and a socket for its clients.
 pub(crate) fn shard(
     board: &Arc<Switchboard>,
-    (nr, own): (usize, NodeId),
+    (nr, number, own): (usize, u16, NodeId),
     exports: &ExportDirectory,
     socket: &Path,
 ) -> ShardHandle {
     let maker = Maker { board: Arc::clone(board), shard: nr, own };
-    let shard = Shard::spawn(ShardConfig::new(nr as u16, Arc::new(maker), exports.clone())).expect("a shard");
+    let shard = Shard::spawn(ShardConfig::new(number, Arc::new(maker), exports.clone())).expect("a shard");
     let listener = UnixListener::bind(socket).expect("bound");
     shard.listen_nbd(OwnedFd::from(listener)).expect("listens");
     shard
 }
 
 impl Node {
-    fn start(board: &Arc<Switchboard>, dir: &Path, nr: usize, nodes: usize) -> Node {
+    fn start(board: &Arc<Switchboard>, dir: &Path, (nr, number): (usize, u16), nodes: usize) -> Node {
         let own = NodeId(nr as u8);
         let exports = ExportDirectory::new();
         let socket = dir.join(format!("nbd{nr}"));
-        let shard = shard(board, (nr, own), &exports, &socket);
+        let shard = shard(board, (nr, number, own), &exports, &socket);
         let data = dir.join(format!("disk{nr}"));
         let node = Node::on(shard, "r0", own, exports, data, socket);
         for peer in (0..nodes).filter(|&p| p != nr) {
