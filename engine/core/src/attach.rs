@@ -183,6 +183,9 @@ impl Resource {
         mark_hot(cx, &mut attached, &hot);
         let sb = &mut attached.sb;
         sb.node_id = Some(self.config.node_id.0);
+        if was_in_use(sb) {
+            sb.flags.insert(DeviceFlags::ZEA_LOST_WRITES);
+        }
         sb.flags.remove(DeviceFlags::AL_CLEAN);
         let v = &mut self.volumes[vidx];
         v.crashed_primary = sb.flags.contains(DeviceFlags::CRASHED_PRIMARY);
@@ -321,6 +324,7 @@ impl Resource {
         if self.role == Role::Primary {
             self.new_generation_now(cx, vidx);
         }
+        self.give_up_space(cx, vidx);
         self.send_states(cx);
     }
 
@@ -470,12 +474,17 @@ fn sized(sb: &SuperBlock, layout: &Layout) -> u64 {
     if sb.effective_size_sectors == 0 { layout.usable_sectors } else { sb.effective_size_sectors }
 }
 
+/// The last run ended with writes in flight.
+fn was_in_use(sb: &SuperBlock) -> bool {
+    sb.flags.contains(DeviceFlags::PRIMARY_IND) && !sb.flags.contains(DeviceFlags::AL_CLEAN)
+}
+
 /// The hot extents of the last run, and the number of the next transaction.
 fn read_activity_log(cx: &mut Ctx<'_>, sb: &SuperBlock, layout: &Layout, bytes: &[u8]) -> Result<(Hot, u32), String> {
     let blocks = bytes.chunks_exact(4096).map(|b| b.try_into().expect("4096 bytes"));
     let extents =
         u32::try_from(layout.usable_sectors.div_ceil(8192)).map_err(|_| "the device is too large".to_owned())?;
-    let needed = sb.flags.contains(DeviceFlags::PRIMARY_IND) && !sb.flags.contains(DeviceFlags::AL_CLEAN);
+    let needed = was_in_use(sb);
     match al_disk::replay(blocks, extents) {
         Ok(hot) => {
             let next = hot.newest_tr_number.map_or(0, |n| n.wrapping_add(1));

@@ -25,6 +25,7 @@ impl Resource {
         let mut flags = extra;
         flags.set(UuidFlags::DISCARD_MY_DATA, c.discard_my_data);
         flags.set(UuidFlags::CRASHED_PRIMARY, v.crashed_primary);
+        flags.set(UuidFlags::ZEA_LOST_WRITES, c.keeps_bits() && v.lost_writes());
         flags.set(UuidFlags::INCONSISTENT, v.disk == DiskState::Inconsistent);
         flags.set(UuidFlags::STABLE, self.is_stable());
         flags.set(UuidFlags::RECONNECT, c.was_connected);
@@ -141,6 +142,7 @@ impl Resource {
         if v.uuids.rotate_current_into_bitmap(&rotate, forced, random).is_none() {
             return false;
         }
+        v.set_flag(DeviceFlags::ZEA_LOST_WRITES, false);
         v.new_uuid_running = true;
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::NewUuid));
@@ -212,6 +214,7 @@ impl Resource {
             return;
         }
         if let NewDatagen::Adopted { .. } = v.uuids.received_new_datagen(&rotate, current, weak, being_synced) {
+            v.set_flag(DeviceFlags::ZEA_LOST_WRITES, false);
             v.meta.push(Step::SuperBlock);
             self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
         }

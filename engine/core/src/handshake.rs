@@ -414,6 +414,12 @@ impl Resource {
         let peer_current = says.uuids.as_ref().map(|u| u.current & !1);
         let peer_stable = state.role == Role::Primary
             || says.uuids.as_ref().is_some_and(|u| u.uuid_flags.contains(UuidFlags::STABLE));
+        let peer_has_all = state.disk >= DiskState::Consistent
+            && says.uuids.as_ref().is_some_and(|u| {
+                u.dirty_bits == 0
+                    && !u.uuid_flags.contains(UuidFlags::ZEA_LOST_WRITES)
+                    && !u.uuid_flags.contains(UuidFlags::SYNC_TARGET)
+            });
         let told = says.current_uuid.map(|u| u & !1);
         let v = &mut self.volumes[vidx];
         if v.attached.is_none() {
@@ -440,6 +446,9 @@ impl Resource {
         if peer_current == Some(mine) {
             if v.dirty_bits(node) == 0 && v.uuids.bitmap[usize::from(node.0)] != 0 {
                 v.uuids.retire_bitmap_uuid(node);
+                v.meta.push(Step::SuperBlock);
+            }
+            if peer_has_all && v.dirty_bits(node) == 0 && v.set_flag(DeviceFlags::ZEA_LOST_WRITES, false) {
                 v.meta.push(Step::SuperBlock);
             }
             let lifted = matches!(v.disk, DiskState::Outdated | DiskState::Consistent);

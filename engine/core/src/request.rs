@@ -412,6 +412,26 @@ impl Resource {
         fresh.min(first)
     }
 
+    /// The disk goes: writes that wait for space on it have failed there.
+    pub(crate) fn give_up_space(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let waiting: Vec<usize> = self
+            .writes
+            .iter()
+            .filter(|(_, w)| w.vidx == vidx && matches!(w.local, Local::NoSpace { .. }))
+            .map(|(i, _)| i)
+            .collect();
+        for &index in &waiting {
+            self.writes[index].local = Local::Failed(DiskError::NoSpace);
+            self.release_interval(index);
+        }
+        for index in waiting {
+            // One that completes may take earlier ones out of the log with it.
+            if self.writes.contains(index) {
+                self.request_step(cx, index);
+            }
+        }
+    }
+
     /// Writes that wait for space: try them again.
     pub(crate) fn retry_no_space(&mut self, cx: &mut Ctx<'_>) {
         if !self.no_space {

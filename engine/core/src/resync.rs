@@ -324,6 +324,11 @@ impl Resource {
             .as_ref()
             .and_then(|r| r.in_flight.get(&data.block_id))
             .is_some_and(|q| !q.answered && q.sector == data.sector && q.len == payload.len);
+        if self.conns[cidx].pds[vidx].resync.is_none() {
+            // Asked for before this resync ended, for instance with the disk: the source waits for an answer.
+            cx.free(payload.buf);
+            return self.send_ack(cx, cidx, vidx, data.sector, payload.len, data.block_id, AckKind::ResyncFailed);
+        }
         if !fits {
             cx.free(payload.buf);
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "resync data that was not asked for");
@@ -451,6 +456,7 @@ impl Resource {
         v.set_flag(DeviceFlags::CONSISTENT, true);
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && !hidden);
         v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
+        v.set_flag(DeviceFlags::ZEA_LOST_WRITES, u.uuid_flags.contains(UuidFlags::ZEA_LOST_WRITES));
         v.crashed_primary = false;
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::ResyncFinished(node)));

@@ -210,6 +210,11 @@ impl Volume {
         if self.attached.is_some() { self.uuids.current } else { self.exposed_uuid }
     }
 
+    /// This node died while writes of this generation were in flight: acknowledged ones may be missing here.
+    pub(crate) fn lost_writes(&self) -> bool {
+        self.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::ZEA_LOST_WRITES))
+    }
+
     /// Set or clear a device flag of the super block. True if it changed.
     pub(crate) fn set_flag(&mut self, flag: DeviceFlags, on: bool) -> bool {
         let Some(a) = self.attached.as_mut() else { return false };

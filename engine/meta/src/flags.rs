@@ -98,6 +98,8 @@ flag_set! {
         PRIMARY_LOST_QUORUM = 0x200;
         /// Had quorum.
         HAVE_QUORUM = 0x400;
+        /// Zea's own: died while writes were in flight, and has not been made equal since to a copy that did not.
+        ZEA_LOST_WRITES = 0x0100_0000;
     }
 }
 

@@ -60,6 +60,8 @@ flag_word! {
         SYNC_TARGET = 0x800,
         /// Bits 56..=63 name the node whose bitmap UUID is sent without a bitmap slot.
         HAS_UNALLOC = 0x1000,
+        /// Zea's own, sent to Zea only: the sender died while writes were in flight and may lack acknowledged ones.
+        ZEA_LOST_WRITES = 1 << 48,
     }
 }
 

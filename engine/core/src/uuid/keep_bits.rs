@@ -9,13 +9,16 @@ use zea_wire::state::DiskState;
 
 use super::compare::{Rule, Strategy};
 use super::decide::{BitmapPrep, Decision, Outcome, Reason, Side, outcome_of};
+use super::same;
 
 /// Has the last word on a decision. Uses exchanged data only, so both nodes come to mirrored results; `own.view` must
 /// be what was sent to the peer.
 ///
 /// * No sync, but a node with Outdated or better data has bits: a bitmap resync. The better disk is the source, of
-///   equal disks the only Primary, else the only neighbour of a Primary, else the only node with bits, else the lower node id. If the target would be a
-///   Primary that serves its data: disconnect. If the reason is a split brain that is overlooked for now: retry.
+///   equal disks the only Primary, else the only neighbour of a Primary, else the only one that has not lost writes in a
+///   crash, else the only node with bits, else the lower node id. If the target would be a Primary that serves its
+///   data: disconnect. If the reason is a split brain that is overlooked for now: retry.
+/// * A node that lost writes in a crash is no source for one at the same generation that did not.
 /// * With a peer that is not Zea: the strategy stays, the decision is `unverified`.
 /// * A strategy that replaces bits of an UpToDate node by others adds the others instead.
 #[must_use]
@@ -28,7 +31,8 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
         BitmapPrep::Keep | BitmapPrep::SetAll => {}
     }
 
-    if both_zea && let Some(reversed) = primary_is_source(&decision, own, peer) {
+    let reversed = || better_is_source(&decision, own, peer).or_else(|| survivor_is_source(&decision, own, peer));
+    if both_zea && let Some(reversed) = reversed() {
         return reversed;
     }
 
@@ -54,29 +58,74 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
     decision
 }
 
-/// Left-over bits at the same generation would make a Secondary overwrite an UpToDate Primary, which the kernel refuses. The
-/// Primary has that generation whole: it is the source of these blocks.
-fn primary_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
+/// Left-over bits at the same generation would make the worse disk the source, which is refused: a Secondary that
+/// overwrites an UpToDate Primary, or an interrupted SyncTarget that overwrites good data. The better disk has that
+/// generation whole: it is the source of these blocks.
+fn better_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
     let left_over = matches!(decision.rule, Rule::SyncSourceMissedFinish | Rule::SyncTargetPeerMissedFinish);
-    let refused = decision.outcome == Outcome::Disconnect(Reason::TargetIsPrimary);
-    let primary = if own.is_primary() { own } else { peer };
-    if !left_over || !refused || own.is_primary() == peer.is_primary() || primary.disk != DiskState::UpToDate {
+    let (source, target) = match outcome_of(decision.strategy) {
+        Outcome::Source => (own, peer),
+        Outcome::Target => (peer, own),
+        _ => return None,
+    };
+    let better = match decision.outcome {
+        Outcome::Disconnect(Reason::TargetIsPrimary) => target.disk == DiskState::UpToDate && !source.is_primary(),
+        Outcome::Disconnect(Reason::SourceInconsistent) => true,
+        _ => false,
+    };
+    let strategy = decision.strategy.mirrored();
+    (left_over && better).then(|| Decision {
+        strategy,
+        outcome: outcome_of(strategy),
+        bitmap: BitmapPrep::Keep,
+        kept_bits: true,
+        ..*decision
+    })
+}
+
+/// A node that died with writes in flight has lost what its disk had not made stable, and more so the nodes that were
+/// resynced from it. At the same generation a copy that lived on has all of it, and is the source.
+fn survivor_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
+    let (source, target) = match decision.outcome {
+        Outcome::Source => (own, peer),
+        Outcome::Target => (peer, own),
+        _ => return None,
+    };
+    let overwritten = lost_writes(source)
+        && !lost_writes(target)
+        && same(source.view.current, target.view.current)
+        && [source, target].iter().all(|side| side.disk >= DiskState::Consistent && may_be_overwritten(side));
+    if !overwritten {
         return None;
     }
-    let strategy = if own.is_primary() { Strategy::SourceUseBitmap } else { Strategy::TargetUseBitmap };
-    Some(Decision { strategy, outcome: outcome_of(strategy), bitmap: BitmapPrep::Keep, kept_bits: true, ..*decision })
+    let strategy = decision.strategy.mirrored();
+    Some(Decision { strategy, outcome: outcome_of(strategy), kept_bits: true, ..*decision })
+}
+
+fn lost_writes(side: &Side<'_>) -> bool {
+    side.view.flags.contains(UuidFlags::ZEA_LOST_WRITES)
+}
+
+/// Nothing speaks for either direction but what the disks hold.
+fn may_be_overwritten(side: &Side<'_>) -> bool {
+    let flags = side.view.flags;
+    !side.is_primary() && !flags.contains(UuidFlags::SYNC_TARGET) && !flags.contains(UuidFlags::DISCARD_MY_DATA)
 }
 
 fn own_is_source(own: &Side<'_>, peer: &Side<'_>) -> bool {
     let (own_bits, peer_bits) = (own.view.dirty_bits > 0, peer.view.dirty_bits > 0);
+    // Consistent is UpToDate that has not been confirmed yet.
+    let rank = |side: &Side<'_>| if side.disk == DiskState::Consistent { DiskState::UpToDate } else { side.disk };
     // A neighbour of a live Primary has what that Primary believes it has; it must not be overwritten with less.
     let neighbour = |side: &Side<'_>| !side.view.flags.contains(UuidFlags::STABLE);
-    if own.disk != peer.disk {
-        own.disk > peer.disk
+    if rank(own) != rank(peer) {
+        rank(own) > rank(peer)
     } else if own.is_primary() != peer.is_primary() {
         own.is_primary()
     } else if neighbour(own) != neighbour(peer) {
         neighbour(own)
+    } else if lost_writes(own) != lost_writes(peer) {
+        lost_writes(peer)
     } else if own_bits != peer_bits {
         own_bits
     } else {

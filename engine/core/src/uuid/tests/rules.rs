@@ -21,6 +21,7 @@ const RECONNECT: UuidFlags = UuidFlags::RECONNECT;
 const QUORUM: UuidFlags = UuidFlags::PRIMARY_LOST_QUORUM;
 const DISCARD: UuidFlags = UuidFlags::DISCARD_MY_DATA;
 const TARGET: UuidFlags = UuidFlags::SYNC_TARGET;
+const LOST: UuidFlags = UuidFlags::ZEA_LOST_WRITES;
 
 fn just_created(t: &mut Table, cx: Context<'_>) {
     t.heading("5.3 rules 0 to 3");
@@ -109,9 +110,12 @@ fn different(t: &mut Table, cx: Context<'_>) {
     );
 }
 
+fn inconsistent(node: Node) -> Node {
+    node.disk(DiskState::Inconsistent).bits(8)
+}
+
 fn disk_states(t: &mut Table, cx: Context<'_>) {
     t.heading("5.4 step 2: disk states");
-    let inconsistent = |node: Node| node.disk(DiskState::Inconsistent).bits(8);
     t.row("2", "same generation, I am Inconsistent", cx, &inconsistent(n(A)), &p(A));
     t.row("2", "same generation, the peer is Inconsistent", cx, &n(A), &inconsistent(p(A)));
     let outdated = p(A).disk(DiskState::Outdated);
@@ -161,6 +165,17 @@ fn split_brain(t: &mut Table, cx: Context<'_>) {
     t.row("7", "both do: nothing is solved", cx, &own.flag(DISCARD), &peer.flag(DISCARD));
     let (own, peer) = (n(B).history(&[A]), p(C).history(&[A]).flag(DISCARD));
     t.row("7", "long ago: full sync", cx, &own, &peer);
+}
+
+fn keeping_bits(t: &mut Table, cx: Context<'_>) {
+    t.heading("ZEA: between two Zea nodes");
+    let (lost, survivor) = (n(A).flag(LOST).bits(9), p(A).bits(1));
+    t.row("ZEA", "I lost writes in a crash, the peer did not", cx, &lost, &survivor);
+    t.row("ZEA", "the same with an unconfirmed survivor", cx, &lost, &survivor.clone().disk(DiskState::Consistent));
+    t.row("ZEA", "I crashed as Primary, the peer was shut down in order", cx, &lost.clone().flag(CRASHED), &p(A));
+    t.row("ZEA", "but I am Primary again", cx, &lost.clone().primary(), &survivor);
+    t.row("ZEA", "both lost writes", cx, &lost, &survivor.flag(LOST));
+    t.row("ZEA", "I missed the end of a resync, and am Inconsistent", cx, &inconsistent(n(A)).bitmap(1, B), &p(A));
 }
 
 fn refusals(t: &mut Table, cx: Context<'_>) {
@@ -216,6 +231,7 @@ fn uuid_rules() {
     disk_states(&mut table, cx);
     split_brain(&mut table, cx);
     refusals(&mut table, cx);
+    keeping_bits(&mut table, cx);
     insta::assert_snapshot!("rules", table.text);
 }
 

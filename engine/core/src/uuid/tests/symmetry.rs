@@ -27,6 +27,7 @@ fn flags() -> impl Strategy<Value = UuidFlags> {
         UuidFlags::RECONNECT,
         UuidFlags::PRIMARY_LOST_QUORUM,
         UuidFlags::SYNC_TARGET,
+        UuidFlags::ZEA_LOST_WRITES,
     ]);
     let flags = prop::collection::vec(flag, 0..4);
     flags.prop_map(|flags| UuidFlags(flags.iter().fold(UuidFlags::STABLE.0, |all, f| all ^ f.0)))
@@ -149,24 +150,42 @@ proptest! {
         if final_a.strategy == Sync::NoSync && (has_bits(&a) || has_bits(&b)) {
             prop_assert!(!both_zea && final_a.unverified);
         }
-        if !both_zea || at_a.strategy != Sync::NoSync {
+        if !final_a.kept_bits {
             prop_assert_eq!((final_a.strategy, final_a.outcome), (at_a.strategy, at_a.outcome));
             return Ok(());
         }
-        if final_a.kept_bits {
-            prop_assert!(a.view.dirty_bits + b.view.dirty_bits > 0);
-            let (source, target) = match final_a.outcome {
-                Outcome::Source => (&a, &b),
-                Outcome::Target => (&b, &a),
-                Outcome::RetryConnect => return Ok(()),
-                other => {
-                    prop_assert!(matches!(other, Outcome::Disconnect(_)));
-                    return Ok(());
-                }
-            };
-            prop_assert!(source.disk >= target.disk);
-            prop_assert!(target.role != Role::Primary || target.disk < DiskState::Consistent);
+        prop_assert!(both_zea);
+        let (source, target) = match final_a.outcome {
+            Outcome::Source => (&a, &b),
+            Outcome::Target => (&b, &a),
+            Outcome::RetryConnect => return Ok(()),
+            other => {
+                prop_assert!(matches!(other, Outcome::Disconnect(_)));
+                return Ok(());
+            }
+        };
+        // Consistent is UpToDate that has not been confirmed.
+        prop_assert!(source.disk >= target.disk || source.disk == DiskState::Consistent);
+        prop_assert!(target.role != Role::Primary || target.disk < DiskState::Consistent);
+    }
+
+    #[test]
+    fn uuid_survivors_are_not_overwritten_by_the_crashed(
+        (mut a, mut b) in pair(), cx in cx(), connecting: bool,
+    ) {
+        // Same generation, good data, nobody Primary or asked to discard: node 0 died with writes in flight, node 1 did not.
+        b.view.current = a.view.current;
+        for node in [&mut a, &mut b] {
+            node.role = Role::Secondary;
+            node.disk = node.disk.max(DiskState::Consistent);
+            let ignored = UuidFlags::DISCARD_MY_DATA.0 | UuidFlags::SYNC_TARGET.0 | UuidFlags::ZEA_LOST_WRITES.0;
+            // Before there was a neighbour of a Primary, there was a Primary.
+            node.view.flags = UuidFlags(node.view.flags.0 & !ignored | UuidFlags::STABLE.0);
         }
+        a.view.flags.set(UuidFlags::ZEA_LOST_WRITES, true);
+        let (at_a, _) = both(&cx, &a, &b, connecting);
+        let decided = keep_bits(at_a, &a.side(), &b.side(), true);
+        prop_assert!(decided.outcome != Outcome::Source, "{:?}", decided);
     }
 
     #[test]
