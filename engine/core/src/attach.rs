@@ -5,7 +5,7 @@ use zea_meta::activity_log::{self as al_disk, ReplayError};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_meta::placement::{Layout, LayoutParams, Placement};
 use zea_meta::superblock::SuperBlock;
-use zea_wire::state::{ConnState, DiskState, ReplState, Role};
+use zea_wire::state::{DiskState, ReplState, Role};
 
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
@@ -270,7 +270,7 @@ impl Resource {
             v.compare_pending = false;
         }
         for cidx in self.up_conns() {
-            self.drop_link(cx, cidx, ConnState::TearDown, "to compare the data again");
+            self.reconnect(cx, cidx, "to compare the data again");
         }
     }
 

@@ -328,6 +328,7 @@ impl Resource {
         add(self.next_no_space_retry());
         add(self.twopc.deadline());
         add(self.recheck_at);
+        add(self.primary_back_by);
         for pd in self.conns.iter().flat_map(|c| &c.pds) {
             add(pd.resync.as_ref().and_then(|r| r.retry_at).filter(|&t| t > now));
         }
@@ -379,8 +380,10 @@ impl Resource {
         }
         if was_primary {
             self.lost_primary = Some(node);
-            if !graceful {
-                self.primary_lost();
+            match state {
+                ConnState::Disconnecting => {}
+                ConnState::TearDown => self.primary_away(cx),
+                _ => self.primary_lost(),
             }
         }
         for vidx in 0..self.volumes.len() {

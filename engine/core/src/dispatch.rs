@@ -179,6 +179,9 @@ impl Resource {
         if !self.conns[cidx].is_up() {
             return self.handshake_state(cx, cidx, vidx, word);
         }
+        if word.conn.conn_state() == Some(ConnState::TearDown) && self.conns[cidx].keeps_bits() {
+            return self.drop_link(cx, cidx, ConnState::TearDown, "the peer connects again, to compare the data");
+        }
         self.source_sees_state(cx, cidx, vidx, word);
         self.peer_disk(cx, cidx, vidx, word);
         self.peer_role(cx, cidx, word.role);
@@ -212,7 +215,7 @@ impl Resource {
         let own = self.volumes[vidx].disk;
         let worse = matches!(own, DiskState::Inconsistent | DiskState::Outdated);
         if new == DiskState::UpToDate && worse && idle && self.conns[cidx].is_up() {
-            self.drop_link(cx, cidx, ConnState::TearDown, "to resync from it: its disk became UpToDate");
+            self.reconnect(cx, cidx, "to resync from it: its disk became UpToDate");
         }
     }
 

@@ -5,9 +5,10 @@ use zea_meta::flags::DeviceFlags;
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{BitmapUuids, CurrentUuid, Packet, Uuids110};
-use zea_wire::state::{ConnState, DiskState, ReplState, Role};
+use zea_wire::state::{DiskState, ReplState, Role};
 
 use crate::event::Severity;
+use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::resource::{Ctx, Resource};
 use crate::twopc::Change;
@@ -249,6 +250,29 @@ impl Resource {
         self.want(Change::Empty, None);
     }
 
+    /// A Primary leaves in order, in most cases to come back at once: no reason yet to ask around whether it is still there.
+    pub(crate) fn primary_away(&mut self, cx: &Ctx<'_>) {
+        if self.role == Role::Primary || self.primary_peer().is_some() {
+            return;
+        }
+        for v in self.volumes.iter_mut().filter(|v| v.disk == DiskState::UpToDate) {
+            v.disk = DiskState::Consistent;
+        }
+        self.primary_back_by = Some(cx.now.plus_ms(limits::PRIMARY_BACK_MS));
+    }
+
+    /// It has been waited for long enough.
+    pub(crate) fn primary_stays_away(&mut self, cx: &Ctx<'_>) {
+        if self.primary_back_by.is_none_or(|t| cx.now < t) {
+            return;
+        }
+        self.primary_back_by = None;
+        let unsure = self.volumes.iter().any(|v| v.disk == DiskState::Consistent);
+        if unsure && self.role == Role::Secondary && self.primary_peer().is_none() {
+            self.want(Change::Empty, None);
+        }
+    }
+
     /// Survivors of a Primary may hold different last writes of it. Those are marked in the bitmaps; a new handshake compares
     /// and resyncs them (`docs/adr`: keep bits).
     pub(crate) fn reconcile(&mut self, cx: &mut Ctx<'_>) {
@@ -268,7 +292,7 @@ impl Resource {
                     Severity::Info,
                     format!("comparing with node {node}: the last writes of node {lost} may differ"),
                 );
-                self.drop_link(cx, cidx, ConnState::TearDown, "to compare the last writes of a lost Primary");
+                self.reconnect(cx, cidx, "to compare the last writes of a lost Primary");
             }
         }
     }
@@ -280,6 +304,9 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             let syncing = self.sync_source_of(vidx).is_some();
             let v = &mut self.volumes[vidx];
+            if self.primary_back_by.is_some() && v.disk == DiskState::Consistent {
+                continue;
+            }
             if !hidden.is_empty()
                 && self.role == Role::Secondary
                 && matches!(v.disk, DiskState::Consistent | DiskState::UpToDate)

@@ -4,7 +4,7 @@
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
-use zea_wire::packet::{AlgName, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
+use zea_wire::packet::{AlgName, CurrentUuid, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
 use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
 use crate::config::Protocol;
@@ -51,12 +51,23 @@ impl Resource {
                 .is_some()
                 .then(|| self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY));
             self.conns[cidx].pds[vidx].sent_uuids = sent;
+            self.tell_exposed_uuid(cx, cidx, vidx);
             self.conns[cidx].pds[vidx].sent_current = self.volumes[vidx].current_uuid();
             self.conns[cidx].pds[vidx].sent_state = (self.role, self.volumes[vidx].disk);
             self.send_state(cx, cidx, vidx);
         }
         // A resource without volumes is compared at once.
         self.handshake_progress(cx);
+    }
+
+    /// A Primary whose own disk is behind serves the data of its peers: say which generation that is.
+    fn tell_exposed_uuid(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let v = &self.volumes[vidx];
+        let behind = v.attached.is_some() && v.disk != DiskState::UpToDate && v.exposed_uuid != 0;
+        if self.role == Role::Primary && behind && self.conns[cidx].keeps_bits() {
+            let packet = CurrentUuid { uuid: v.exposed_uuid, weak_nodes: NodeMask::EMPTY };
+            self.send_volume(cx, cidx, vidx, Packet::CurrentUuid(packet));
+        }
     }
 
     pub(crate) fn own_sizes(&self, vidx: usize) -> Sizes {
@@ -87,10 +98,9 @@ impl Resource {
     }
 
     /// The state word of a volume for a peer.
-    fn state_word(&self, cidx: usize, vidx: usize) -> StateBits {
+    fn state_word(&self, cidx: usize, vidx: usize, conn: ConnField) -> StateBits {
         let c = &self.conns[cidx];
         let pd = &c.pds[vidx];
-        let conn = if c.is_up() { ConnField::from(pd.repl) } else { ConnField::from(ConnState::Connecting) };
         let version = c.link.as_ref().map_or(0, |l| l.negotiated.version);
         StateWord {
             role: self.role,
@@ -105,8 +115,16 @@ impl Resource {
     }
 
     pub(crate) fn send_state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
-        let bits = self.state_word(cidx, vidx);
+        let c = &self.conns[cidx];
+        let conn = if c.is_up() { ConnField::from(c.pds[vidx].repl) } else { ConnField::from(ConnState::Connecting) };
+        let bits = self.state_word(cidx, vidx, conn);
         self.send_volume(cx, cidx, vidx, Packet::State(State { state: bits }));
+    }
+
+    /// Say that this node is about to close the connection and to connect again.
+    pub(crate) fn announce_tear_down(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let bits = self.state_word(cidx, 0, ConnField::from(ConnState::TearDown));
+        self.send_volume(cx, cidx, 0, Packet::State(State { state: bits }));
     }
 
     /// Tell every connected peer when the local disk changed.
@@ -332,8 +350,9 @@ impl Resource {
         let node = self.conns[cidx].node();
         // An interrupted resync must not turn a resolved split brain into a new one.
         self.conns[cidx].discard_my_data &= matches!(decision, Decision::Target { .. });
+        let stale = self.shows_other_generation(cidx, vidx);
         let pd = &mut self.conns[cidx].pds[vidx];
-        pd.disk = state.disk;
+        pd.disk = if stale { state.disk.min(DiskState::Outdated) } else { state.disk };
         pd.unverified = false;
         pd.packet_seq = 0;
         pd.peer_seq = 0;
@@ -359,6 +378,7 @@ impl Resource {
                     pd.disk = DiskState::Outdated;
                 }
                 self.prepare_source_bitmap(vidx, node, full, copy_from);
+                self.compare_exposed_uuid(vidx, cidx, state);
             }
             Decision::Target { full } => {
                 pd.repl = ReplState::WFBitMapT;
@@ -368,6 +388,7 @@ impl Resource {
                     v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
                     v.meta.push(Step::SuperBlock);
                 }
+                self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
                 if full {
                     self.set_full_bitmap(vidx, node, None);
                 }
@@ -420,29 +441,18 @@ impl Resource {
                     && !u.uuid_flags.contains(UuidFlags::ZEA_LOST_WRITES)
                     && !u.uuid_flags.contains(UuidFlags::SYNC_TARGET)
             });
-        let told = says.current_uuid.map(|u| u & !1);
         let v = &mut self.volumes[vidx];
         if v.attached.is_none() {
             if self.role == Role::Secondary && state.disk == DiskState::UpToDate {
                 v.exposed_uuid = peer_current.unwrap_or(0);
-            } else if self.role == Role::Primary && v.exposed_uuid != 0 && peer_current != Some(v.exposed_uuid & !1) {
-                self.conns[cidx].pds[vidx].disk = DiskState::Outdated;
             }
             return;
         }
         let mine = v.uuids.current & !1;
-        if let Some(told) = told
-            && state.role == Role::Primary
-            && told != 0
-            && told != mine
-            && v.disk > DiskState::Outdated
-        {
-            // A Primary without a disk uses another generation than ours.
-            v.disk = DiskState::Outdated;
-            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
-            v.meta.push(Step::SuperBlock);
+        if self.compare_exposed_uuid(vidx, cidx, state) {
             return;
         }
+        let v = &mut self.volumes[vidx];
         if peer_current == Some(mine) {
             if v.dirty_bits(node) == 0 && v.uuids.bitmap[usize::from(node.0)] != 0 {
                 v.uuids.retire_bitmap_uuid(node);
@@ -465,6 +475,32 @@ impl Resource {
                 v.meta.push(Step::SuperBlock);
             }
         }
+    }
+
+    /// This Primary serves the data of its peers, of another generation than that of the disk behind this connection.
+    fn shows_other_generation(&self, cidx: usize, vidx: usize) -> bool {
+        let v = &self.volumes[vidx];
+        let serves_peers = self.role == Role::Primary && v.disk != DiskState::UpToDate && v.exposed_uuid != 0;
+        let uuids = self.conns[cidx].pds[vidx].says.uuids.as_ref();
+        serves_peers && uuids.is_some_and(|u| u.current & !1 != v.exposed_uuid & !1)
+    }
+
+    /// A Primary without an UpToDate disk of its own told which generation it serves: this node's data is of that one, and then as
+    /// good as it was when the Primary left it (2.4 no. 16), or it is behind. True if it is behind.
+    fn compare_exposed_uuid(&mut self, vidx: usize, cidx: usize, state: StateWord) -> bool {
+        let told = self.conns[cidx].pds[vidx].says.current_uuid.map_or(0, |u| u & !1);
+        let v = &mut self.volumes[vidx];
+        if told == 0 || state.role != Role::Primary || v.disk <= DiskState::Outdated {
+            return false;
+        }
+        let behind = told != v.uuids.current & !1;
+        if !behind && v.disk == DiskState::UpToDate {
+            return false;
+        }
+        v.disk = if behind { DiskState::Outdated } else { DiskState::UpToDate };
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, !behind);
+        v.meta.push(Step::SuperBlock);
+        behind
     }
 
     fn prepare_source_bitmap(&mut self, vidx: usize, node: NodeId, full: bool, copy_from: Option<NodeId>) {

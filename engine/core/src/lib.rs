@@ -30,6 +30,7 @@ pub mod event;
 mod flush;
 mod generation;
 mod handshake;
+mod in_sync;
 pub mod interval;
 pub mod io;
 pub mod limits;

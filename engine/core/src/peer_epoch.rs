@@ -99,7 +99,10 @@ impl Resource {
             .collect();
         waiting.sort_unstable();
         for (_, index) in waiting {
-            self.peer_req_go(cx, index);
+            // Without a disk a write ends at once, and may release the next epoch from within.
+            if self.peer_reqs.get(index).is_some_and(|p| p.node == node && p.stage == Stage::Epoch) {
+                self.peer_req_go(cx, index);
+            }
         }
     }
 }

@@ -187,7 +187,10 @@ impl Resource {
                         self.volumes[vidx].conflict_waiters.push_back(Waiter::Peer(index));
                         return;
                     }
-                    if self.conflict(vidx, sector, sectors, lock) {
+                    let kind = self.peer_reqs[index].kind;
+                    // What is read for a resync includes every write that arrived before, also one that has no range yet.
+                    let behind = kind == Kind::ResyncRead && self.queued_write(vidx, sector, sectors);
+                    if behind || self.conflict(vidx, sector, sectors, lock) {
                         let v = &mut self.volumes[vidx];
                         match self.peer_reqs[index].kind {
                             // Tried as the first of its queue it stays the first.
@@ -231,6 +234,16 @@ impl Resource {
                 Stage::Disk | Stage::Sent => return,
             }
         }
+    }
+
+    /// A peer's write in this range waits for its turn.
+    fn queued_write(&self, vidx: usize, sector: u64, sectors: u64) -> bool {
+        self.volumes[vidx].conflict_waiters.iter().any(|waiter| match waiter {
+            Waiter::Request(_) => false,
+            Waiter::Peer(i) => {
+                self.peer_reqs.get(*i).is_some_and(|p| p.sector < sector + sectors && sector < p.sector + p.sectors())
+            }
+        })
     }
 
     /// All epochs before that of this write are finished.

@@ -106,6 +106,8 @@ pub struct Resource {
     pub(crate) no_space: bool,
     /// When to look for bits that a resync left over.
     pub(crate) recheck_at: Option<Time>,
+    /// A Primary that said it would connect again is waited for until then.
+    pub(crate) primary_back_by: Option<Time>,
     /// `Command::Down` is going on.
     pub(crate) down: Option<AdminTag>,
     pub(crate) announced: Vec<Event>,
@@ -150,6 +152,7 @@ impl Resource {
             next_block_id: 1,
             no_space: false,
             recheck_at: None,
+            primary_back_by: None,
             down: None,
             announced: Vec::new(),
             state_changed: true,
@@ -181,6 +184,7 @@ impl Resource {
     fn tail(&mut self, cx: &mut Ctx<'_>) {
         self.timers(cx);
         self.recheck(cx);
+        self.primary_stays_away(cx);
         loop {
             self.again = false;
             self.compare_step(cx);
@@ -315,6 +319,16 @@ impl Resource {
         }
         cx.out.push(Action::Disconnect { peer: c.node() });
         self.link_lost(cx, cidx, state, why);
+    }
+
+    /// Make a connection anew, to compare the data (`docs/adr`: comparing is reconnecting). Another Zea node is told, so that
+    /// it does not take it for a loss.
+    pub(crate) fn reconnect(&mut self, cx: &mut Ctx<'_>, cidx: usize, why: &str) {
+        if self.conns[cidx].is_up() && self.conns[cidx].keeps_bits() && !self.volumes.is_empty() {
+            cx.notice(Severity::Info, format!("connecting again to {}: {why}", self.conns[cidx].config.name));
+            self.announce_tear_down(cx, cidx);
+        }
+        self.drop_link(cx, cidx, ConnState::TearDown, why);
     }
 
     /// The next instant at which [`Input::Timer`] is wanted.

@@ -5,7 +5,7 @@ use zea_wire::bitmap;
 use zea_wire::flags::UuidFlags;
 use zea_wire::header::HeaderFormat;
 use zea_wire::ids::{BlockId, NodeId, NodeMask};
-use zea_wire::packet::{Bitmap, BlockAck, BlockDesc, BlockReq, CompressedBitmap, Data, Packet, PeerBlockDesc, RsReq};
+use zea_wire::packet::{Bitmap, BlockAck, BlockDesc, BlockReq, CompressedBitmap, Data, Packet, RsReq};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 use zea_wire::vli;
 
@@ -18,9 +18,6 @@ use crate::peer_request::{AckKind, Kind, PeerReq, Stage};
 use crate::resource::{Ctx, Resource};
 use crate::uuid::UuidView;
 use crate::volume::Lock;
-
-/// Sectors of one step of P_PEERS_IN_SYNC: an activity log extent.
-const IN_SYNC_STEP: u64 = 8192;
 
 impl Resource {
     // ---- bitmap exchange -----------------------------------------------------------------------------------------
@@ -216,7 +213,7 @@ impl Resource {
     fn stop_being_source(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         for cidx in self.up_conns() {
             if self.conns[cidx].pds[vidx].is_sync_source() {
-                self.drop_link(cx, cidx, ConnState::TearDown, "this node is being resynced itself");
+                self.reconnect(cx, cidx, "this node is being resynced itself");
             }
         }
     }
@@ -446,7 +443,7 @@ impl Resource {
         pd.finishing = true;
         let source_disk = pd.disk;
         let source = UuidView::from_packet(node, &u);
-        let hidden = self.source_hides_primary(cidx, vidx);
+        let behind = self.is_behind_a_primary(cidx, vidx);
         let at_source = self.nodes_at(vidx, source.current);
         let rotate = self.rotate_context(vidx, self.dagtag);
         let v = &mut self.volumes[vidx];
@@ -454,7 +451,7 @@ impl Resource {
         let start = v.resync_start_uuid;
         v.uuids.resync_finished_target(&rotate, &source, start, at_source);
         v.set_flag(DeviceFlags::CONSISTENT, true);
-        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && !hidden);
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && !behind);
         v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
         v.set_flag(DeviceFlags::ZEA_LOST_WRITES, u.uuid_flags.contains(UuidFlags::ZEA_LOST_WRITES));
         v.crashed_primary = false;
@@ -462,12 +459,14 @@ impl Resource {
         v.meta.push(Step::Then(Then::ResyncFinished(node)));
     }
 
-    /// The source is a neighbour of a Primary that this node cannot see: that Primary's next writes do not come here, so what was
-    /// resynced is good but not UpToDate (6.5).
-    fn source_hides_primary(&self, cidx: usize, vidx: usize) -> bool {
+    /// What was resynced from this source is good, but not UpToDate: a Primary has written more. Either the source is a
+    /// neighbour of one that this node cannot see (6.5), or one that it does see wrote past it meanwhile (P_OUT_OF_SYNC).
+    fn is_behind_a_primary(&self, cidx: usize, vidx: usize) -> bool {
         let uuids = self.conns[cidx].pds[vidx].says.uuids.as_ref();
-        uuids
-            .is_some_and(|u| !u.uuid_flags.contains(UuidFlags::STABLE) && !(u.node_mask & !self.reachable()).is_empty())
+        let hidden = uuids.is_some_and(|u| {
+            !u.uuid_flags.contains(UuidFlags::STABLE) && !(u.node_mask & !self.reachable()).is_empty()
+        });
+        hidden || self.primary_peer().is_some_and(|node| self.volumes[vidx].dirty_bits(node) > 0)
     }
 
     /// Connected nodes that are at this generation.
@@ -514,15 +513,23 @@ impl Resource {
         pd.repl = ReplState::Established;
         pd.resync_total_bits = 0;
         self.conns[cidx].discard_my_data = false;
-        self.volumes[vidx].disk = match source_disk {
-            _ if self.source_hides_primary(cidx, vidx) => DiskState::Outdated,
+        let behind = self.is_behind_a_primary(cidx, vidx);
+        let v = &mut self.volumes[vidx];
+        v.disk = match source_disk {
+            _ if behind => DiskState::Outdated,
             DiskState::UpToDate => DiskState::UpToDate,
             _ => DiskState::Consistent,
         };
+        if behind && v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false) {
+            v.meta.push(Step::SuperBlock);
+        }
         self.state_changed = true;
         cx.notice(Severity::Info, format!("volume {}: resync from node {node} is complete", self.volumes[vidx].nr));
         self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
         self.end_paused_targets(cx, vidx);
+        if behind && let Some(primary) = self.primary_peer().and_then(|node| self.cidx(node)) {
+            self.reconnect(cx, primary, "to resync what the Primary wrote meanwhile");
+        }
         self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
         self.send_states(cx);
         if self.volumes[vidx].disk == DiskState::Consistent {
@@ -532,36 +539,15 @@ impl Resource {
     }
 
     /// Other sources waited for this node: without bits they are in sync, with bits they go on.
-    fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+    pub(crate) fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         for cidx in self.up_conns() {
             let pd = &self.conns[cidx].pds[vidx];
             if pd.repl != ReplState::PausedSyncT && !pd.is_sync_source() {
                 continue;
             }
             // Compare again with what both sides know now.
-            self.drop_link(cx, cidx, ConnState::TearDown, "to compare after the resync from another node");
+            self.reconnect(cx, cidx, "to compare after the resync from another node");
         }
-    }
-
-    /// UpToDate peers that still have bits towards each other, though nothing is being resynced, compare again.
-    pub(crate) fn recheck(&mut self, cx: &mut Ctx<'_>) {
-        if self.recheck_at.is_none_or(|t| cx.now < t) {
-            return;
-        }
-        self.recheck_at = None;
-        for cidx in self.up_conns() {
-            let left = (0..self.volumes.len()).any(|v| self.has_left_over_bits(cidx, v));
-            if left && self.conns[cidx].is_up() {
-                self.drop_link(cx, cidx, ConnState::TearDown, "to resync blocks that are still marked out of sync");
-            }
-        }
-    }
-
-    fn has_left_over_bits(&self, cidx: usize, vidx: usize) -> bool {
-        let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
-        let quiet = self.conns.iter().all(|c| c.pds[vidx].repl <= ReplState::Established);
-        let both = v.disk == DiskState::UpToDate && c.pds[vidx].disk == DiskState::UpToDate;
-        quiet && both && c.keeps_bits() && v.dirty_bits(c.node()) > 0
     }
 
     // ---- the source ------------------------------------------------------------------------------------------------
@@ -602,6 +588,7 @@ impl Resource {
             self.state_changed = true;
             cx.notice(Severity::Info, format!("volume {}: resync of node {node} is complete", self.volumes[vidx].nr));
             self.volumes[vidx].meta.push(Step::Bitmap);
+            self.tell_all_in_sync(cx, vidx);
             self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
             let v = &mut self.volumes[vidx];
             if v.disk == DiskState::UpToDate && state.disk == DiskState::UpToDate && v.crashed_primary {
@@ -610,66 +597,6 @@ impl Resource {
             }
             self.send_state(cx, cidx, vidx);
         }
-    }
-
-    // ---- knowledge about third nodes ----------------------------------------------------------------------------------
-
-    /// When a whole step is in sync with a peer, tell everybody who is in sync there (wire-protocol.md 10.5).
-    fn maybe_peers_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize, sector: u64) {
-        let start = sector - sector % IN_SYNC_STEP;
-        let v = &self.volumes[vidx];
-        let len = IN_SYNC_STEP.min(v.size_sectors - start);
-        let bytes = u32::try_from(len * 512).expect("4 MiB");
-        let mut mask = NodeMask::EMPTY;
-        for c in self.conns.iter().filter(|c| c.is_up()) {
-            // What another node is resyncing at this moment is not known here.
-            let known = c.pds[vidx].disk == DiskState::UpToDate || c.pds[vidx].repl == ReplState::SyncSource;
-            if known && v.slot(c.node()).is_some() && !v.any_out_of_sync(c.node(), start, bytes) {
-                mask.insert(c.node());
-            }
-        }
-        if mask.len() < 2 {
-            // With one node alone both sides know it already.
-            return;
-        }
-        for cidx in self.up_conns() {
-            if mask.contains(self.conns[cidx].node()) {
-                let desc = PeerBlockDesc { sector: start, mask, size: bytes };
-                self.send_volume(cx, cidx, vidx, Packet::PeersInSync(desc));
-            }
-        }
-    }
-
-    /// P_PEERS_IN_SYNC: the sender and the nodes of the mask are equal there.
-    pub(crate) fn peers_in_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, desc: PeerBlockDesc) {
-        let sender = self.conns[cidx].node();
-        let own = self.config.node_id;
-        let v = &self.volumes[vidx];
-        let inside =
-            desc.sector.checked_add(u64::from(desc.size) / 512).is_some_and(|e| e <= v.size_sectors) && desc.size > 0;
-        if !inside {
-            return self.drop_link(cx, cidx, ConnState::ProtocolError, "in-sync area outside of the device");
-        }
-        // Proven only where this node itself is equal to the sender.
-        if !desc.mask.contains(own) || self.volumes[vidx].any_out_of_sync(sender, desc.sector, desc.size) {
-            return;
-        }
-        for node in desc.mask.iter().filter(|&n| n != own && n != sender) {
-            if self.believes_in_sync(cx, vidx, node) {
-                self.volumes[vidx].set_in_sync(node, desc.sector, desc.size);
-            }
-        }
-    }
-
-    /// Whether a third party's word about this node may clear bits. The word may be older than a mark made here: not while the
-    /// node is known to be at another generation, and not soon after a mark (`docs/adr`: keep bits).
-    fn believes_in_sync(&self, cx: &Ctx<'_>, vidx: usize, node: NodeId) -> bool {
-        let Some(c) = self.cidx(node).map(|c| &self.conns[c]) else { return false };
-        let pd = &c.pds[vidx];
-        let current = self.volumes[vidx].uuids.current & !1;
-        let same_generation = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 == current);
-        let doubt = pd.marked_at.is_some_and(|t| cx.now < t.plus_ms(limits::IN_SYNC_DOUBT_MS));
-        c.is_up() && !doubt && (same_generation || pd.disk == DiskState::Inconsistent)
     }
 
     /// P_OUT_OF_SYNC: the sender wrote there and did not send it.
@@ -681,5 +608,11 @@ impl Resource {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "out-of-sync area outside of the device");
         }
         self.mark_missing(cx, cidx, vidx, desc.sector, desc.blksize);
+        let pd = &self.conns[cidx].pds[vidx];
+        let from_primary = self.conns[cidx].role == Role::Primary && pd.repl == ReplState::Established;
+        if from_primary && self.volumes[vidx].disk == DiskState::UpToDate {
+            // It did not know yet that this disk has become UpToDate: now it is not.
+            self.reconnect(cx, cidx, "the Primary wrote without this node");
+        }
     }
 }

@@ -303,9 +303,19 @@ impl Resource {
     /// Commit or abort once everybody answered and, when connecting, our own comparison is done.
     pub(crate) fn twopc_decide(&mut self, cx: &mut Ctx<'_>) {
         let Some(i) = self.twopc.initiator() else { return };
-        let change = i.wanted.change;
-        if i.verdict != Verdict::Yes {
-            return self.twopc_abort(cx);
+        let (change, verdict) = (i.wanted.change, i.verdict);
+        if verdict != Verdict::Yes {
+            // Refused on the control stream: what it refuses is still to come on the data stream, and tells the reason here too.
+            let reason_comes = match change {
+                Change::Connect(peer) if verdict == Verdict::No => {
+                    self.cidx(peer).is_some_and(|cidx| self.handshake_verdict(cidx).is_none())
+                }
+                _ => false,
+            };
+            if !reason_comes {
+                self.twopc_abort(cx);
+            }
+            return;
         }
         if !i.waiting.is_empty() {
             return;

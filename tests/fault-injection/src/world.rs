@@ -388,7 +388,9 @@ impl World {
             }
         };
         let (bytes, tags) = match frame {
-            Frame::Eof => return self.link_down(ix, id, LinkLost::Closed),
+            // As in a real link: what was sent on the data stream before the end is seen.
+            Frame::Eof if nr == 0 => return self.link_down(ix, id, LinkLost::Closed),
+            Frame::Eof => return,
             Frame::Packet { bytes, tags } => (bytes, tags),
         };
         self.trace.add_bytes(&bytes);

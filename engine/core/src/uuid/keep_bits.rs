@@ -18,6 +18,7 @@ use super::same;
 ///   equal disks the only Primary, else the only neighbour of a Primary, else the only one that has not lost writes in a
 ///   crash, else the only node with bits, else the lower node id. If the target would be a Primary that serves its
 ///   data: disconnect. If the reason is a split brain that is overlooked for now: retry.
+/// * Not so between UpToDate neighbours of one Primary: there the bits stay until the Primary settles them.
 /// * A node that lost writes in a crash is no source for one at the same generation that did not.
 /// * With a peer that is not Zea: the strategy stays, the decision is `unverified`.
 /// * A strategy that replaces bits of an UpToDate node by others adds the others instead.
@@ -31,7 +32,11 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
         BitmapPrep::Keep | BitmapPrep::SetAll => {}
     }
 
-    let reversed = || better_is_source(&decision, own, peer).or_else(|| survivor_is_source(&decision, own, peer));
+    let reversed = || {
+        better_is_source(&decision, own, peer)
+            .or_else(|| neighbour_is_no_target(&decision, own, peer))
+            .or_else(|| survivor_is_source(&decision, own, peer))
+    };
     if both_zea && let Some(reversed) = reversed() {
         return reversed;
     }
@@ -48,6 +53,9 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
     if decision.postponed {
         decision.strategy = Strategy::RetryConnect;
         decision.outcome = Outcome::RetryConnect;
+        return decision;
+    }
+    if have_common_primary(own, peer) {
         return decision;
     }
     let own_is_source = own_is_source(own, peer);
@@ -81,6 +89,34 @@ fn better_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Opt
         kept_bits: true,
         ..*decision
     })
+}
+
+/// Both are UpToDate neighbours of one Primary. It is what they are measured by: it settles their marks
+/// (P_PEERS_IN_SYNC), and if it is lost before, they compare again.
+fn have_common_primary(own: &Side<'_>, peer: &Side<'_>) -> bool {
+    let up_to_date = own.disk == DiskState::UpToDate && peer.disk == DiskState::UpToDate;
+    up_to_date && !(own.view.primaries & peer.view.primaries).is_empty()
+}
+
+/// An UpToDate neighbour of a Primary gets what it lacks from that Primary, and from nobody else at the same generation: the
+/// other one is the target, or if it is as good, the bits stay for the Primary to settle.
+fn neighbour_is_no_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
+    let (source, target) = match decision.outcome {
+        Outcome::Source => (own, peer),
+        Outcome::Target => (peer, own),
+        _ => return None,
+    };
+    let neighbour = target.disk == DiskState::UpToDate && !target.view.primaries.is_empty();
+    let free = !source.is_primary() && !source.view.flags.contains(UuidFlags::DISCARD_MY_DATA);
+    let uses_bits = matches!(decision.strategy, Strategy::SourceUseBitmap | Strategy::TargetUseBitmap);
+    if !(neighbour && free && uses_bits && same(source.view.current, target.view.current))
+        || target.view.flags.contains(UuidFlags::DISCARD_MY_DATA)
+    {
+        return None;
+    }
+    let settled_later = have_common_primary(own, peer);
+    let strategy = if settled_later { Strategy::NoSync } else { decision.strategy.mirrored() };
+    Some(Decision { strategy, outcome: outcome_of(strategy), bitmap: BitmapPrep::Keep, kept_bits: true, ..*decision })
 }
 
 /// A node that died with writes in flight has lost what its disk had not made stable, and more so the nodes that were

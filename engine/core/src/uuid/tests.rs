@@ -4,7 +4,7 @@ mod symmetry;
 mod table;
 
 use zea_wire::flags::UuidFlags;
-use zea_wire::ids::NodeId;
+use zea_wire::ids::{NodeId, NodeMask};
 
 use super::{AfterSplitBrain, Context, NODES, UuidView};
 
@@ -22,6 +22,7 @@ fn view(node: u8, current: u64) -> UuidView {
         history: [0; NODES],
         flags: UuidFlags::STABLE,
         dirty_bits: 0,
+        primaries: NodeMask::EMPTY,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What one node says of its data.
 
 use zea_wire::flags::UuidFlags;
-use zea_wire::ids::NodeId;
+use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::Uuids110;
 
 use super::{NO_INFORMATION, NODES};
@@ -21,6 +21,8 @@ pub struct UuidView {
     pub flags: UuidFlags,
     /// Bits set towards the other one.
     pub dirty_bits: u64,
+    /// The Primaries that the node is connected to.
+    pub primaries: NodeMask,
 }
 
 impl UuidView {
@@ -33,6 +35,11 @@ impl UuidView {
             history: [0; NODES],
             flags: packet.uuid_flags,
             dirty_bits: packet.dirty_bits,
+            primaries: match packet.uuid_flags.contains(UuidFlags::NEW_DATAGEN) {
+                // There the mask names the weak nodes.
+                true => NodeMask::EMPTY,
+                false => packet.node_mask,
+            },
         };
         for (node, uuid) in packet.bitmap_uuids.iter() {
             view.bitmap[node.index()] = uuid;

@@ -282,7 +282,8 @@ impl Link {
             }
             Some((_, Moved::Closed)) => {
                 half.ended = true;
-                Err(LinkLost::Closed)
+                // Whoever closes in order closes both: what it sent on the data stream before is to be seen.
+                if stream == Stream::Data { Err(LinkLost::Closed) } else { Ok(()) }
             }
             Some((_, Moved::Failed(errno))) => {
                 half.ended = true;

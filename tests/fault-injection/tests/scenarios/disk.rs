@@ -42,8 +42,7 @@ fn sim_a_primary_whose_disk_fails_goes_on_through_its_peers() {
 
 #[test]
 fn sim_a_failing_disk_under_load() {
-    // Seed 1 is a known failure (CHANGELOG): every copy may end Outdated after the Primary's disk comes back. No data is lost.
-    for seed in [0, 2, 3] {
+    for seed in 0..8 {
         for victim in [0, 1] {
             let mut w = Cluster { seed, ..Cluster::new(3) }.synced();
             let mut load = Workload::new(seed, Mix { gap_ns: 2_000_000, ..Mix::default() }, 12, 32_000);

@@ -175,6 +175,8 @@ fn keeping_bits(t: &mut Table, cx: Context<'_>) {
     t.row("ZEA", "I crashed as Primary, the peer was shut down in order", cx, &lost.clone().flag(CRASHED), &p(A));
     t.row("ZEA", "but I am Primary again", cx, &lost.clone().primary(), &survivor);
     t.row("ZEA", "both lost writes", cx, &lost, &survivor.flag(LOST));
+    let neighbour = |node: Node| node.neighbour_of(2).bits(4);
+    t.row("ZEA", "both are neighbours of one Primary: it will settle the bits", cx, &neighbour(n(A)), &neighbour(p(A)));
     t.row("ZEA", "I missed the end of a resync, and am Inconsistent", cx, &inconsistent(n(A)).bitmap(1, B), &p(A));
 }
 

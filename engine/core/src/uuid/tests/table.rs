@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use zea_wire::flags::UuidFlags;
+use zea_wire::ids::NodeId;
 use zea_wire::state::{DiskState, Role};
 
 use super::{A, B, C, D, view};
@@ -50,6 +51,12 @@ impl Node {
         self
     }
 
+    pub(super) fn neighbour_of(mut self, primary: u8) -> Self {
+        self.view.flags.set(UuidFlags::STABLE, false);
+        self.view.primaries = NodeId(primary).mask();
+        self
+    }
+
     fn side(&self) -> Side<'_> {
         Side { view: &self.view, disk: self.disk, role: self.role }
     }
@@ -73,6 +80,9 @@ impl Node {
         }
         if !self.view.flags.contains(UuidFlags::STABLE) {
             text.push_str(" not-STABLE");
+        }
+        for primary in self.view.primaries.iter() {
+            write!(text, " neighbour of Primary {primary}").expect("a string");
         }
         if self.disk != DiskState::UpToDate {
             write!(text, " {}", self.disk).expect("a string");

@@ -1,0 +1,163 @@
+//! What is known about third nodes: P_PEERS_IN_SYNC, and marks that are left over (wire-protocol.md 10.5).
+
+use zea_meta::flags::DeviceFlags;
+use zea_wire::flags::UuidFlags;
+use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::packet::{Packet, PeerBlockDesc};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role};
+
+use crate::limits;
+use crate::meta_queue::Step;
+use crate::resource::{Ctx, Resource};
+
+/// Sectors of one step of P_PEERS_IN_SYNC: an activity log extent.
+const IN_SYNC_STEP: u64 = 8192;
+/// Sectors of one step of a sweep over the whole volume, between Zea nodes.
+const IN_SYNC_SWEEP: u64 = 1 << 18;
+
+impl Resource {
+    /// When a whole step is in sync with a peer, tell everybody who is in sync there (wire-protocol.md 10.5).
+    pub(crate) fn maybe_peers_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize, sector: u64) {
+        let start = sector - sector % IN_SYNC_STEP;
+        let v = &self.volumes[vidx];
+        let len = IN_SYNC_STEP.min(v.size_sectors - start);
+        let bytes = u32::try_from(len * 512).expect("4 MiB");
+        let mask = self.nodes_in_sync(vidx, start, bytes);
+        self.tell_in_sync(cx, vidx, PeerBlockDesc { sector: start, mask, size: bytes });
+    }
+
+    /// Connected nodes that have nothing to get from this node, or from which it has nothing to get, in a range.
+    fn nodes_in_sync(&self, vidx: usize, sector: u64, bytes: u32) -> NodeMask {
+        let v = &self.volumes[vidx];
+        let mut mask = NodeMask::EMPTY;
+        for c in self.conns.iter().filter(|c| c.is_up()) {
+            // What another node is resyncing at this moment is not known here.
+            let known = c.pds[vidx].disk == DiskState::UpToDate || c.pds[vidx].repl == ReplState::SyncSource;
+            if known && v.slot(c.node()).is_some() && !v.any_out_of_sync(c.node(), sector, bytes) {
+                mask.insert(c.node());
+            }
+        }
+        mask
+    }
+
+    fn tell_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize, desc: PeerBlockDesc) {
+        if desc.mask.len() < 2 {
+            // With one node alone both sides know it already.
+            return;
+        }
+        for cidx in self.up_conns() {
+            let c = &self.conns[cidx];
+            if desc.mask.contains(c.node()) && (c.keeps_bits() || u64::from(desc.size) <= IN_SYNC_STEP * 512) {
+                self.send_volume(cx, cidx, vidx, Packet::PeersInSync(desc));
+            }
+        }
+    }
+
+    /// A Primary tells its Secondaries of the whole volume: whatever they had marked towards each other before is settled.
+    pub(crate) fn tell_all_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        if self.role != Role::Primary || self.volumes[vidx].disk != DiskState::UpToDate {
+            return;
+        }
+        let size = self.volumes[vidx].size_sectors;
+        for sector in (0..size).step_by(IN_SYNC_SWEEP as usize) {
+            let bytes = u32::try_from(IN_SYNC_SWEEP.min(size - sector) * 512).expect("128 MiB");
+            let mask = self.nodes_in_sync(vidx, sector, bytes);
+            self.tell_in_sync(cx, vidx, PeerBlockDesc { sector, mask, size: bytes });
+        }
+    }
+
+    /// P_PEERS_IN_SYNC: the sender and the nodes of the mask are equal there.
+    pub(crate) fn peers_in_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, desc: PeerBlockDesc) {
+        let sender = self.conns[cidx].node();
+        let own = self.config.node_id;
+        let v = &self.volumes[vidx];
+        let inside =
+            desc.sector.checked_add(u64::from(desc.size) / 512).is_some_and(|e| e <= v.size_sectors) && desc.size > 0;
+        if !inside {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "in-sync area outside of the device");
+        }
+        // Proven only where this node itself is equal to the sender.
+        if !desc.mask.contains(own) || self.volumes[vidx].any_out_of_sync(sender, desc.sector, desc.size) {
+            return;
+        }
+        // A Primary that is connected to both is what both are measured by, and its word comes in the order of its writes.
+        let c = &self.conns[cidx];
+        let from_primary = c.role == Role::Primary && c.pds[vidx].disk == DiskState::UpToDate;
+        for node in desc.mask.iter().filter(|&n| n != own && n != sender) {
+            if from_primary || self.believes_in_sync(cx, vidx, node) {
+                self.volumes[vidx].set_in_sync(node, desc.sector, desc.size);
+            }
+        }
+    }
+
+    /// Whether a third party's word about this node may clear bits. The word may be older than a mark made here: not while the
+    /// node is known to be at another generation, and not soon after a mark (`docs/adr`: keep bits).
+    fn believes_in_sync(&self, cx: &Ctx<'_>, vidx: usize, node: NodeId) -> bool {
+        let Some(c) = self.cidx(node).map(|c| &self.conns[c]) else { return false };
+        let pd = &c.pds[vidx];
+        let current = self.volumes[vidx].uuids.current & !1;
+        let same_generation = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 == current);
+        let doubt = pd.marked_at.is_some_and(|t| cx.now < t.plus_ms(limits::IN_SYNC_DOUBT_MS));
+        c.is_up() && !doubt && (same_generation || pd.disk == DiskState::Inconsistent)
+    }
+
+    /// UpToDate peers that still have bits towards each other, though nothing is being resynced, compare again.
+    pub(crate) fn recheck(&mut self, cx: &mut Ctx<'_>) {
+        if self.recheck_at.is_none_or(|t| cx.now < t) {
+            return;
+        }
+        self.recheck_at = None;
+        for vidx in 0..self.volumes.len() {
+            self.tell_all_in_sync(cx, vidx);
+        }
+        for vidx in 0..self.volumes.len() {
+            self.recheck_own_disk(cx, vidx);
+        }
+        for cidx in self.up_conns() {
+            let left = (0..self.volumes.len()).any(|v| self.has_left_over_bits(cidx, v));
+            if left && self.conns[cidx].is_up() {
+                self.reconnect(cx, cidx, "to resync blocks that are still marked out of sync");
+            }
+        }
+    }
+
+    /// A disk that is only Outdated, next to an UpToDate Primary of its generation, has everything (2.4 no. 12), or gets it.
+    fn recheck_own_disk(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let Some(cidx) = self.primary_peer().and_then(|node| self.cidx(node)) else { return };
+        let node = self.conns[cidx].node();
+        let pd = &self.conns[cidx].pds[vidx];
+        if self.volumes[vidx].disk != DiskState::Outdated || pd.disk != DiskState::UpToDate {
+            return;
+        }
+        self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+        if pd.repl != ReplState::Established || self.sync_source_of(vidx).is_some() {
+            return;
+        }
+        let v = &mut self.volumes[vidx];
+        let current = v.uuids.current & !1;
+        let same_generation = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 == current);
+        if !same_generation || v.dirty_bits(node) > 0 {
+            return self.reconnect(cx, cidx, "this disk is Outdated, the Primary's is not");
+        }
+        v.disk = DiskState::UpToDate;
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
+        v.meta.push(Step::SuperBlock);
+        self.state_changed = true;
+        self.send_states(cx);
+        self.end_paused_targets(cx, vidx);
+    }
+
+    fn has_left_over_bits(&self, cidx: usize, vidx: usize) -> bool {
+        let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
+        let quiet = self.conns.iter().all(|c| c.pds[vidx].repl <= ReplState::Established);
+        let both = v.disk == DiskState::UpToDate && c.pds[vidx].disk == DiskState::UpToDate;
+        quiet && both && c.keeps_bits() && v.dirty_bits(c.node()) > 0 && !self.have_common_primary(cidx, vidx)
+    }
+
+    /// This node and a peer are neighbours of the same Primary, which knows best what they have.
+    fn have_common_primary(&self, cidx: usize, vidx: usize) -> bool {
+        let Some(primary) = self.primary_peer() else { return false };
+        let says = self.conns[cidx].pds[vidx].says.uuids.as_ref();
+        says.is_some_and(|u| u.node_mask.contains(primary) && !u.uuid_flags.contains(UuidFlags::NEW_DATAGEN))
+    }
+}
