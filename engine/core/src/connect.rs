@@ -46,6 +46,7 @@ impl Resource {
             negotiated: Negotiated::INITIAL,
             own_challenge: [0; 64],
             states_sent: false,
+            prepares_sent: 0,
             last_received: cx.now,
             ping_sent: None,
             pings: 0,
@@ -407,6 +408,7 @@ impl Resource {
             pd.disk = DiskState::DUnknown;
         }
         pd.says = Default::default();
+        pd.states_heard = 0;
         pd.decision = None;
         pd.finishing = false;
         pd.bitmap_in = None;

@@ -42,6 +42,8 @@ pub(crate) struct Link {
     pub(crate) own_challenge: [u8; 64],
     /// Our handshake packets of the running connect transaction are out.
     pub(crate) states_sent: bool,
+    /// P_TWOPC_PREPAREs of connect transactions that this node sent on this link.
+    pub(crate) prepares_sent: u32,
     /// Last packet from the control stream.
     pub(crate) last_received: Time,
     /// An unanswered P_PING, since when.
@@ -190,6 +192,8 @@ pub(crate) struct PeerDevice {
     pub(crate) disk: DiskState,
     /// The last P_SIZES, P_UUIDS110 and P_STATE.
     pub(crate) says: PeerSays,
+    /// P_STATEs of handshakes on this link.
+    pub(crate) states_heard: u32,
     /// The UUIDs as we sent them in the running handshake: a change in between means retry.
     pub(crate) sent_current: u64,
     pub(crate) sent_uuids: Option<Box<Uuids110>>,
@@ -218,6 +222,7 @@ impl PeerDevice {
             repl: ReplState::Off,
             disk: DiskState::DUnknown,
             says: PeerSays::default(),
+            states_heard: 0,
             sent_current: 0,
             sent_uuids: None,
             sent_state: (Role::Unknown, DiskState::Diskless),

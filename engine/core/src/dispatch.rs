@@ -5,7 +5,7 @@ use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::{Data, FlushAck, Packet, Trim};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
-use crate::connection::LinkPhase;
+use crate::connection::{LinkPhase, PeerSays};
 use crate::io::{LinkId, Op, Payload};
 use crate::limits;
 use crate::resource::{Ctx, Resource};
@@ -158,7 +158,15 @@ impl Resource {
             Packet::CompressedBitmap(b) => self.bitmap_compressed(cx, cidx, vidx, &b),
             Packet::PeersInSync(d) => self.peers_in_sync(cx, cidx, vidx, d),
             Packet::OutOfSync(d) => self.out_of_sync(cx, cidx, vidx, d),
-            Packet::Sizes(s) => self.conns[cidx].pds[vidx].says.sizes = Some(*s),
+            Packet::Sizes(s) => {
+                let up = self.conns[cidx].is_up();
+                let says = &mut self.conns[cidx].pds[vidx].says;
+                if !up {
+                    // The first packet of a round about this volume.
+                    *says = PeerSays::default();
+                }
+                says.sizes = Some(*s);
+            }
             Packet::Uuids110(u) => self.uuids_received(cx, cidx, vidx, u),
             Packet::CurrentUuid(u) => self.current_uuid_received(cx, cidx, vidx, u),
             Packet::State(s) => self.state(cx, cidx, vidx, s.state),

@@ -8,7 +8,7 @@ use zea_wire::packet::{AlgName, CurrentUuid, Packet, QueueLimits, Sizes, State, 
 use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
 use crate::config::Protocol;
-use crate::connection::{LinkPhase, PeerSays};
+use crate::connection::LinkPhase;
 use crate::event::Severity;
 use crate::io::Action;
 use crate::limits;
@@ -41,6 +41,13 @@ impl Resource {
         let link = self.conns[cidx].link.as_mut().expect("a link that connects");
         link.states_sent = true;
         link.phase_deadline = Some(deadline);
+        self.handshake_packets(cx, cidx);
+        // A resource without volumes is compared at once.
+        self.handshake_progress(cx);
+    }
+
+    /// Sizes, UUIDs and state of every volume.
+    pub(crate) fn handshake_packets(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         for vidx in 0..self.volumes.len() {
             self.send_volume(cx, cidx, vidx, Packet::SyncParam89(Box::new(sync_param())));
             let sizes = self.own_sizes(vidx);
@@ -56,8 +63,6 @@ impl Resource {
             self.conns[cidx].pds[vidx].sent_state = (self.role, self.volumes[vidx].disk);
             self.send_state(cx, cidx, vidx);
         }
-        // A resource without volumes is compared at once.
-        self.handshake_progress(cx);
     }
 
     /// A Primary whose own disk is behind serves the data of its peers: say which generation that is.
@@ -147,10 +152,9 @@ impl Resource {
         }
     }
 
-    /// Forget what was heard and decided; a new round begins.
+    /// Forget what was decided; a new round begins.
     pub(crate) fn handshake_reset_decisions(&mut self, cidx: usize) {
         for pd in &mut self.conns[cidx].pds {
-            pd.says = PeerSays::default();
             pd.decision = None;
         }
     }
@@ -166,7 +170,12 @@ impl Resource {
 
     /// P_STATE during the handshake: everything about this volume is here, compare.
     pub(crate) fn handshake_state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, state: StateWord) {
-        self.conns[cidx].pds[vidx].says.state = Some(state);
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.says.state = Some(state);
+        pd.states_heard += 1;
+        if !self.is_of_this_round(cidx, vidx) {
+            return;
+        }
         let decision = self.compare(cidx, vidx, state);
         if let Decision::Refuse(why) = &decision {
             self.conns[cidx].refusal = Some(why.clone());
@@ -177,6 +186,17 @@ impl Resource {
         }
         self.conns[cidx].pds[vidx].decision = Some(decision);
         self.handshake_progress(cx);
+    }
+
+    /// What was heard may be of a round that was aborted, when this node is the initiator: the target's answers to its transactions
+    /// and their abort cross. A Zea target sends its states once for each P_TWOPC_PREPARE.
+    fn is_of_this_round(&self, cidx: usize, vidx: usize) -> bool {
+        let c = &self.conns[cidx];
+        let pd = &c.pds[vidx];
+        let initiator = self.config.node_id < c.node();
+        let asked = c.link.as_ref().map_or(0, |link| link.prepares_sent);
+        let complete = pd.says.sizes.is_some();
+        !initiator || if c.keeps_bits() { pd.states_heard == asked } else { complete }
     }
 
     /// Whoever waits for the comparison goes on.

@@ -114,7 +114,12 @@ impl Resource {
             self.recheck_own_disk(cx, vidx);
         }
         for cidx in self.up_conns() {
-            let left = (0..self.volumes.len()).any(|v| self.has_left_over_bits(cidx, v));
+            let paused = self.conns[cidx].pds.iter().any(|pd| pd.repl == ReplState::PausedSyncT);
+            if paused {
+                self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+            }
+            let left =
+                (0..self.volumes.len()).any(|v| self.has_left_over_bits(cidx, v) || self.waits_for_nothing(cidx, v));
             if left && self.conns[cidx].is_up() {
                 self.reconnect(cx, cidx, "to resync blocks that are still marked out of sync");
             }
@@ -152,6 +157,12 @@ impl Resource {
         let quiet = self.conns.iter().all(|c| c.pds[vidx].repl <= ReplState::Established);
         let both = v.disk == DiskState::UpToDate && c.pds[vidx].disk == DiskState::UpToDate;
         quiet && both && c.keeps_bits() && v.dirty_bits(c.node()) > 0 && !self.have_common_primary(cidx, vidx)
+    }
+
+    /// A resync that waited for another one, which has made this disk UpToDate meanwhile.
+    fn waits_for_nothing(&self, cidx: usize, vidx: usize) -> bool {
+        let paused = self.conns[cidx].pds[vidx].repl == ReplState::PausedSyncT;
+        paused && self.volumes[vidx].disk == DiskState::UpToDate && self.sync_source_of(vidx).is_none()
     }
 
     /// This node and a peer are neighbours of the same Primary, which knows best what they have.

@@ -169,6 +169,7 @@ impl Resource {
         } else {
             self.send_bitmap(cx, cidx, vidx);
             self.conns[cidx].pds[vidx].repl = ReplState::PausedSyncT;
+            self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
             self.resync_choose_target(cx, vidx);
         }
         self.send_state(cx, cidx, vidx);
@@ -485,10 +486,7 @@ impl Resource {
         let Some(cidx) = self.cidx(node) else { return };
         let up = self.conns[cidx].is_up() && self.conns[cidx].pds[vidx].finishing;
         if !up {
-            // The source is gone in the meantime; the data is complete all the same.
-            self.volumes[vidx].disk = DiskState::UpToDate;
-            self.state_changed = true;
-            return;
+            return self.resync_finished_alone(vidx, node);
         }
         let source_disk = self.conns[cidx].pds[vidx].disk;
         let pd = &mut self.conns[cidx].pds[vidx];
@@ -536,6 +534,25 @@ impl Resource {
             self.want(crate::twopc::Change::Empty, None);
         }
         self.release_held(cx, vidx);
+    }
+
+    /// The source is gone in the meantime. What it had is here, unless it told of later writes (P_OUT_OF_SYNC); whether a Primary goes
+    /// on elsewhere is to be asked.
+    fn resync_finished_alone(&mut self, vidx: usize, node: NodeId) {
+        let v = &mut self.volumes[vidx];
+        let missing = v.dirty_bits(node) > 0;
+        let was_up_to_date = v.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::WAS_UP_TO_DATE));
+        if missing {
+            v.set_flag(DeviceFlags::CONSISTENT, false);
+            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+            v.meta.push(Step::SuperBlock);
+        } else if was_up_to_date {
+            v.disk = DiskState::Consistent;
+            self.want(crate::twopc::Change::Empty, None);
+        } else {
+            v.disk = DiskState::Outdated;
+        }
+        self.state_changed = true;
     }
 
     /// Other sources waited for this node: without bits they are in sync, with bits they go on.

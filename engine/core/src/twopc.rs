@@ -219,6 +219,9 @@ impl Resource {
         }
         if let Change::Connect(peer) = wanted.change {
             let cidx = self.cidx(peer).expect("checked");
+            if let Some(link) = self.conns[cidx].link.as_mut() {
+                link.prepares_sent += 1;
+            }
             self.handshake_send(cx, cidx);
         }
         self.twopc_decide(cx);
@@ -458,6 +461,7 @@ impl Resource {
     /// P_TWOPC_PREPARE.
     pub(crate) fn twopc_prepare(&mut self, cx: &mut Ctx<'_>, cidx: usize, request: TwopcRequest) {
         let parent = self.conns[cidx].node();
+        let connects_us = request.target_node_id == Some(self.config.node_id) && is_connect(&request);
         match self.twopc.running.as_ref() {
             Some(Running::Participant(p)) if p.request.tid == request.tid => {
                 let sums = self.own_sums();
@@ -467,14 +471,16 @@ impl Resource {
                 self.twopc_yield(cx);
             }
             Some(_) => {
+                if connects_us && self.in_phase(cidx, LinkPhase::Connecting) && self.conns[cidx].keeps_bits() {
+                    self.handshake_packets(cx, cidx);
+                }
                 let sums = self.own_sums();
                 return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Retry);
             }
             None => {}
         }
-        let about_us = request.target_node_id == Some(self.config.node_id);
         let connecting = self.in_phase(cidx, LinkPhase::Connecting);
-        if connecting != (about_us && is_connect(&request)) {
+        if connecting != connects_us {
             let sums = self.own_sums();
             return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Retry);
         }
@@ -498,8 +504,7 @@ impl Resource {
         for node in children.iter() {
             self.send_to(cx, node, Packet::TwopcPrepare(Box::new(forward)));
         }
-        if about_us && is_connect(&request) {
-            self.handshake_reset_decisions(cidx);
+        if connects_us {
             self.handshake_send(cx, cidx);
         }
         self.twopc_answer(cx);
