@@ -57,6 +57,8 @@ fn node_three_daemons_survive_the_death_of_the_primary() {
     cluster.nodes[0].kill();
     let bravo = &cluster.nodes[1];
     bravo.wait("the loss of node 0", |status| status.connections[0].connection_state != "Connected");
+    // The survivors have to talk first.
+    bravo.wait("UpToDate", |status| status.devices[0].disk_state == "UpToDate");
     bravo.ok(&promote(false));
     let mut client = bravo.nbd();
     client.check_pattern(0..100, 1);

@@ -308,7 +308,9 @@ pub(crate) fn demote() -> Request {
 /// Addresses that no other test of this machine has: hosts of 127/8 by process and cluster, and a port that is free.
 fn loopback_addresses(count: u8) -> Vec<SocketAddr> {
     static CLUSTER: AtomicU8 = AtomicU8::new(0);
-    let first = CLUSTER.fetch_add(1, Ordering::Relaxed) * 8 + 1;
+    let cluster = CLUSTER.fetch_add(1, Ordering::Relaxed);
+    // Room for 63 clusters of three in one test program.
+    let first = cluster.checked_mul(4).expect("fewer clusters") + 1;
     let [.., high, low] = std::process::id().to_be_bytes();
     let hosts: Vec<Ipv4Addr> = (0..count).map(|id| Ipv4Addr::new(127, high | 0x40, low, first + id)).collect();
     let port = TcpListener::bind((hosts[0], 0)).unwrap().local_addr().unwrap().port();
