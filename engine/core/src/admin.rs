@@ -208,7 +208,7 @@ impl Resource {
             // By force a Primary takes the data of its own disk for good when it can reach no better.
             return Ok(force && (0..self.volumes.len()).any(|v| !self.has_data(v) && self.volumes[v].has_disk()));
         }
-        if self.primary_peer().is_some() {
+        if self.primary_peer().is_some() && !broken!(TwoPrimaries) {
             return Err(two_primaries());
         }
         for (vidx, v) in self.volumes.iter().enumerate() {

@@ -63,6 +63,7 @@ impl Resource {
             }
             Packet::TwopcPrepare(r) => self.twopc_prepare(cx, cidx, *r),
             Packet::TwopcCommit(r) => self.twopc_commit_received(cx, cidx, *r),
+            Packet::TwopcAbort(r) if broken!(CommitAfterAbort) => self.twopc_commit_received(cx, cidx, *r),
             Packet::TwopcAbort(r) => self.twopc_abort_received(cx, cidx, *r),
             Packet::TwopcYes(r) => self.twopc_reply(cx, cidx, &r, Verdict::Yes),
             Packet::TwopcNo(r) => self.twopc_reply(cx, cidx, &r, Verdict::No),

@@ -126,7 +126,9 @@ impl Resource {
             w.waits.remove(node);
             w.ok.remove(node);
             let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
-            self.volumes[vidx].set_out_of_sync(node, sector, len);
+            if !broken!(SkipBitmap) {
+                self.volumes[vidx].set_out_of_sync(node, sector, len);
+            }
         }
         for index in log {
             if self.writes.contains(index) {

@@ -28,6 +28,7 @@ impl Resource {
             }
         }
         let local = self.volumes[vidx].has_disk() && self.volumes[vidx].config.disk.disk_flushes;
+        let local = local && !broken!(SkipLocalFlush);
         let index = self.flushes.insert(FlushReq { id, local, waits, epoch, failed: !self.has_data(vidx) });
         if local {
             self.disk(cx, vidx, DiskJob::Flush(index), DiskCmd::Flush);

@@ -140,7 +140,7 @@ impl Resource {
             return false;
         }
         let v = &mut self.volumes[vidx];
-        if v.uuids.rotate_current_into_bitmap(&rotate, forced, random).is_none() {
+        if broken!(KeepUuid) || v.uuids.rotate_current_into_bitmap(&rotate, forced, random).is_none() {
             return false;
         }
         v.set_flag(DeviceFlags::ZEA_LOST_WRITES, false);

@@ -275,8 +275,20 @@ impl Resource {
         };
         let own_side = Side { view: now, disk: pd.sent_state.1, role: pd.sent_state.0 };
         let peer_side = Side { view: peer, disk: state.disk, role: state.role };
-        let decision = uuid::decide(&cx, &own_side, &peer_side);
+        let mut decision = uuid::decide(&cx, &own_side, &peer_side);
+        let usable = own_side.disk > DiskState::Inconsistent && peer_side.disk > DiskState::Inconsistent;
+        if usable && matches!(decision.outcome, Outcome::Source | Outcome::Target) {
+            decision.outcome = match decision.outcome {
+                outcome if broken!(StaleSource) => outcome.mirrored(),
+                _ if broken!(SkipResync) => Outcome::Established,
+                _ if broken!(FalseSplitBrain) => Outcome::Disconnect(Reason::SplitBrain),
+                outcome => outcome,
+            };
+        }
         let own_sent = Side { view: sent, ..own_side };
+        if broken!(SkipResync | ClearBitsOnHandshake) {
+            return from_uuid_decision(decision);
+        }
         from_uuid_decision(uuid::keep_bits(decision, &own_sent, &peer_side, c.keeps_bits()))
     }
 
@@ -382,6 +394,11 @@ impl Resource {
         match decision {
             Decision::Established { unverified } => {
                 pd.repl = ReplState::Established;
+                if broken!(SkipResync | ClearBitsOnHandshake) {
+                    let sectors = self.volumes[vidx].size_sectors;
+                    self.volumes[vidx].set_in_sync(node, 0, u32::try_from(sectors * 512).expect("a small volume"));
+                }
+                let pd = &mut self.conns[cidx].pds[vidx];
                 pd.unverified = unverified;
                 if unverified {
                     let text = format!(

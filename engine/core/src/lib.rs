@@ -16,6 +16,20 @@
 //! **Implements** `reference/drbd/handshake-and-states.md` and `wire-protocol.md` 8 to 11 for agreed versions of 118 and above;
 //! design.md section 2.
 
+/// Whether this run is broken on purpose, see [`mutation`]; without the feature never.
+#[cfg(feature = "mutations")]
+macro_rules! broken {
+    ($($mutation:ident)|+) => {
+        ($($crate::mutation::is($crate::mutation::Mutation::$mutation))||+)
+    };
+}
+#[cfg(not(feature = "mutations"))]
+macro_rules! broken {
+    ($($mutation:ident)|+) => {
+        false
+    };
+}
+
 pub mod activity_log;
 mod admin;
 mod al_encode;
@@ -35,6 +49,8 @@ pub mod interval;
 pub mod io;
 pub mod limits;
 mod meta_queue;
+#[cfg(feature = "mutations")]
+pub mod mutation;
 mod peer_epoch;
 mod peer_request;
 mod read;

@@ -249,7 +249,7 @@ impl Resource {
     /// All epochs before that of this write are finished.
     fn epoch_open(&self, index: usize) -> bool {
         let p = &self.peer_reqs[index];
-        if p.orphan {
+        if p.orphan || broken!(SkipEpochWait) {
             return true;
         }
         let Some(cidx) = self.cidx(p.node) else { return true };
@@ -344,7 +344,9 @@ impl Resource {
             self.volumes[p.vidx].intervals.remove(id);
             self.volumes[p.vidx].retry_waiters = true;
         }
-        if let Some(payload) = p.payload {
+        if let Some(payload) = p.payload
+            && !broken!(LeakBuffers)
+        {
             cx.free(payload.buf);
         }
         if let Some(cidx) = self.cidx(p.node) {
@@ -377,7 +379,9 @@ impl Resource {
     /// A write is, or may be, missing at a peer.
     pub(crate) fn mark_missing(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
         let node = self.conns[cidx].node();
-        self.volumes[vidx].set_out_of_sync(node, sector, len);
+        if !broken!(SkipBitmap) {
+            self.volumes[vidx].set_out_of_sync(node, sector, len);
+        }
         self.conns[cidx].pds[vidx].marked_at = Some(cx.now);
         self.tell_out_of_sync(cx, cidx, vidx, sector, len);
     }
@@ -390,7 +394,7 @@ impl Resource {
         if self.conns[cidx].kept.binary_search_by_key(&ack.dagtag, |k| k.dagtag).is_err() {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "peer request with dagtag not found");
         }
-        let mask = ack.mask;
+        let mask = if broken!(PeerAckNamesAll) { zea_wire::ids::NodeMask(u64::MAX) } else { ack.mask };
         while let Some(k) = self.conns[cidx].kept.front().copied() {
             if k.dagtag > ack.dagtag {
                 break;

@@ -165,7 +165,7 @@ impl Resource {
             self.volumes[vidx].conflict_waiters.push_front(Waiter::Request(req));
             return false;
         }
-        if self.volumes[vidx].has_disk() && !self.al_get(vidx, req.sector, req.len) {
+        if self.volumes[vidx].has_disk() && !broken!(SkipActivityLog) && !self.al_get(vidx, req.sector, req.len) {
             self.volumes[vidx].al_waiters.push_back(Waiter::Request(req));
             return true;
         }
@@ -225,7 +225,7 @@ impl Resource {
             ok: NodeMask::default(),
             unstable: NodeMask::default(),
             completed: false,
-            al: has_disk,
+            al: has_disk && !broken!(SkipActivityLog),
             since: cx.now,
         });
         self.transfer_log.push_back(index);
@@ -501,7 +501,8 @@ impl Resource {
         let local_over = !matches!(w.local, Local::Pending | Local::NoSpace { .. });
         // A write that lost a replica is acknowledged only under a UUID that the lost replica does not have.
         let generation_ok = !self.volumes[w.vidx].new_uuid_running;
-        if local_over && w.waits.is_empty() && !w.completed && generation_ok {
+        let answered = w.waits.is_empty() || broken!(AckEarly);
+        if local_over && answered && !w.completed && generation_ok {
             w.completed = true;
             let result = match w.local {
                 Local::Done => Ok(()),
@@ -523,7 +524,7 @@ impl Resource {
             }
             self.transfer_log.pop_front();
             let w = self.writes.remove(index);
-            if w.al {
+            if w.al && !broken!(LeakActivityLog) {
                 self.al_put(w.vidx, w.req.sector, w.req.len);
             }
             let full = limits::MAX_TRANSFER_LOG - 1;

@@ -32,6 +32,8 @@ impl Ctx<'_> {
     pub(crate) fn uuid(&mut self) -> u64 {
         loop {
             let u = self.rng.next_u64() & !1;
+            #[cfg(feature = "mutations")]
+            let u = if broken!(OwnRandomness) { u ^ crate::mutation::noise() } else { u };
             if u > 4 && u < u64::MAX - 1 {
                 return u;
             }

@@ -290,7 +290,7 @@ impl Resource {
             Some(Running::Initiator(i)) if i.tid == reply.tid && i.waiting.contains(node) => {
                 i.waiting.remove(node);
                 i.sums.add(reply);
-                i.verdict = i.verdict.max(verdict);
+                i.verdict = i.verdict.max(if broken!(IgnoreVotes) { Verdict::Yes } else { verdict });
                 self.twopc_decide(cx);
             }
             Some(Running::Participant(p)) if p.request.tid == reply.tid && p.waiting.contains(node) => {
@@ -338,7 +338,7 @@ impl Resource {
         let role = self.role;
         let i = self.twopc.initiator().expect("above");
         let becomes_primary = matches!(change, Change::Promote { .. });
-        if becomes_primary && !(i.sums.primary & !own.mask()).is_empty() {
+        if becomes_primary && !(i.sums.primary & !own.mask()).is_empty() && !broken!(TwoPrimaries) {
             i.verdict = Verdict::No;
             return self.twopc_abort(cx);
         }
@@ -547,7 +547,7 @@ impl Resource {
             self.conns.iter().enumerate().any(|(i, c)| {
                 i != cidx && c.is_up() && c.role == Role::Primary && c.node() != request.initiator_node_id
             });
-        if self.role == Role::Primary || other_primary { Verdict::No } else { Verdict::Yes }
+        if (self.role == Role::Primary || other_primary) && !broken!(TwoPrimaries) { Verdict::No } else { Verdict::Yes }
     }
 
     /// Answer the parent when all children have, and when our own comparison is done.

@@ -12,7 +12,7 @@ use zea_sim::trace::Record;
 
 const USAGE: &str =
     "usage: zea-sim [--seeds N] [--seed S] [--minutes M] [--nodes N] [--kinds K,K…] [--only F,F…] [--trace FILE]
-               [--keep-going]
+               [--mutation X] [--keep-going]
   --seeds N     how many seeds to run (default 100)
   --seed S      the first seed (default 1)
   --minutes M   no new seed after so many minutes
@@ -20,6 +20,7 @@ const USAGE: &str =
   --kinds K,K…  only faults of these kinds (default: by the seed): KINDS
   --only F,F…   only these faults of the seed's plan, by number
   --trace FILE  write every event of the first seed to a file, - for standard error
+  --mutation X  break the core on purpose: MUTATIONS
   --keep-going  run the other seeds after a failure";
 
 /// Failures that are reported at length.
@@ -32,7 +33,41 @@ struct Options {
     plan: Plan,
     only: Option<Vec<usize>>,
     trace: Option<String>,
+    mutation: Option<Mutation>,
 }
+
+/// The broken variants of the core.
+#[cfg(feature = "mutations")]
+mod broken {
+    pub(crate) use zea_core::mutation::{Mutation, set};
+
+    pub(crate) fn names() -> Vec<&'static str> {
+        Mutation::ALL.iter().map(|m| m.name()).collect()
+    }
+
+    pub(crate) fn by_name(name: &str) -> Option<Mutation> {
+        Mutation::ALL.iter().copied().find(|m| m.name() == name)
+    }
+}
+
+/// Without the feature there are none.
+#[cfg(not(feature = "mutations"))]
+mod broken {
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) enum Mutation {}
+
+    pub(crate) fn set(_: Option<Mutation>) {}
+
+    pub(crate) fn names() -> Vec<&'static str> {
+        vec!["not in this build: use cargo sim"]
+    }
+
+    pub(crate) fn by_name(_: &str) -> Option<Mutation> {
+        None
+    }
+}
+
+use broken::Mutation;
 
 fn number(name: &str, text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("{name} {text}: not a number"))
@@ -43,7 +78,7 @@ fn kind(name: &str) -> Result<usize, String> {
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options { plan: Plan::new(1, 100), only: None, trace: None };
+    let mut options = Options { plan: Plan::new(1, 100), only: None, trace: None, mutation: None };
     options.plan.stop_after_failures = 1;
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
@@ -61,6 +96,11 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
                     value()?.split(',').filter(|n| !n.is_empty()).map(|n| number("--only", n)).collect();
                 options.only = Some(numbers?.into_iter().map(|n| n as usize).collect());
             }
+            "--mutation" => {
+                let name = value()?;
+                let mutation = broken::by_name(&name);
+                options.mutation = Some(mutation.ok_or(format!("no mutation is called {name}"))?);
+            }
             "--trace" => options.trace = Some(value()?),
             "--keep-going" => options.plan.stop_after_failures = u64::MAX,
             _ => return Err(format!("unknown option {arg}")),
@@ -76,12 +116,15 @@ fn main() -> ExitCode {
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(error) => {
-            eprintln!("{error}\n{}", USAGE.replace("KINDS", &Fault::KINDS.join(", ")));
+            let usage =
+                USAGE.replace("KINDS", &Fault::KINDS.join(", ")).replace("MUTATIONS", &broken::names().join(", "));
+            eprintln!("{error}\n{usage}");
             return ExitCode::from(2);
         }
     };
+    broken::set(options.mutation);
     let passed = match (&options.trace, &options.only) {
-        (None, None) => many(&options.plan),
+        (None, None) => many(&options.plan, options.mutation),
         (trace, only) => {
             let run = Run { only: only.clone(), ..options.plan.run_of(options.plan.first) };
             one(&run, trace.as_deref())
@@ -124,10 +167,11 @@ fn describe(failure: &Failure, lines: &[String]) {
 }
 
 /// Many runs, and what came of them.
-fn many(plan: &Plan) -> bool {
+fn many(plan: &Plan, mutation: Option<Mutation>) -> bool {
     let mut shown = Instant::now();
     let mut long_reports = 0;
-    let summary = runner::run(plan, |so_far, seed, failure| {
+    let set_up = || broken::set(mutation);
+    let summary = runner::run(plan, set_up, |so_far, seed, failure| {
         if let Some(failure) = failure {
             println!("FAILED seed {seed}: {}", failure.message);
             println!("  reproduce with: {}", command(plan, seed, None));

@@ -137,7 +137,9 @@ fn swarm_cluster(run: &Run, nodes: usize, rng: &mut Stream) -> Cluster {
     cluster.seed = run.seed;
     cluster.record = run.record;
     let volumes = *rng.pick(&[1, 1, 1, 2]);
-    cluster.volume_sectors = (0..volumes).map(|_| rng.between(1_000, 40_000)).collect();
+    // A large volume has more extents than the smallest activity log has slots.
+    let most = if rng.chance(350) { 120_000 } else { 40_000 };
+    cluster.volume_sectors = (0..volumes).map(|_| rng.between(1_000, most)).collect();
     cluster.placement = *rng.pick(&[Placement::Internal, Placement::FlexExternal]);
     cluster.net.protocol = *rng.pick(&[Protocol::C, Protocol::C, Protocol::C, Protocol::B, Protocol::A]);
     cluster.disk_latency_ns = *rng.pick(&[20_000, 100_000, 2_000_000]);

@@ -30,24 +30,13 @@ pub struct Plan {
     pub stop_after_failures: u64,
     /// Threads, 0: as many as there are cores.
     pub threads: usize,
-    /// Runs on each thread before its first seed.
-    pub set_up: fn(),
 }
 
 impl Plan {
     /// A plan for these seeds.
     pub fn new(first: u64, seeds: u64) -> Plan {
         let stop_after_failures = u64::MAX;
-        Plan {
-            first,
-            seeds,
-            nodes: None,
-            kinds: Vec::new(),
-            stop_after: None,
-            stop_after_failures,
-            threads: 0,
-            set_up: || {},
-        }
+        Plan { first, seeds, nodes: None, kinds: Vec::new(), stop_after: None, stop_after_failures, threads: 0 }
     }
 
     /// The run of a seed.
@@ -114,8 +103,12 @@ fn run_seed(plan: &Plan, seed: u64) -> Result<Report, Box<Failure>> {
     Ok(report)
 }
 
-/// Runs the seeds of a plan; `progress` is called after each of them.
-pub fn run(plan: &Plan, mut progress: impl FnMut(&Summary, u64, Option<&Failure>)) -> Summary {
+/// Runs the seeds of a plan. `set_up` is called on each thread before its first seed, `progress` after each seed.
+pub fn run(
+    plan: &Plan,
+    set_up: impl Fn() + Sync,
+    mut progress: impl FnMut(&Summary, u64, Option<&Failure>),
+) -> Summary {
     let begin = Instant::now();
     let next = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -128,9 +121,9 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&Summary, u64, Option<&Failure>
     std::thread::scope(|scope| {
         for _ in 0..threads {
             let results = results.clone();
-            let (next, stop) = (&next, &stop);
+            let (next, stop, set_up) = (&next, &stop, &set_up);
             scope.spawn(move || {
-                (plan.set_up)();
+                set_up();
                 loop {
                     let nr = next.fetch_add(1, Ordering::Relaxed);
                     let late = plan.stop_after.is_some_and(|limit| begin.elapsed() >= limit);

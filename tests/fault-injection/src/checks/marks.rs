@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use zea_wire::ids::VolumeNr;
-use zea_wire::state::DiskState;
+use zea_wire::state::{ConnState, DiskState};
 
 use super::Check;
 use super::offline::Offline;
@@ -65,10 +65,20 @@ impl World {
         }
         let marked = |x: NodeIx, y: NodeIx, s: u64| offline.get(&x).is_some_and(|o| o.is_marked(y, s));
         let sectors = self.common_sectors(a, b, volume);
-        self.model
-            .touched(volume.0)
-            .filter(|s| *s < sectors)
-            .find(|s| self.differs_unexplained(a, b, volume, *s, true) && !marked(a, b, *s) && !marked(b, a, *s))
+        let knows = |x: NodeIx, y: NodeIx| !offline.contains_key(&x) && self.knows_what_it_has(x, y, volume);
+        let (a_knows, b_knows) = (knows(a, b), knows(b, a));
+        self.model.touched(volume.0).filter(|s| *s < sectors).find(|s| {
+            let writer = self.model.settled_writer((volume.0, *s));
+            let known = (a_knows && writer == Some(a)) || (b_knows && writer == Some(b));
+            self.differs_unexplained(a, b, volume, *s, !known) && !marked(a, b, *s) && !marked(b, a, *s)
+        })
+    }
+
+    /// A node knows what a peer has of its writes: the peer is away, or has acknowledged each. Then an active extent explains
+    /// nothing.
+    fn knows_what_it_has(&self, ix: NodeIx, peer: NodeIx, volume: VolumeNr) -> bool {
+        let away = self.nodes[ix].conn_state(peer) != ConnState::Connected;
+        self.nodes[ix].is_protocol_c() && (away || self.mutually_in_sync(ix, peer, volume))
     }
 
     /// Their UUIDs say that bits are enough.
