@@ -153,7 +153,11 @@ impl Resource {
         if auth::check_response(alg, c.config.net.shared_secret.as_bytes(), &challenge, Some(c.node()), response)
             .is_err()
         {
-            return self.stand_alone(cx, cidx, "authentication of the peer failed: the shared secrets differ");
+            return self.stand_alone(
+                cx,
+                cidx,
+                "authentication of the peer failed: shared-secret or cram-hmac-alg differ",
+            );
         }
         let deadline = Some(cx.now.plus_ms(10 * c.config.net.ping_timeout_ms));
         self.phase(cidx, LinkPhase::Protocol, deadline);
@@ -245,6 +249,9 @@ impl Resource {
                 c.retry_at = None;
                 self.want_connect(cidx);
             }
+            if self.conns[cidx].link_not_before.is_some_and(|t| cx.now >= t) {
+                self.lost_peer_drained(cx, cidx);
+            }
         }
         self.retry_no_space(cx);
         for vidx in 0..self.volumes.len() {
@@ -310,6 +317,7 @@ impl Resource {
         };
         for (cidx, c) in self.conns.iter().enumerate() {
             add(c.retry_at);
+            add(c.link_not_before.filter(|_| c.state == ConnState::Unconnected && c.active_peer_reqs == 0));
             add(self.request_deadline(cidx));
             if let Some(link) = &c.link {
                 add(link.phase_deadline);
@@ -368,6 +376,7 @@ impl Resource {
             c.last_error = Some(why.to_owned());
         }
         c.state = ConnState::Unconnected;
+        c.link_not_before = (state == ConnState::ProtocolError).then(|| cx.now.plus_ms(limits::REFUSED_RETRY_MS));
         c.reset_link();
         self.state_changed = true;
         for vidx in 0..self.volumes.len() {
@@ -433,7 +442,9 @@ impl Resource {
         if self.conns[cidx].active_peer_reqs > 0 || self.conns[cidx].link.is_some() {
             return;
         }
-        if self.conns[cidx].state == ConnState::Unconnected {
+        let may_dial = self.conns[cidx].link_not_before.is_none_or(|t| cx.now >= t);
+        if self.conns[cidx].state == ConnState::Unconnected && may_dial {
+            self.conns[cidx].link_not_before = None;
             self.conns[cidx].state = ConnState::Connecting;
             self.state_changed = true;
             cx.out.push(Action::Connect { peer: self.conns[cidx].node() });

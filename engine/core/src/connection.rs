@@ -107,8 +107,10 @@ pub(crate) struct Connection {
     pub(crate) discard_my_data: bool,
     /// This connection was up before in this run (UUID flag RECONNECT).
     pub(crate) was_connected: bool,
-    /// Reconnect only after this instant.
+    /// Try the connect transaction again at this instant.
     pub(crate) retry_at: Option<Time>,
+    /// Ask for a new link only at this instant: the last one ended for a reason that will not go away by itself.
+    pub(crate) link_not_before: Option<Time>,
     pub(crate) send: SendEpochs,
     /// Open epochs of the peer, oldest first; the last one takes new writes.
     pub(crate) recv: VecDeque<RecvEpoch>,
@@ -138,6 +140,7 @@ impl Connection {
             discard_my_data: false,
             was_connected: false,
             retry_at: None,
+            link_not_before: None,
             send: SendEpochs::default(),
             recv: VecDeque::from([RecvEpoch::default()]),
             recv_base: 0,

@@ -459,7 +459,9 @@ impl Resource {
         };
         if size != v.size_sectors && size > 0 {
             v.size_sectors = size;
-            if v.attached.is_some() {
+            if let Some(a) = v.attached.as_mut() {
+                a.bitmap.resize(size.div_ceil(8));
+                v.meta.push(Step::Bitmap);
                 v.meta.push(Step::SuperBlock);
             }
             cx.out.push(Action::Event(crate::event::Event::Device { volume: v.nr, disk: v.disk, size_sectors: size }));

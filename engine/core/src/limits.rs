@@ -44,6 +44,8 @@ pub const MAX_UNACKED_BARRIERS: usize = 32;
 pub const MAX_OPEN_EPOCHS: usize = 8192;
 /// After a mark of this node's own, what others say about a range may be older than the mark, for this long.
 pub const IN_SYNC_DOUBT_MS: u64 = 2_000;
+/// Pause before a new link after one that ended in a protocol error (DRBD waits as long).
+pub const REFUSED_RETRY_MS: u64 = 1_000;
 /// A Primary that leaves in order may come back within this time before others are asked whether it is still there.
 pub const PRIMARY_BACK_MS: u64 = 2_000;
 /// UpToDate peers that still have bits towards each other this long after a resync compare again.

@@ -603,7 +603,8 @@ impl Resource {
             pd.disk = state.disk;
             pd.resync_total_bits = 0;
             self.state_changed = true;
-            cx.notice(Severity::Info, format!("volume {}: resync of node {node} is complete", self.volumes[vidx].nr));
+            let end = if state.disk > DiskState::Inconsistent { "is complete" } else { "ended: its disk is gone" };
+            cx.notice(Severity::Info, format!("volume {}: resync of node {node} {end}", self.volumes[vidx].nr));
             self.volumes[vidx].meta.push(Step::Bitmap);
             self.tell_all_in_sync(cx, vidx);
             self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
