@@ -73,6 +73,8 @@ impl Resource {
             | Packet::PeerDagtag(_)
             | Packet::EnableReplication(_)
             | Packet::EnableReplicationNext(_) => {}
+            // The control stream was faster than the commit on the data stream.
+            Packet::PeersInSync(_) if connecting => {}
             _ if connecting
                 && !matches!(
                     packet,

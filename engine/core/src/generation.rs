@@ -12,7 +12,7 @@ use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::resource::{Ctx, Resource};
 use crate::twopc::Change;
-use crate::uuid::{NewDatagen, NodeSlot, RotateContext};
+use crate::uuid::{self, NewDatagen, NodeSlot, RotateContext};
 
 impl Resource {
     /// This node is no neighbour of a Primary, or is Primary itself.
@@ -48,8 +48,25 @@ impl Resource {
             uuid_flags: flags,
             node_mask: if extra.contains(UuidFlags::NEW_DATAGEN) { node_mask } else { authoritative },
             bitmap_uuids,
-            history: v.uuids.history.to_vec(),
+            history: self.shown_history(vidx),
         })
+    }
+
+    /// Former generations: the history, and before it the bitmap UUIDs of nodes without a slot, which are not sent as such. A peer
+    /// that returns at one of them would not be known otherwise.
+    fn shown_history(&self, vidx: usize) -> Vec<u64> {
+        let v = &self.volumes[vidx];
+        let mut history = Vec::with_capacity(v.uuids.history.len());
+        let slotless = (0..32).map(NodeId).filter(|&node| v.slot(node).is_none());
+        let hidden = slotless.map(|node| v.uuids.bitmap[node.index()]);
+        for uuid in hidden.chain(v.uuids.history) {
+            let known = uuid & !1 == v.uuids.current & !1 || history.iter().any(|h| h & !1 == uuid & !1);
+            if uuid & !1 != 0 && uuid & !1 != uuid::JUST_CREATED && !known {
+                history.push(uuid);
+            }
+        }
+        history.resize(v.uuids.history.len(), 0);
+        history
     }
 
     /// The current UUID to show: of the source while this node is being resynced from elsewhere.

@@ -86,7 +86,22 @@ impl Resource {
         for node in desc.mask.iter().filter(|&n| n != own && n != sender) {
             if from_primary || self.believes_in_sync(cx, vidx, node) {
                 self.volumes[vidx].set_in_sync(node, desc.sector, desc.size);
+                self.retire_if_in_sync(vidx, node);
             }
+        }
+    }
+
+    /// Nothing is marked any more towards a node of the same generation: its bitmap UUID has served.
+    fn retire_if_in_sync(&mut self, vidx: usize, node: NodeId) {
+        let Some(cidx) = self.cidx(node) else { return };
+        let v = &self.volumes[vidx];
+        let current = v.uuids.current & !1;
+        let says = self.conns[cidx].pds[vidx].says.uuids.as_ref();
+        let same_generation = self.conns[cidx].is_up() && says.is_some_and(|u| u.current & !1 == current);
+        if same_generation && v.dirty_bits(node) == 0 && v.uuids.bitmap[node.index()] != 0 {
+            let v = &mut self.volumes[vidx];
+            v.uuids.retire_bitmap_uuid(node);
+            v.meta.push(Step::SuperBlock);
         }
     }
 

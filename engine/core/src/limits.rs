@@ -44,6 +44,10 @@ pub const MAX_UNACKED_BARRIERS: usize = 32;
 pub const MAX_OPEN_EPOCHS: usize = 8192;
 /// After a mark of this node's own, what others say about a range may be older than the mark, for this long.
 pub const IN_SYNC_DOUBT_MS: u64 = 2_000;
+/// A promotion waits, by steps of so many milliseconds, while survivors of a Primary compare their data, and so many of them.
+pub const PROMOTE_RETRY_MS: u64 = 100;
+/// See [`PROMOTE_RETRY_MS`].
+pub const PROMOTE_TRIES: u32 = 20;
 /// Pause before a new link after one that ended in a protocol error (DRBD waits as long).
 pub const REFUSED_RETRY_MS: u64 = 1_000;
 /// A Primary that leaves in order may come back within this time before others are asked whether it is still there.

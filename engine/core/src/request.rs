@@ -479,6 +479,7 @@ impl Resource {
             let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
             // Its disk is gone, and its P_STATE on the way: no new generation may begin there.
             self.conns[cidx].pds[vidx].disk = DiskState::Failed;
+            self.state_changed = true;
             self.mark_missing(cx, cidx, vidx, sector, len);
             self.new_generation_now(cx, vidx);
         }

@@ -32,6 +32,14 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
         BitmapPrep::Keep | BitmapPrep::SetAll => {}
     }
 
+    if both_zea && is_premature(&decision, own, peer) {
+        return Decision {
+            strategy: Strategy::RetryConnect,
+            outcome: Outcome::RetryConnect,
+            kept_bits: true,
+            ..decision
+        };
+    }
     let reversed = || {
         better_is_source(&decision, own, peer)
             .or_else(|| neighbour_is_no_target(&decision, own, peer))
@@ -96,6 +104,13 @@ fn better_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Opt
 fn have_common_primary(own: &Side<'_>, peer: &Side<'_>) -> bool {
     let up_to_date = own.disk == DiskState::UpToDate && peer.disk == DiskState::UpToDate;
     up_to_date && !(own.view.primaries & peer.view.primaries).is_empty()
+}
+
+/// A node that is being resynced shows its source's generation, but still its own past: whether the two have a split brain can
+/// be told when the resync is over.
+fn is_premature(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> bool {
+    let being_synced = |side: &Side<'_>| side.view.flags.contains(UuidFlags::SYNC_TARGET);
+    decision.outcome == Outcome::Disconnect(Reason::SplitBrain) && (being_synced(own) || being_synced(peer))
 }
 
 /// An UpToDate neighbour of a Primary gets what it lacks from that Primary, and from nobody else at the same generation: the

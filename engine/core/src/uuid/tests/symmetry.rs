@@ -148,8 +148,8 @@ proptest! {
         fit_together(&final_a, &final_b);
 
         let has_bits = |node: &Node| node.disk == DiskState::UpToDate && node.view.dirty_bits > 0;
+        let common_primary = !(a.view.primaries & b.view.primaries).is_empty();
         if final_a.strategy == Sync::NoSync && (has_bits(&a) || has_bits(&b)) {
-            let common_primary = !(a.view.primaries & b.view.primaries).is_empty();
             prop_assert_eq!(both_zea, final_a.kept_bits);
             let settled_later = if both_zea { common_primary } else { final_a.unverified };
             prop_assert!(settled_later);
@@ -164,6 +164,10 @@ proptest! {
             Outcome::Source => (&a, &b),
             Outcome::Target => (&b, &a),
             Outcome::RetryConnect => return Ok(()),
+            Outcome::Established => {
+                prop_assert!(common_primary);
+                return Ok(());
+            }
             other => {
                 prop_assert!(matches!(other, Outcome::Disconnect(_)));
                 return Ok(());

@@ -1,0 +1,243 @@
+//! The node that is asked: prepare, answer, commit, abort (handshake-and-states.md 8.3).
+
+use zea_wire::flags::TwopcFlags;
+use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
+use zea_wire::state::{ConnState, Role, StateBits};
+
+use super::{Change, Participant, Running, Sums, Verdict, is_connect};
+use crate::connection::LinkPhase;
+use crate::resource::{Ctx, Resource};
+
+impl Resource {
+    /// P_TWOPC_PREPARE.
+    pub(crate) fn twopc_prepare(&mut self, cx: &mut Ctx<'_>, cidx: usize, request: TwopcRequest) {
+        let parent = self.conns[cidx].node();
+        let connects_us = request.target_node_id == Some(self.config.node_id) && is_connect(&request);
+        match self.twopc.running.as_ref() {
+            Some(Running::Participant(p)) if p.request.tid == request.tid => {
+                let sums = self.own_sums();
+                return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Yes);
+            }
+            Some(Running::Initiator(_)) if request.initiator_node_id < self.config.node_id => {
+                self.twopc_yield(cx);
+            }
+            Some(_) => {
+                if connects_us && self.in_phase(cidx, LinkPhase::Connecting) && self.conns[cidx].keeps_bits() {
+                    self.handshake_packets(cx, cidx);
+                }
+                let sums = self.own_sums();
+                return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Retry);
+            }
+            None => {}
+        }
+        let connecting = self.in_phase(cidx, LinkPhase::Connecting);
+        if connecting != connects_us {
+            let sums = self.own_sums();
+            return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Retry);
+        }
+        let direct = self.reachable();
+        let mut children = direct & request.nodes_to_reach;
+        children.remove(self.config.node_id);
+        children.remove(parent);
+        let verdict = self.far_away_check(cidx, &request);
+        self.twopc.running = Some(Running::Participant(Participant {
+            request,
+            parent,
+            children,
+            waiting: children,
+            sums: Sums::default(),
+            verdict,
+            answered: false,
+            deadline: cx.now.plus_ms(self.config.twopc_timeout_ms),
+        }));
+        let mut forward = request;
+        forward.nodes_to_reach = request.nodes_to_reach & !direct;
+        for node in children.iter() {
+            self.send_to(cx, node, Packet::TwopcPrepare(Box::new(forward)));
+        }
+        if connects_us {
+            self.handshake_send(cx, cidx);
+        }
+        self.twopc_answer(cx);
+    }
+
+    /// A transaction of a node with a lower id goes first; ours starts again later.
+    fn twopc_yield(&mut self, cx: &mut Ctx<'_>) {
+        let Some(Running::Initiator(i)) = self.twopc.running.take() else { return };
+        let mut request =
+            self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
+        request.body = TwopcBody::Abort;
+        for node in i.asked.iter() {
+            self.send_to(cx, node, Packet::TwopcAbort(Box::new(request)));
+        }
+        if let Change::Connect(peer) = i.wanted.change {
+            return self.connect_refused(cx, peer, Verdict::Retry);
+        }
+        self.twopc_back_off(cx, i.wanted.tries);
+        self.twopc.queue.push_front(i.wanted);
+    }
+
+    fn own_sums(&self) -> Sums {
+        let reachable = self.reachable();
+        let mut sums = Sums { reachable, ..Sums::default() };
+        if self.role == Role::Primary {
+            sums.primary.insert(self.config.node_id);
+            sums.weak = !reachable;
+        }
+        sums
+    }
+
+    /// Whether this node can live with the change.
+    fn far_away_check(&self, cidx: usize, request: &TwopcRequest) -> Verdict {
+        let TwopcBody::Prepare { mask, val } = request.body else { return Verdict::No };
+        let becomes_primary = mask.names(StateBits::ROLE) && val.role() == Some(Role::Primary) && !is_connect(request);
+        if !becomes_primary {
+            return Verdict::Yes;
+        }
+        let other_primary =
+            self.conns.iter().enumerate().any(|(i, c)| {
+                i != cidx && c.is_up() && c.role == Role::Primary && c.node() != request.initiator_node_id
+            });
+        if (self.role == Role::Primary || other_primary) && !broken!(TwoPrimaries) { Verdict::No } else { Verdict::Yes }
+    }
+
+    /// Answer the parent when all children have, and when our own comparison is done.
+    pub(crate) fn twopc_answer(&mut self, cx: &mut Ctx<'_>) {
+        let own = self.own_sums();
+        let Some(p) = self.twopc.participant() else { return };
+        if p.answered || !p.waiting.is_empty() {
+            return;
+        }
+        let (request, parent) = (p.request, p.parent);
+        if request.target_node_id == Some(self.config.node_id) && is_connect(&request) {
+            let cidx = self.cidx(parent).expect("a connection that connects");
+            let Some(v) = self.handshake_verdict(cidx) else { return };
+            let p = self.twopc.participant().expect("above");
+            p.verdict = p.verdict.max(v);
+        }
+        let p = self.twopc.participant().expect("above");
+        p.answered = true;
+        let mut sums = p.sums;
+        sums.reachable = sums.reachable | own.reachable | parent.mask();
+        sums.primary |= own.primary;
+        sums.weak |= own.weak;
+        let verdict = p.verdict;
+        self.twopc_send_reply(cx, parent, &request, sums, verdict);
+    }
+
+    fn twopc_send_reply(&mut self, cx: &mut Ctx<'_>, to: NodeId, request: &TwopcRequest, sums: Sums, verdict: Verdict) {
+        let reply = TwopcReply {
+            tid: request.tid,
+            initiator_node_id: request.initiator_node_id,
+            reachable_nodes: sums.reachable,
+            primary_nodes: sums.primary,
+            weak_nodes_or_max_size: sums.weak.0,
+        };
+        let packet = match verdict {
+            Verdict::Yes => Packet::TwopcYes(reply),
+            Verdict::No => Packet::TwopcNo(reply),
+            Verdict::Retry => Packet::TwopcRetry(reply),
+        };
+        self.send_to(cx, to, packet);
+    }
+
+    /// P_TWOPC_COMMIT.
+    pub(crate) fn twopc_commit_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, commit: TwopcRequest) {
+        let from = self.conns[cidx].node();
+        let fits =
+            self.twopc.participant().is_some_and(|p| p.request.tid == commit.tid && p.parent == from && p.answered);
+        if !fits {
+            return;
+        }
+        let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("checked above") };
+        for node in p.children.iter() {
+            self.send_to(cx, node, Packet::TwopcCommit(Box::new(commit)));
+        }
+        let primaries = match commit.body {
+            TwopcBody::CommitReachable { primary_nodes, .. } | TwopcBody::Commit { primary_nodes, .. } => primary_nodes,
+            _ => NodeMask::default(),
+        };
+        self.apply_commit(cx, &p.request);
+        if !commit.flags.contains(TwopcFlags::PRI_INCAPABLE) {
+            self.members_learned(cx, primaries);
+        }
+    }
+
+    fn apply_commit(&mut self, cx: &mut Ctx<'_>, request: &TwopcRequest) {
+        let Some(cidx) = self.cidx(request.initiator_node_id) else { return };
+        let TwopcBody::Prepare { mask, val } = request.body else { return };
+        let about_us = request.target_node_id == Some(self.config.node_id);
+        if is_connect(request) {
+            match self.handshake_verdict(cidx) {
+                Some(Verdict::Yes) if about_us => self.connected(cx, cidx),
+                _ if about_us => {
+                    // A resync ended, or a disk failed, after the answer: what was decided is not true any more.
+                    self.announce_tear_down(cx, cidx);
+                    self.drop_link(cx, cidx, ConnState::TearDown, "the state changed while it connected");
+                }
+                _ => {}
+            }
+        } else if mask.names(StateBits::CONN) {
+            if about_us {
+                self.drop_link(cx, cidx, ConnState::TearDown, "the peer disconnected");
+            }
+        } else if mask.names(StateBits::ROLE)
+            && let Some(role) = val.role()
+            && self.conns[cidx].is_up()
+        {
+            self.peer_role(cx, cidx, role);
+        }
+    }
+
+    /// P_TWOPC_ABORT.
+    pub(crate) fn twopc_abort_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, abort: TwopcRequest) {
+        let from = self.conns[cidx].node();
+        let fits = self.twopc.participant().is_some_and(|p| p.request.tid == abort.tid && p.parent == from);
+        if !fits {
+            return;
+        }
+        let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("checked above") };
+        for node in p.children.iter() {
+            self.send_to(cx, node, Packet::TwopcAbort(Box::new(abort)));
+        }
+        self.twopc_forget(&p);
+    }
+
+    /// Roll a transaction of another node back.
+    pub(super) fn twopc_forget(&mut self, p: &Participant) {
+        if is_connect(&p.request)
+            && p.request.target_node_id == Some(self.config.node_id)
+            && let Some(cidx) = self.cidx(p.parent)
+            && self.conns[cidx].link.is_some()
+        {
+            self.handshake_reset(cidx);
+        }
+    }
+
+    /// A peer is gone in the middle of a transaction.
+    pub(crate) fn twopc_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
+        match self.twopc.running.as_mut() {
+            Some(Running::Initiator(i)) if i.waiting.contains(node) => {
+                i.waiting.remove(node);
+                i.verdict = i.verdict.max(Verdict::Retry);
+                self.twopc_abort(cx);
+            }
+            Some(Running::Participant(p)) if p.parent == node => {
+                let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("matched above") };
+                let mut abort = p.request;
+                abort.body = TwopcBody::Abort;
+                for child in p.children.iter() {
+                    self.send_to(cx, child, Packet::TwopcAbort(Box::new(abort)));
+                }
+                self.twopc_forget(&p);
+            }
+            Some(Running::Participant(p)) if p.waiting.contains(node) => {
+                p.waiting.remove(node);
+                p.verdict = p.verdict.max(Verdict::Retry);
+                self.twopc_answer(cx);
+            }
+            _ => {}
+        }
+    }
+}
