@@ -89,6 +89,8 @@ struct Held {
 struct View {
     held: Vec<Vec<Held>>,
     volatile: BTreeSet<Id>,
+    /// When it lost its power last.
+    crashed: u64,
     /// What a power loss took, with the nodes that lived and were in sync then: they have to bring it back. And whether
     /// the node was promoted since without the other replicas: then it goes on from what it has left, and whoever meets
     /// it follows.
@@ -225,15 +227,20 @@ impl Model {
         now
     }
 
-    /// A write ended well: `holders` hold it, those of `stable` on stable storage (FUA).
+    /// A write ended well: `holders` hold it, those of `stable` on stable storage (FUA). One that lost its power after the
+    /// write began may have acknowledged it before, and has lost it.
     pub fn write_acked(&mut self, index: WriteIx, holders: &[usize], stable: &[usize]) {
         let now = self.write_ends(index, Fate::Acked);
         let write = &self.writes[index as usize];
+        let submitted = write.submitted;
         self.lineage.shared(write.node, holders, write.key.0);
         for key in write.keys() {
             let id = self.id(key).expect("it was written");
             for &node in holders {
                 let stable = stable.contains(&node);
+                if !stable && self.views[node].crashed > submitted {
+                    continue;
+                }
                 self.hold(node, id, Held { write: index, since: now, stable, observed: false });
             }
         }
@@ -307,10 +314,10 @@ impl Model {
 
     /// A node lost its power, and with it what its disks had not made stable. `witnesses` lived and were in sync with it.
     pub fn node_crashed(&mut self, node: usize, witnesses: &[usize]) {
-        self.tick();
+        let now = self.tick();
         let witnesses = witnesses.iter().fold(0, |mask, w| mask | 1 << w);
         let view = &mut self.views[node];
-        view.went_on_alone = false;
+        (view.went_on_alone, view.crashed) = (false, now);
         for id in std::mem::take(&mut view.volatile) {
             let gone = view.held[id].extract_if(.., |h| !h.stable).map(|h| (h.write, witnesses));
             view.lost.entry(id).or_default().extend(gone);
@@ -652,5 +659,15 @@ mod tests {
         m.node_crashed(1, &[]);
         assert!(m.resynced(0, 1, 0, |_| new).is_none());
         assert!(read(&mut m, 1, 0).is_err(), "the write is there, and stays");
+    }
+
+    #[test]
+    fn sim_model_promises_nothing_of_a_node_that_crashed_after_its_ack() {
+        let mut m = Model::new(2);
+        let (index, tags) = m.write_begins(0, K, 1, false);
+        m.node_crashed(1, &[0]);
+        m.write_acked(index, &[0, 1], &[]);
+        assert!(read(&mut m, 0, tags[0]).is_ok());
+        assert!(read(&mut m, 1, 0).is_ok());
     }
 }

@@ -32,7 +32,9 @@ impl World {
             self.differs_unexplained(a, b, volume, *s, !own)
         };
         let sectors = self.common_sectors(a, b, volume);
-        let found = self.model.touched(volume.0).filter(|s| *s < sectors).find(differs);
+        let (disk_a, disk_b) = (&self.nodes[a].disks[&volume], &self.nodes[b].disks[&volume]);
+        let differing = |s: &u64| *s < sectors && disk_a.sector(*s) != disk_b.sector(*s);
+        let found = self.model.touched(volume.0).filter(differing).find(differs);
         if let Some(sector) = found {
             let text = self.describe_difference(a, b, volume, sector);
             self.fail(Check::UuidTruth, &format!("nodes {a} and {b} are in sync without a mark, and {text}"));

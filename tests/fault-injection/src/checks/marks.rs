@@ -67,7 +67,10 @@ impl World {
         let sectors = self.common_sectors(a, b, volume);
         let knows = |x: NodeIx, y: NodeIx| !offline.contains_key(&x) && self.knows_what_it_has(x, y, volume);
         let (a_knows, b_knows) = (knows(a, b), knows(b, a));
-        self.model.touched(volume.0).filter(|s| *s < sectors).find(|s| {
+        let (disk_a, disk_b) = (&self.nodes[a].disks[&volume], &self.nodes[b].disks[&volume]);
+        let mut differing =
+            self.model.touched(volume.0).filter(|s| *s < sectors && disk_a.sector(*s) != disk_b.sector(*s));
+        differing.find(|s| {
             let writer = self.model.settled_writer((volume.0, *s));
             let known = (a_knows && writer == Some(a)) || (b_knows && writer == Some(b));
             self.differs_unexplained(a, b, volume, *s, !known) && !marked(a, b, *s) && !marked(b, a, *s)

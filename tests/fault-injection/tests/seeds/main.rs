@@ -1,0 +1,90 @@
+//! Random runs in the test run: seeds that once failed, and seeds that nobody has tried before.
+//!
+//! `ZEA_SIM_FRESH=2000` runs so many seeds that follow from the commit, with all faults; without it a fixed range runs, with
+//! faults that the core is known to stand.
+
+use std::process::Command;
+
+use zea_sim::plan::Fault;
+use zea_sim::random::Run;
+use zea_sim::report::capture;
+use zea_sim::runner::{self, Plan, Summary, median};
+
+/// A seed with the faults of its plan that made it fail, and what was wrong.
+struct Once {
+    seed: u64,
+    only: &'static [usize],
+    wrong: &'static str,
+}
+
+const REGRESSIONS: &[Once] = &[
+    Once {
+        seed: 11,
+        only: &[7, 8, 9, 12],
+        wrong: "a resync target took the data that was still on its way, after its resync had ended, for a breach of protocol",
+    },
+    Once { seed: 27, only: &[14, 15], wrong: "the same after a change of the source" },
+    Once {
+        seed: 118,
+        only: &[],
+        wrong: "two volumes were synced from different sources at once, and their targets refused each other for good",
+    },
+    Once { seed: 131, only: &[], wrong: "the same with other sizes" },
+    Once {
+        seed: 328,
+        only: &[8],
+        wrong: "a write that waited for space was tried again on a disk that had been given up meanwhile",
+    },
+    Once { seed: 94, only: &[6, 8, 9], wrong: "a replica that missed a generation was told that its data had split" },
+    Once { seed: 113, only: &[0, 1, 3, 4], wrong: "the same between two nodes that were never Primary" },
+];
+
+#[test]
+fn sim_seeds_that_failed_once_pass() {
+    let mut failed = Vec::new();
+    for Once { seed, only, wrong } in REGRESSIONS {
+        let run = Run { only: Some(only.to_vec()), ..Run::of(*seed) };
+        if let Err(failure) = capture(|| run.run()) {
+            failed.push(format!("seed {seed} ({wrong}): {}", failure.message));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// The first of the seeds that belong to this commit.
+fn first_seed_of_commit() -> u64 {
+    let output = Command::new("git").args(["rev-parse", "HEAD"]).output().expect("git tells the commit");
+    let commit = String::from_utf8(output.stdout).expect("a hash is text");
+    u64::from_str_radix(&commit[..12], 16).expect("a hash is a number")
+}
+
+fn report(summary: &Summary) {
+    println!("{}", summary.coverage);
+    println!(
+        "{} passed, {} failed; a seed has a median of {} core inputs and {} faults; {:.1} seeds/s",
+        summary.passed,
+        summary.failed.len(),
+        median(&summary.inputs),
+        median(&summary.faults),
+        summary.rate()
+    );
+    let failed: Vec<String> = summary.failed.iter().map(|(seed, f)| format!("seed {seed}: {}", f.message)).collect();
+    assert!(failed.is_empty(), "reproduce with cargo sim --seed S --seeds 1\n{}", failed.join("\n"));
+    assert!(median(&summary.inputs) >= 5_000, "a seed has too little work");
+    assert!(median(&summary.faults) >= 10, "a seed has too few faults");
+}
+
+#[test]
+fn sim_seeds_pass() {
+    let fresh = std::env::var("ZEA_SIM_FRESH").ok().map(|n| n.parse::<u64>().expect("a number of seeds"));
+    let plan = match fresh {
+        Some(seeds) => Plan::new(first_seed_of_commit(), seeds),
+        None => {
+            println!("the fixed seeds: set ZEA_SIM_FRESH to run those of the commit with all faults");
+            let stands = ["pause", "clock-jump", "slow-disk", "slow-stream", "demote"];
+            let number = |kind: &&str| Fault::KINDS.iter().position(|k| k == kind).expect("a kind of fault");
+            Plan { nodes: Some(2), kinds: stands.iter().map(number).collect(), ..Plan::new(101, 60) }
+        }
+    };
+    report(&runner::run(&plan, || {}, |_, _, _| {}));
+}
