@@ -55,6 +55,8 @@ mutations! {
     IgnoreVotes = "ignore-votes",
     /// An aborted transaction is applied.
     CommitAfterAbort = "commit-after-abort",
+    /// Peers are not told what became of the local disk.
+    SkipPeerStates = "skip-peer-states",
     /// A peer ack is taken to name every node.
     PeerAckNamesAll = "peer-ack-names-all",
     /// Reads are served from data that is not UpToDate.

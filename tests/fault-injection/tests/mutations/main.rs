@@ -117,6 +117,11 @@ fn sim_mutation_commit_after_abort() {
 }
 
 #[test]
+fn sim_mutation_skip_peer_states() {
+    found(Mutation::SkipPeerStates, &["detach", "invalidate"], 20, &["views"]);
+}
+
+#[test]
 fn sim_mutation_peer_ack_names_all() {
     found(Mutation::PeerAckNamesAll, &["crash", "cut"], 30, &["durability", "uuid-truth"]);
 }

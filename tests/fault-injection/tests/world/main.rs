@@ -116,6 +116,22 @@ fn sim_world_catches_two_primaries() {
 }
 
 #[test]
+#[should_panic(expected = "[stuck]")]
+fn sim_world_catches_a_request_that_never_ends() {
+    let mut w = world(|config| mirror(Mutation::LoseRequests, config));
+    w.write_ok(0, 8, 1);
+}
+
+#[test]
+#[should_panic(expected = "[equality]")]
+fn sim_world_catches_a_difference_where_nobody_wrote() {
+    let mut w = sound();
+    load(&mut w);
+    w.nodes[1].disks.get_mut(&V0).expect("a disk").preset(4096, &[7 << 36]);
+    w.settle();
+}
+
+#[test]
 fn sim_world_requests_of_a_dead_node_are_lost() {
     let mut w = sound();
     let req = w.write(0, 8, 1);

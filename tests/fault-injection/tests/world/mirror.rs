@@ -32,6 +32,8 @@ pub(crate) enum Mutation {
     SkipFlush,
     /// Becomes Primary without asking.
     TwoPrimaries,
+    /// Forgets what it was asked.
+    LoseRequests,
 }
 
 #[derive(Debug)]
@@ -103,6 +105,9 @@ impl Mirror {
     }
 
     fn request(&mut self, request: Request, out: &mut Outbox) {
+        if self.mutation == Mutation::LoseRequests {
+            return;
+        }
         let (sector, payload) = (request.sector, request.payload);
         let fua = self.mutation != Mutation::SkipFlush;
         let cmd = match request.op {
