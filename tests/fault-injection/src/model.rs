@@ -342,16 +342,30 @@ impl Model {
         (0..self.sectors.len()).filter(move |id| self.sectors[*id].key.0 == volume)
     }
 
-    /// A replica of a volume was resynced: it holds what its source holds, and what it held before and finds there; `read`
-    /// is what the source's disk has. Returns an acknowledged write that was lost by it.
-    pub fn resynced(&mut self, target: usize, source: usize, volume: u16, read: impl Fn(u64) -> Tag) -> Option<String> {
+    /// The present instant.
+    pub fn instant(&self) -> u64 {
+        self.now
+    }
+
+    /// A replica of a volume was resynced: it holds what its source held when that began, and what it held before and finds
+    /// there. What a third node wrote meanwhile is its source's to pass on, if it is not there already. `at_source` and
+    /// `at_target` are what the disks have. Returns an acknowledged write that was lost by it.
+    pub fn resynced(
+        &mut self,
+        target: usize,
+        source: usize,
+        volume: u16,
+        began: u64,
+        at_source: impl Fn(u64) -> Tag,
+        at_target: impl Fn(u64) -> Tag,
+    ) -> Option<String> {
         let now = self.tick();
         let forgiven = self.forgiven.remove(&(target, volume));
         let mut lost = None;
         self.lineage.resynced(target, source, volume);
         let ids: Vec<Id> = self.ids_of(volume).collect();
         for id in ids {
-            let tag = read(self.sectors[id].key.1);
+            let (tag, result) = (at_source(self.sectors[id].key.1), at_target(self.sectors[id].key.1));
             let of_source = |h: &Held| self.views[source].of(id).iter().any(|s| s.write == h.write);
             let of_target = self.views[target].of(id).iter().filter(|h| !h.observed && !of_source(h));
             let (kept, gone): (Vec<Held>, Vec<Held>) =
@@ -362,6 +376,9 @@ impl Model {
             self.views[target].of_mut(id).clear();
             self.views[target].volatile.remove(&id);
             for held in self.views[source].of(id).to_vec() {
+                if held.since > began && !self.is_allowed(id, std::iter::once(held.write), result) {
+                    continue;
+                }
                 self.hold(target, id, Held { stable: false, since: now, ..held });
             }
             for held in kept {
@@ -639,14 +656,14 @@ mod tests {
         let mut m = Model::new(2);
         let old = acked(&mut m, &[0, 1]);
         acked(&mut m, &[0]);
-        assert!(m.resynced(0, 1, 0, |_| old).is_some());
+        assert!(m.resynced(0, 1, 0, u64::MAX, |_| old, |_| old).is_some());
         let mut m = Model::new(2);
         let old = acked(&mut m, &[0, 1]);
         let new = acked(&mut m, &[0]);
-        assert!(m.resynced(1, 0, 0, |_| new).is_none());
+        assert!(m.resynced(1, 0, 0, u64::MAX, |_| new, |_| new).is_none());
         acked(&mut m, &[0]);
         m.forgive(0);
-        assert!(m.resynced(0, 1, 0, |_| old).is_none());
+        assert!(m.resynced(0, 1, 0, u64::MAX, |_| old, |_| old).is_none());
     }
 
     #[test]
@@ -657,7 +674,7 @@ mod tests {
         m.flush_acked(flush, 0, 0, &[0]);
         let new = acked(&mut m, &[0]);
         m.node_crashed(1, &[]);
-        assert!(m.resynced(0, 1, 0, |_| new).is_none());
+        assert!(m.resynced(0, 1, 0, u64::MAX, |_| new, |_| new).is_none());
         assert!(read(&mut m, 1, 0).is_err(), "the write is there, and stays");
     }
 

@@ -165,8 +165,8 @@ pub struct Node {
     pub clock: Clock,
     /// Last status seen.
     pub status: Status,
-    /// The source that a volume is resynced from, until it is UpToDate.
-    pub target_of: BTreeMap<VolumeNr, NodeIx>,
+    /// The source that a volume is resynced from, until it is UpToDate, and when the model saw that begin.
+    pub target_of: BTreeMap<VolumeNr, (NodeIx, u64)>,
     /// Notices of this run, newest last.
     pub notices: VecDeque<String>,
 }

@@ -113,8 +113,18 @@ impl World {
                     || (hot && core.is_al_active(volume, sector))
             })
         };
+        if self.may_be_on_its_way(a, b, (volume.0, sector)) {
+            return false;
+        }
         let busy = disk_a.writes_in_flight().chain(disk_b.writes_in_flight()).any(|r| r.contains(&sector));
         !(busy || marked(a, b) || marked(b, a) || self.model.write_in_flight((volume.0, sector)))
+    }
+
+    /// With protocols A and B a write may be completed before it reaches a third node.
+    fn may_be_on_its_way(&self, a: NodeIx, b: NodeIx, key: (u16, u64)) -> bool {
+        let lazy = !(self.nodes[a].is_protocol_c() && self.nodes[b].is_protocol_c());
+        let writer = self.model.settled_writer(key).filter(|_| lazy);
+        writer.is_some_and(|w| [a, b].iter().any(|x| *x != w && !self.net.is_quiet(w, *x)))
     }
 
     pub(super) fn describe_difference(&self, a: NodeIx, b: NodeIx, volume: VolumeNr, sector: u64) -> String {

@@ -186,16 +186,20 @@ impl World {
         };
         let source = (0..self.nodes.len()).find(target);
         let disk = node.disk_state(volume);
-        if let Some(source) = source {
-            self.nodes[ix].target_of.insert(volume, source);
+        if let Some(source) = source
+            && self.nodes[ix].target_of.get(&volume).is_none_or(|(s, _)| *s != source)
+        {
+            let began = self.model.instant();
+            self.nodes[ix].target_of.insert(volume, (source, began));
         }
         if disk == DiskState::UpToDate
             && old != DiskState::UpToDate
-            && let Some(source) = self.nodes[ix].target_of.remove(&volume)
+            && let Some((source, began)) = self.nodes[ix].target_of.remove(&volume)
         {
             *self.checks.resyncs.entry((ix, volume)).or_default() += 1;
-            let disk = &self.nodes[source].disks[&volume];
-            if let Some(lost) = self.model.resynced(ix, source, volume.0, |s| disk.sector(s)) {
+            let disks = [source, ix].map(|node| &self.nodes[node].disks[&volume]);
+            let [at_source, at_target] = disks.map(|disk| |s| disk.sector(s));
+            if let Some(lost) = self.model.resynced(ix, source, volume.0, began, at_source, at_target) {
                 self.fail(Check::Durability, &lost);
             }
         }
