@@ -41,6 +41,7 @@ impl World {
                 disk.abandon(&mut self.disk_rng);
             }
         }
+        self.model.witness_died(ix);
         let volatile = self.nodes[ix].disks.values().any(|d| d.params().volatile_cache);
         if lost_power && volatile {
             self.model.node_crashed(ix, &witnesses);
