@@ -272,7 +272,8 @@ impl Resource {
                 LinkPhase::Protocol => "no P_PROTOCOL from the peer in time",
                 LinkPhase::Connecting | LinkPhase::Up => "the peer did not tell the state of every volume in time",
             };
-            return self.drop_link(cx, cidx, ConnState::NetworkFailure, why);
+            let why = self.silent_volume(cx.now, cidx).unwrap_or_else(|| why.to_owned());
+            return self.drop_link(cx, cidx, ConnState::NetworkFailure, &why);
         }
         if link.phase < LinkPhase::Connecting {
             return;
@@ -365,6 +366,9 @@ impl Resource {
     pub(crate) fn link_lost(&mut self, cx: &mut Ctx<'_>, cidx: usize, state: ConnState, why: &str) {
         // A peer that refused us, and that we refused, closes: its P_DISCONNECT may be lost with the link.
         let refusal = self.conns[cidx].refusal.take().filter(|_| state == ConnState::BrokenPipe);
+        // The peer may have given up for the same reason, a moment before.
+        let silent = self.silent_volume(cx.now, cidx).filter(|_| state == ConnState::BrokenPipe);
+        let why = silent.as_deref().unwrap_or(why);
         let c = &mut self.conns[cidx];
         let node = c.node();
         let was_up = c.is_up();

@@ -10,7 +10,7 @@ use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBit
 use crate::config::Protocol;
 use crate::connection::LinkPhase;
 use crate::event::Severity;
-use crate::io::Action;
+use crate::io::{Action, Time};
 use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::resource::{Ctx, Resource};
@@ -166,6 +166,21 @@ impl Resource {
             link.states_sent = false;
             link.phase_deadline = None;
         }
+    }
+
+    /// A volume of which the peer says nothing, although the handshake has waited for it for a while: the peer does not have it.
+    pub(crate) fn silent_volume(&self, now: Time, cidx: usize) -> Option<String> {
+        let c = &self.conns[cidx];
+        let link = c.link.as_ref().filter(|link| link.phase == LinkPhase::Connecting && link.states_sent)?;
+        let waits_since =
+            Time(link.phase_deadline?.0.saturating_sub(Time(0).plus_ms(10 * c.config.net.ping_timeout_ms).0));
+        let silent = c.pds.iter().position(|pd| pd.decision.is_none())?;
+        (now.ms_since(waits_since) >= limits::SILENT_VOLUME_MS).then(|| {
+            format!(
+                "the peer says nothing of volume {}: both nodes must have the same volume numbers",
+                self.volumes[silent].nr
+            )
+        })
     }
 
     /// P_STATE during the handshake: everything about this volume is here, compare.

@@ -48,6 +48,8 @@ pub const IN_SYNC_DOUBT_MS: u64 = 2_000;
 pub const PROMOTE_RETRY_MS: u64 = 100;
 /// See [`PROMOTE_RETRY_MS`].
 pub const PROMOTE_TRIES: u32 = 20;
+/// A handshake that ends after this time without the state of a volume blames that.
+pub const SILENT_VOLUME_MS: u64 = 1_000;
 /// Pause before a new link after one that ended in a protocol error (DRBD waits as long).
 pub const REFUSED_RETRY_MS: u64 = 1_000;
 /// A Primary that leaves in order may come back within this time before others are asked whether it is still there.

@@ -49,7 +49,7 @@ fn same(_: &mut ResourceFile) {}
 
 #[test]
 fn badinput_wire_secrets_that_differ_are_refused() {
-    let why = "the shared secrets";
+    let why = "shared-secret or cram-hmac-alg differ";
     let cluster = refused([&same, &same], [Some("hush"), Some("other")], [why, why]);
     assert_eq!([state(&cluster.nodes[0]), state(&cluster.nodes[1])], ["StandAlone", "StandAlone"]);
     // The secret itself is nobody's business.
@@ -120,6 +120,30 @@ fn badinput_wire_a_disk_that_is_too_small_is_refused() {
     wait_told(&cluster.nodes[0], "the peer's disk is too small: 16384 sectors, this volume has 32768");
     wait_told(&cluster.nodes[1], "the local disk is too small: 16384 sectors, the volume has 32768");
     cluster.nodes[0].nbd().write_pattern(0..4000, 1);
+}
+
+#[test]
+fn badinput_wire_a_larger_disk_gives_what_the_volume_needs() {
+    let cluster = Cluster::empty(2);
+    cluster.create(0, same);
+    cluster.nodes[0].ok(&promote(true));
+    cluster.create(1, |resource| resource.volumes[0].size = Some(Size(40 << 20)));
+    cluster.nodes[0].wait_synced();
+    cluster.nodes[0].nbd().write_pattern(0..4000, 1);
+    cluster.nodes[1].wait("the agreed size", |status| status.devices[0].size == 16 << 10);
+}
+
+#[test]
+fn badinput_wire_volume_numbers_that_differ_are_told() {
+    let cluster = Cluster::empty(2);
+    for nr in 0..2_u8 {
+        cluster.create(nr, |resource| {
+            resource.volumes[0].nr = nr.into();
+            resource.net.ping_timeout_ms = 200;
+        });
+    }
+    wait_told(&cluster.nodes[0], "says nothing of volume 0");
+    wait_told(&cluster.nodes[1], "says nothing of volume 1");
 }
 
 #[test]
