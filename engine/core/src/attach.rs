@@ -189,6 +189,11 @@ impl Resource {
         sb.flags.remove(DeviceFlags::AL_CLEAN);
         let v = &mut self.volumes[vidx];
         v.crashed_primary = sb.flags.contains(DeviceFlags::CRASHED_PRIMARY);
+        if self.role == Role::Primary {
+            // It writes here from now on: after a crash the activity log counts.
+            sb.flags.insert(DeviceFlags::PRIMARY_IND);
+            sb.flags.insert(DeviceFlags::CRASHED_PRIMARY);
+        }
         v.uuids = uuids_of(sb);
         v.disk = match (sb.flags.contains(DeviceFlags::CONSISTENT), sb.flags.contains(DeviceFlags::WAS_UP_TO_DATE)) {
             (false, _) => DiskState::Inconsistent,

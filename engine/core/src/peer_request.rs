@@ -132,6 +132,11 @@ impl Resource {
             return self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Neg);
         }
         self.conns[cidx].recv.back_mut().expect("one epoch is always open").active += 1;
+        let origin = self.conns[cidx].pds[vidx].disk;
+        if origin < DiskState::Inconsistent || origin == DiskState::DUnknown {
+            // It did not write this itself, whatever disk it has by the time this reaches ours.
+            self.volumes[vidx].set_out_of_sync(node, data.sector, len);
+        }
         if data.dp_flags.contains(DpFlags::SEND_RECEIVE_ACK) {
             self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Received);
         }
@@ -268,16 +273,6 @@ impl Resource {
             }
             Kind::ResyncWrite => write_cmd(Op::Write, sector, len, p.payload, false),
         };
-        if self.peer_reqs[index].kind == Kind::Write {
-            let node = self.peer_reqs[index].node;
-            let peer_has_disk = self.cidx(node).is_some_and(|c| {
-                let d = self.conns[c].pds[vidx].disk;
-                d >= DiskState::Inconsistent && d != DiskState::DUnknown
-            });
-            if !peer_has_disk {
-                self.volumes[vidx].set_out_of_sync(node, sector, len);
-            }
-        }
         if self.peer_reqs[index].kind == Kind::ResyncWrite {
             let node = self.peer_reqs[index].node;
             for n in 0..self.conns.len() {
