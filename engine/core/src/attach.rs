@@ -423,7 +423,15 @@ impl Resource {
             if !clean {
                 return;
             }
+            // Where writes go on without it, this copy is behind from now on, whether or not it hears of them later.
+            let left_behind = match self.role {
+                Role::Primary => self.up_to_date_peer(vidx).is_some(),
+                _ => self.primary_peer().is_some(),
+            };
             let v = &mut self.volumes[vidx];
+            if left_behind {
+                v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+            }
             v.set_flag(DeviceFlags::PRIMARY_IND, false);
             v.set_flag(DeviceFlags::CRASHED_PRIMARY, v.crashed_primary);
             for step in [Step::Bitmap, Step::DataFlush, Step::SuperBlock, Step::Then(Then::Detach)] {

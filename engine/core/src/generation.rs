@@ -139,7 +139,8 @@ impl Resource {
     /// Begin a new generation before anything more is acknowledged.
     pub(crate) fn new_generation_now(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         if self.role == Role::Primary && !self.volumes[vidx].new_uuid_running {
-            self.volumes[vidx].new_uuid_needed = false;
+            // Without any data there is nothing to name yet; the first write after that will.
+            self.volumes[vidx].new_uuid_needed = !self.has_data(vidx);
             self.new_current_uuid(cx, vidx);
         }
     }
@@ -188,6 +189,10 @@ impl Resource {
         self.close_epoch();
         let weak = self.rotate_context(vidx, self.dagtag).weak_nodes() | self.not_replicated(vidx);
         self.send_uuids(cx, vidx, UuidFlags::NEW_DATAGEN, weak);
+        if !self.volumes[vidx].has_disk() {
+            // The disk was let go meanwhile, and knows this generation: what is written now is of the next one.
+            self.new_generation_now(cx, vidx);
+        }
         self.writes_new_uuid(cx, vidx);
         self.release_held(cx, vidx);
     }

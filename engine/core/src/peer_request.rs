@@ -193,8 +193,9 @@ impl Resource {
                         return;
                     }
                     let kind = self.peer_reqs[index].kind;
-                    // What is read for a resync includes every write that arrived before, also one that has no range yet.
-                    let behind = kind == Kind::ResyncRead && self.queued_write(vidx, sector, sectors);
+                    // What is read for a peer includes every write that arrived before, also one that has no range yet.
+                    let reads = matches!(kind, Kind::Read | Kind::ResyncRead);
+                    let behind = reads && self.queued_write(vidx, sector, sectors);
                     if behind || self.conflict(vidx, sector, sectors, lock) {
                         let v = &mut self.volumes[vidx];
                         match self.peer_reqs[index].kind {
@@ -482,8 +483,7 @@ impl Resource {
             return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegRead);
         }
         let index = self.new_peer_read(cidx, vidx, Kind::Read, sector, len, block_id);
-        self.peer_reqs[index].stage = Stage::Disk;
-        self.peer_req_submit(cx, index);
+        self.peer_req_go(cx, index);
     }
 
     /// P_RS_DATA_REQUEST, P_RS_DAGTAG_REQ and their thin forms.

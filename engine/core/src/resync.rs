@@ -463,11 +463,23 @@ impl Resource {
     /// What was resynced from this source is good, but not UpToDate: a Primary has written more. Either the source is a
     /// neighbour of one that this node cannot see (6.5), or one that it does see wrote past it meanwhile (P_OUT_OF_SYNC).
     fn is_behind_a_primary(&self, cidx: usize, vidx: usize) -> bool {
-        let uuids = self.conns[cidx].pds[vidx].says.uuids.as_ref();
-        let hidden = uuids.is_some_and(|u| {
-            !u.uuid_flags.contains(UuidFlags::STABLE) && !(u.node_mask & !self.reachable()).is_empty()
+        let hidden = self.conns[cidx].pds[vidx].says.uuids.as_ref().is_some_and(|u| {
+            let unstable = !u.uuid_flags.contains(UuidFlags::STABLE);
+            unstable && u.node_mask.iter().any(|primary| !self.is_at_generation(primary, vidx, u.current))
         });
         hidden || self.primary_peer().is_some_and(|node| self.volumes[vidx].dirty_bits(node) > 0)
+    }
+
+    /// A Primary is connected and told of this generation. One that did not may have dropped the connection already, without this
+    /// node having noticed.
+    fn is_at_generation(&self, primary: NodeId, vidx: usize, current: u64) -> bool {
+        if primary == self.config.node_id {
+            return true;
+        }
+        let Some(c) = self.cidx(primary).map(|c| &self.conns[c]).filter(|c| c.is_up()) else { return false };
+        let says = &c.pds[vidx].says;
+        let told = [says.uuids.as_ref().map(|u| u.current), says.current_uuid];
+        told.iter().flatten().any(|uuid| uuid & !1 == current & !1)
     }
 
     /// Connected nodes that are at this generation.
