@@ -169,13 +169,14 @@ impl Resource {
                     self.volumes[vidx].meta.running = true;
                     self.meta_super_block(cx, vidx);
                 }
-                Step::ActivityLog => self.meta_begin_al(vidx),
+                Step::ActivityLog => self.meta_begin_al(cx, vidx),
             }
         }
     }
 
-    /// Begin an activity log transaction: the bitmap blocks of what it evicts come first.
-    fn meta_begin_al(&mut self, vidx: usize) {
+    /// Begin an activity log transaction: the data and the bitmap blocks of what it evicts become stable first. Without that a loss of
+    /// power could take writes that neither the log nor a bit tells of (DRBD's transaction carries a flush of the device).
+    fn meta_begin_al(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         let v = &mut self.volumes[vidx];
         let a = v.attached.as_mut().expect("attached: checked by the pump");
         let Some(tx) = a.al.prepare_transaction() else {
@@ -195,6 +196,12 @@ impl Resource {
         let offset = a.layout.al_offset_bytes + u64::from(index) * 4096;
         v.meta.al_block = Some((offset, block));
         v.meta.running = true;
+        // Bitmap blocks are followed by a flush anyway.
+        let flush = !tx.evicted().is_empty() && v.meta.blocks.is_empty() && v.unflushed;
+        if flush && v.config.disk.disk_flushes {
+            v.meta.outstanding += 1;
+            self.disk(cx, vidx, DiskJob::Meta(MetaJob::BitmapFlush), DiskCmd::Flush);
+        }
     }
 
     fn meta_super_block(&mut self, cx: &mut Ctx<'_>, vidx: usize) {

@@ -223,6 +223,7 @@ impl Resource {
         let index = usize::try_from(tag.0).expect("disk tags are slab indices");
         let (vidx, job) = self.jobs.remove(index);
         self.volumes[vidx].disk_jobs -= 1;
+        self.volumes[vidx].unflushed |= matches!(job, DiskJob::Write(_) | DiskJob::Peer(_));
         match job {
             DiskJob::Write(i) => self.local_write_done(cx, i, result),
             DiskJob::Read(i) => self.local_read_done(cx, i, result),
@@ -239,6 +240,7 @@ impl Resource {
         let index = self.jobs.insert((vidx, job));
         let v = &mut self.volumes[vidx];
         v.disk_jobs += 1;
+        v.unflushed &= !matches!(cmd, DiskCmd::Flush);
         cx.out.push(Action::Disk { tag: DiskTag(index as u64), volume: v.nr, cmd });
     }
 

@@ -105,6 +105,8 @@ pub(crate) struct Volume {
     pub(crate) retry_waiters: bool,
     /// Local commands in flight.
     pub(crate) disk_jobs: u32,
+    /// Writes have ended since the last flush was given to the disk.
+    pub(crate) unflushed: bool,
     /// Detach was asked for by this admin command; the disk closes when nothing is in flight.
     pub(crate) closing: Option<Option<AdminTag>>,
     /// The disk is coming up.
@@ -143,6 +145,7 @@ impl Volume {
             new_uuid_running: false,
             retry_waiters: false,
             disk_jobs: 0,
+            unflushed: false,
             closing: None,
             attaching: None,
             attach_reply: None,

