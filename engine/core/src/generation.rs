@@ -202,6 +202,7 @@ impl Resource {
     /// P_UUIDS110.
     pub(crate) fn uuids_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, uuids: Box<Uuids110>) {
         let new_datagen = uuids.uuid_flags.contains(UuidFlags::NEW_DATAGEN);
+        let asks = uuids.uuid_flags.contains(UuidFlags::RESYNC);
         let (current, weak) = (uuids.current, uuids.node_mask);
         self.conns[cidx].pds[vidx].says.uuids = Some(uuids);
         if !self.conns[cidx].is_up() {
@@ -217,6 +218,9 @@ impl Resource {
             return self.new_datagen(cx, cidx, vidx, current, weak);
         }
         self.source_finished(vidx, cidx);
+        if asks && self.conns[cidx].keeps_bits() {
+            self.tell_all_in_sync(cx, vidx);
+        }
     }
 
     /// P_CURRENT_UUID: of a node without a disk.

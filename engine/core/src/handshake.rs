@@ -374,6 +374,7 @@ impl Resource {
         c.retry_at = None;
         c.role = c.pds.iter().find_map(|pd| pd.says.state).map_or(Role::Secondary, |s| s.role);
         self.state_changed = true;
+        self.recheck_at = Some(now.plus_ms(limits::RECHECK_MS));
         self.close_epoch();
         for vidx in 0..self.volumes.len() {
             self.apply_decision(cx, cidx, vidx);

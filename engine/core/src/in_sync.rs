@@ -127,6 +127,7 @@ impl Resource {
         }
         for vidx in 0..self.volumes.len() {
             self.recheck_own_disk(cx, vidx);
+            self.ask_primary_about_bits(cx, vidx);
         }
         for cidx in self.up_conns() {
             let paused = self.conns[cidx].pds.iter().any(|pd| pd.repl == ReplState::PausedSyncT);
@@ -146,7 +147,8 @@ impl Resource {
         let Some(cidx) = self.primary_peer().and_then(|node| self.cidx(node)) else { return };
         let node = self.conns[cidx].node();
         let pd = &self.conns[cidx].pds[vidx];
-        if self.volumes[vidx].disk != DiskState::Outdated || pd.disk != DiskState::UpToDate {
+        let unsure = matches!(self.volumes[vidx].disk, DiskState::Outdated | DiskState::Consistent);
+        if !unsure || pd.disk != DiskState::UpToDate {
             return;
         }
         self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
@@ -157,7 +159,7 @@ impl Resource {
         let current = v.uuids.current & !1;
         let same_generation = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 == current);
         if !same_generation || v.dirty_bits(node) > 0 {
-            return self.reconnect(cx, cidx, "this disk is Outdated, the Primary's is not");
+            return self.reconnect(cx, cidx, "this disk is not UpToDate, the Primary's is");
         }
         v.disk = DiskState::UpToDate;
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
@@ -165,6 +167,20 @@ impl Resource {
         self.state_changed = true;
         self.send_states(cx);
         self.end_paused_targets(cx, vidx);
+    }
+
+    /// Marks towards another neighbour of the Primary are left: the Primary is to say again who is in sync.
+    fn ask_primary_about_bits(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let Some(primary) = self.primary_peer().and_then(|node| self.cidx(node)) else { return };
+        let v = &self.volumes[vidx];
+        let left = (0..self.conns.len()).any(|c| {
+            let both = v.disk == DiskState::UpToDate && self.conns[c].pds[vidx].disk == DiskState::UpToDate;
+            both && v.dirty_bits(self.conns[c].node()) > 0 && self.have_common_primary(c, vidx)
+        });
+        if left && self.conns[primary].keeps_bits() {
+            self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+            self.send_uuids_to(cx, primary, vidx, UuidFlags::RESYNC, NodeMask::EMPTY);
+        }
     }
 
     fn has_left_over_bits(&self, cidx: usize, vidx: usize) -> bool {
