@@ -41,6 +41,24 @@ fn sim_a_primary_whose_disk_fails_goes_on_through_its_peers() {
 }
 
 #[test]
+fn sim_a_disk_that_a_primary_attached_again_counts_as_in_use() {
+    for seed in 0..10 {
+        let mut w = Cluster { seed, ..Cluster::new(2) }.synced();
+        w.must(0, Command::Detach { volume: V0, force: false });
+        w.write_ok(0, 0, 8);
+        reattach(&mut w, 0);
+        w.settle();
+        for block in 0..30 {
+            w.write_ok(0, block * 8, 8);
+        }
+        // What the cache had is lost: without a replay of the activity log nobody would know.
+        w.crash(0, zea_sim::faults::Crash::Power);
+        w.start(0);
+        w.settle();
+    }
+}
+
+#[test]
 fn sim_a_failing_disk_under_load() {
     for seed in 0..8 {
         for victim in [0, 1] {
