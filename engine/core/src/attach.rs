@@ -309,9 +309,10 @@ impl Resource {
 
     /// No new I/O goes to the disk; what depends on it finds another way.
     fn leave_disk(&mut self, cx: &mut Ctx<'_>, vidx: usize, state: DiskState) {
+        let weak = self.not_replicated(vidx);
         let v = &mut self.volumes[vidx];
         v.disk = state;
-        v.exposed_uuid = v.uuids.current;
+        (v.exposed_uuid, v.exposed_weak) = (v.uuids.current, weak);
         self.state_changed = true;
         for cidx in 0..self.conns.len() {
             let pd = &mut self.conns[cidx].pds[vidx];

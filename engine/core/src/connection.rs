@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use zea_wire::features::{ConnectionFeatures, Features, Negotiated};
-use zea_wire::ids::{BlockId, NodeId};
+use zea_wire::ids::{BlockId, NodeId, NodeMask};
 use zea_wire::packet::{Sizes, Uuids110};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 
@@ -185,6 +185,8 @@ pub(crate) struct PeerSays {
     pub(crate) uuids: Option<Box<Uuids110>>,
     /// P_CURRENT_UUID of a peer without a disk.
     pub(crate) current_uuid: Option<u64>,
+    /// Nodes that miss something of that generation.
+    pub(crate) weak_nodes: NodeMask,
     pub(crate) state: Option<StateWord>,
 }
 

@@ -210,6 +210,7 @@ impl Resource {
         pd.disk = new;
         self.state_changed = true;
         if new == DiskState::UpToDate {
+            self.volumes[vidx].exposed_weak.remove(self.conns[cidx].node());
             self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
         }
         let pd = &mut self.conns[cidx].pds[vidx];

@@ -98,9 +98,16 @@ impl Resource {
         let packet = if self.volumes[vidx].attached.is_some() {
             Packet::Uuids110(self.uuids_for(cidx, vidx, extra, node_mask))
         } else {
-            Packet::CurrentUuid(CurrentUuid { uuid: self.volumes[vidx].exposed_uuid, weak_nodes: NodeMask::EMPTY })
+            Packet::CurrentUuid(self.exposed(vidx))
         };
         self.send_volume(cx, cidx, vidx, packet);
+    }
+
+    /// The generation that is shown without an UpToDate disk, and who misses some of it.
+    pub(crate) fn exposed(&self, vidx: usize) -> CurrentUuid {
+        let v = &self.volumes[vidx];
+        let weak_nodes = if self.role == Role::Primary { v.exposed_weak } else { NodeMask::EMPTY };
+        CurrentUuid { uuid: v.exposed_uuid, weak_nodes }
     }
 
     // ---- a new generation ----------------------------------------------------------------------------------------
@@ -128,7 +135,7 @@ impl Resource {
     }
 
     /// Connected peers with a disk that do not get what is written from now on.
-    fn not_replicated(&self, vidx: usize) -> NodeMask {
+    pub(crate) fn not_replicated(&self, vidx: usize) -> NodeMask {
         let mut weak = NodeMask::EMPTY;
         for c in self.conns.iter().filter(|c| !(c.is_up() && c.pds[vidx].replicates())) {
             weak.insert(c.node());
@@ -174,7 +181,8 @@ impl Resource {
         let weak = self.rotate_context(vidx, self.dagtag).weak_nodes()
             | self.not_replicated(vidx)
             | self.config.node_id.mask();
-        self.volumes[vidx].exposed_uuid = fresh;
+        let v = &mut self.volumes[vidx];
+        (v.exposed_uuid, v.exposed_weak) = (fresh, weak);
         for cidx in self.up_conns() {
             if self.conns[cidx].pds[vidx].repl >= ReplState::Established {
                 let packet = Packet::CurrentUuid(CurrentUuid { uuid: fresh, weak_nodes: weak });
@@ -225,7 +233,8 @@ impl Resource {
 
     /// P_CURRENT_UUID: of a node without a disk.
     pub(crate) fn current_uuid_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, packet: CurrentUuid) {
-        self.conns[cidx].pds[vidx].says.current_uuid = Some(packet.uuid);
+        let says = &mut self.conns[cidx].pds[vidx].says;
+        (says.current_uuid, says.weak_nodes) = (Some(packet.uuid), packet.weak_nodes);
         let c = &self.conns[cidx];
         if c.is_up() && c.role == Role::Primary && self.volumes[vidx].disk == DiskState::UpToDate {
             self.new_datagen(cx, cidx, vidx, packet.uuid, packet.weak_nodes);

@@ -4,7 +4,7 @@
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
-use zea_wire::packet::{AlgName, CurrentUuid, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
+use zea_wire::packet::{AlgName, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
 use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
 use crate::config::Protocol;
@@ -70,7 +70,7 @@ impl Resource {
         let v = &self.volumes[vidx];
         let behind = v.attached.is_some() && v.disk != DiskState::UpToDate && v.exposed_uuid != 0;
         if self.role == Role::Primary && behind && self.conns[cidx].keeps_bits() {
-            let packet = CurrentUuid { uuid: v.exposed_uuid, weak_nodes: NodeMask::EMPTY };
+            let packet = self.exposed(vidx);
             self.send_volume(cx, cidx, vidx, Packet::CurrentUuid(packet));
         }
     }
@@ -541,14 +541,21 @@ impl Resource {
     }
 
     /// A Primary without an UpToDate disk of its own told which generation it serves: this node's data is of that one, and then as
-    /// good as it was when the Primary left it (2.4 no. 16), or it is behind. True if it is behind.
+    /// good as it was when the Primary left it (2.4 no. 16), or it is behind. An Outdated disk may have been resynced since from
+    /// a node that knew more: it is good only if the Primary does not name it as one that misses something. True if it is
+    /// behind.
     fn compare_exposed_uuid(&mut self, vidx: usize, cidx: usize, state: StateWord) -> bool {
-        let told = self.conns[cidx].pds[vidx].says.current_uuid.map_or(0, |u| u & !1);
+        let says = &self.conns[cidx].pds[vidx].says;
+        let told = says.current_uuid.map_or(0, |u| u & !1);
+        let weak = says.weak_nodes.contains(self.config.node_id);
         let v = &mut self.volumes[vidx];
-        if told == 0 || state.role != Role::Primary || v.disk <= DiskState::Outdated {
+        if told == 0 || state.role != Role::Primary || v.disk < DiskState::Outdated {
             return false;
         }
         let behind = told != v.uuids.current & !1;
+        if v.disk == DiskState::Outdated && (behind || weak) {
+            return false;
+        }
         if !behind && v.disk == DiskState::UpToDate {
             return false;
         }

@@ -259,6 +259,7 @@ impl Resource {
             let tell =
                 c.is_up() && c.pds[vidx].disk == DiskState::Outdated && c.pds[vidx].repl == ReplState::Established;
             self.mark_missing(cx, cidx, vidx, req.sector, req.len);
+            self.volumes[vidx].exposed_weak.insert(node);
             if tell {
                 let desc = BlockDesc { sector: req.sector, blksize: req.len };
                 self.send_volume(cx, cidx, vidx, Packet::OutOfSync(desc));

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use zea_meta::flags::DeviceFlags;
 use zea_meta::placement::Layout;
 use zea_meta::superblock::SuperBlock;
-use zea_wire::ids::{NodeId, VolumeNr};
+use zea_wire::ids::{NodeId, NodeMask, VolumeNr};
 use zea_wire::state::DiskState;
 
 use crate::activity_log::ActivityLog;
@@ -77,6 +77,8 @@ pub(crate) struct Volume {
     pub(crate) uuids: Uuids,
     /// The UUID of the data that a diskless node shows.
     pub(crate) exposed_uuid: u64,
+    /// Nodes that miss something of that generation.
+    pub(crate) exposed_weak: NodeMask,
     /// Usable size that is agreed, 0: not known.
     pub(crate) size_sectors: u64,
     pub(crate) intervals: IntervalSet<Lock>,
@@ -130,6 +132,7 @@ impl Volume {
             attached: None,
             uuids: Uuids::default(),
             exposed_uuid: 0,
+            exposed_weak: NodeMask::EMPTY,
             size_sectors: 0,
             intervals: IntervalSet::new(2 * limits::MAX_TRANSFER_LOG),
             conflict_waiters: VecDeque::new(),
