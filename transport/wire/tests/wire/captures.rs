@@ -1,11 +1,8 @@
 //! The recordings of the kernel decode and encode to the same bytes.
 //!
-//! They are no part of the source tree: `ZEA_CAPTURES` names their folder, else `../shared/captures` next
-//! to the workspace is looked at. Without them these tests are skipped with a message, or fail with
-//! `CI=true`.
+//! They are those of the conformance replay, `tests/conformance/recordings`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use zea_wire::auth::{HmacAlg, check_challenge, check_response, respond};
@@ -22,26 +19,17 @@ use crate::hostile::Bytes;
 use crate::pcap;
 
 /// The recordings, by folder.
-fn recordings() -> Option<Vec<(String, PathBuf)>> {
-    let root = std::env::var_os("ZEA_CAPTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/captures"), PathBuf::from);
+fn recordings() -> Vec<(String, PathBuf)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/conformance/recordings");
     let mut found: Vec<_> = std::fs::read_dir(&root)
-        .into_iter()
-        .flatten()
+        .unwrap()
         .map(|entry| entry.unwrap())
         .map(|entry| (entry.file_name().into_string().unwrap(), entry.path().join("capture.pcap.gz")))
         .filter(|(_, file)| file.is_file())
         .collect();
     found.sort();
-    if found.is_empty() {
-        let ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
-        assert!(!ci, "no recordings in {}", root.display());
-        // Not by a macro: the test harness would hide it.
-        let skipped = format!("SKIPPED: no recordings in {}; set ZEA_CAPTURES\n", root.display());
-        std::io::stderr().write_all(skipped.as_bytes()).unwrap();
-        return None;
-    }
-    Some(found)
+    assert!(!found.is_empty(), "no recordings in {}", root.display());
+    found
 }
 
 /// Calls `each` with the packets of a recording; returns what was cut off.
@@ -75,9 +63,7 @@ fn check_scope(folder: &str, recorded: &Recorded<'_>) {
 
 #[test]
 fn wire_captures_decode_and_encode_again() {
-    let Some(recordings) = recordings() else {
-        return;
-    };
+    let recordings = recordings();
     let mut by_name: BTreeMap<&str, usize> = BTreeMap::new();
     let mut versions = BTreeSet::new();
     for (folder, file) in &recordings {
@@ -110,9 +96,7 @@ fn wire_captures_decode_and_encode_again() {
 /// kernel did.
 #[test]
 fn wire_captures_bitmaps_are_complete() {
-    let Some(recordings) = recordings() else {
-        return;
-    };
+    let recordings = recordings();
     let (mut compressed, mut plain, mut complete) = (0, 0, 0);
     for (folder, file) in &recordings {
         let mut sizes = BTreeMap::new();
@@ -161,9 +145,7 @@ fn wire_captures_bitmaps_are_complete() {
 #[test]
 fn wire_captures_authentication_is_ours() {
     const SECRET: &[u8] = b"golden secret";
-    let Some(recordings) = recordings() else {
-        return;
-    };
+    let recordings = recordings();
     let (_, file) = recordings.iter().find(|(f, _)| f.starts_with("09c-")).expect("no 09c-");
     let mut challenges = BTreeMap::new();
     let mut checked = 0;
@@ -190,9 +172,7 @@ fn wire_captures_authentication_is_ours() {
 /// Packets of the recordings, damaged, through the fuzz targets.
 #[test]
 fn wire_fuzz_targets_survive_damaged_captures() {
-    let Some(recordings) = recordings() else {
-        return;
-    };
+    let recordings = recordings();
     let mut seen: BTreeMap<(u16, u32, usize), usize> = BTreeMap::new();
     let mut random = Bytes(1);
     let mut runs = 0_usize;
