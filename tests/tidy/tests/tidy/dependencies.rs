@@ -23,10 +23,11 @@ const NOT_IN_DETERMINISTIC: [&str; 6] = ["getrandom", "rand", "mio", "io-uring",
 const DETERMINISTIC: [&str; 4] = ["zea-wire", "zea-meta", "zea-core", "zea-nbd"];
 
 /// The layers: each crate, and the crates of this repository that it may depend on. Below, nothing knows what is above.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("zea-wire", &[]),
     ("zea-meta", &[]),
     ("zea-nbd", &[]),
+    ("zea-capture", &["zea-wire"]),
     ("zea-core", &["zea-wire", "zea-meta"]),
     ("zea-tcp", &["zea-wire"]),
     ("zea-shard", &["zea-core", "zea-wire", "zea-meta", "zea-nbd"]),

@@ -3,8 +3,10 @@
 //! They are those of the conformance replay, `tests/conformance/recordings`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use zea_capture::{Event, Place, Recorded, Summary};
 use zea_wire::auth::{HmacAlg, check_challenge, check_response, respond};
 use zea_wire::bitmap::{Receiver, max_code_bytes, wire_bits};
 use zea_wire::features::Negotiated;
@@ -14,9 +16,7 @@ use zea_wire::ids::NodeId;
 use zea_wire::packet::{MAX_PREFIX_BYTES, Packet, Scope};
 use zea_wire::vli;
 
-use crate::conversation::{Conversation, CutOff, Recorded};
 use crate::hostile::Bytes;
-use crate::pcap;
 
 /// The recordings, by folder.
 fn recordings() -> Vec<(String, PathBuf)> {
@@ -32,23 +32,27 @@ fn recordings() -> Vec<(String, PathBuf)> {
     found
 }
 
-/// Calls `each` with the packets of a recording; returns what was cut off.
-fn follow(file: &Path, each: &mut impl FnMut(Recorded<'_>)) -> CutOff {
-    let mut conversation = Conversation::default();
-    pcap::read(file, |segment| conversation.take(segment, each));
-    conversation.cut_off()
+/// Calls `each` with the packets of a recording; returns what else is in it.
+fn follow(file: &Path, mut each: impl FnMut(Place, Recorded<'_>)) -> Summary {
+    let (summary, end) = zea_capture::read(file, |at, event| match event {
+        Event::Packet(packet) => each(at, packet),
+        Event::Undecodable(what) => panic!("{file:?}, {at:?}: {what:?}"),
+        Event::Opened | Event::Closed(_) => {}
+    });
+    end.unwrap();
+    summary
 }
 
-fn check_again(folder: &str, recorded: &Recorded<'_>) {
-    let Recorded { frame, ref neg, header, packet, digest, payload_len, bytes, .. } = *recorded;
+fn check_again(place: &str, recorded: &Recorded<'_>) {
+    let Recorded { ref neg, header, packet, digest, payload_len, bytes, .. } = *recorded;
     let mut again = Vec::with_capacity(bytes.len());
     packet.encode_with_digest(neg, header.volume(), digest, payload_len, &mut again);
-    assert_eq!(again, bytes, "{folder} frame {frame}: {packet:?}");
+    assert_eq!(again, bytes, "{place}: {packet:?}");
 }
 
 /// 9 puts no volume into packets about the connection and one into all others; 8.4 always 0.
-fn check_scope(folder: &str, recorded: &Recorded<'_>) {
-    let Recorded { frame, ref header, packet, .. } = *recorded;
+fn check_scope(place: &str, recorded: &Recorded<'_>) {
+    let Recorded { ref header, packet, .. } = *recorded;
     if recorded.neg.version < 110 {
         return;
     }
@@ -58,7 +62,7 @@ fn check_scope(folder: &str, recorded: &Recorded<'_>) {
         Scope::Volume => !none,
         Scope::Either => true,
     };
-    assert!(fits, "{folder} frame {frame}: {} with volume {:?}", packet.name(), header.volume());
+    assert!(fits, "{place}: {} with volume {:?}", packet.name(), header.volume());
 }
 
 #[test]
@@ -68,17 +72,19 @@ fn wire_captures_decode_and_encode_again() {
     let mut versions = BTreeSet::new();
     for (folder, file) in &recordings {
         let mut packets = 0_usize;
-        let cut_off = follow(file, &mut |recorded| {
-            check_again(folder, &recorded);
-            check_scope(folder, &recorded);
+        let summary = follow(file, |at, recorded| {
+            let place = format!("{folder} frame {}", at.frame);
+            check_again(&place, &recorded);
+            check_scope(&place, &recorded);
             *by_name.entry(recorded.packet.name()).or_default() += 1;
             versions.insert((recorded.neg.version, recorded.neg.features.0));
             packets += 1;
         });
-        let CutOff { bytes, missing_payload } = cut_off;
-        println!("{packets:6} packets, {bytes} + {missing_payload} bytes cut off: {folder}");
+        let Summary { left_over, missing_payload, .. } = summary;
+        println!("{packets:6} packets, {left_over} + {missing_payload} bytes cut off: {folder}");
+        assert!(summary.is_whole(), "{folder}: {summary:?}");
         // A connection that is torn down may lose the rest of a packet, but never the thread.
-        assert!(cut_off.bytes < MAX_PREFIX_BYTES, "undecoded bytes in {folder}");
+        assert!(left_over < MAX_PREFIX_BYTES, "undecoded bytes in {folder}");
         assert!(packets > 0, "no packets in {folder}");
     }
     for (name, count) in &by_name {
@@ -101,8 +107,9 @@ fn wire_captures_bitmaps_are_complete() {
     for (folder, file) in &recordings {
         let mut sizes = BTreeMap::new();
         let mut receivers = BTreeMap::new();
-        follow(file, &mut |Recorded { frame, from, to, header, packet, .. }| {
-            let way = (from, to, header.raw_volume);
+        follow(file, |at, Recorded { header, packet, .. }| {
+            let way = (at.from.ip(), at.to.ip(), header.raw_volume);
+            let frame = at.frame;
             if let Packet::Sizes(s) = packet {
                 sizes.insert(way, wire_bits(if s.c_size > 0 { s.c_size } else { s.d_size }));
                 receivers.remove(&way);
@@ -149,17 +156,18 @@ fn wire_captures_authentication_is_ours() {
     let (_, file) = recordings.iter().find(|(f, _)| f.starts_with("09c-")).expect("no 09c-");
     let mut challenges = BTreeMap::new();
     let mut checked = 0;
-    follow(file, &mut |Recorded { from, to, packet, .. }| match packet {
+    follow(file, |at, Recorded { packet, .. }| match packet {
         Packet::AuthChallenge(c) => {
-            challenges.insert(from, c.challenge.clone());
+            challenges.insert(at.from.ip(), c.challenge.clone());
         }
         Packet::AuthResponse(r) => {
             let response = r.response.as_slice();
             let alg = if response.len() == 20 { HmacAlg::Sha1 } else { HmacAlg::Sha256 };
             // Node ids are the last part of the addresses, counted from 0.
-            let id = NodeId::new(from[3] - 1);
-            let own = &challenges[&to];
-            assert_eq!(check_challenge(own, &challenges[&from]), Ok(()));
+            let IpAddr::V4(from) = at.from.ip() else { panic!("{at:?}") };
+            let id = NodeId::new(from.octets()[3] - 1);
+            let own = &challenges[&at.to.ip()];
+            assert_eq!(check_challenge(own, &challenges[&at.from.ip()]), Ok(()));
             assert_eq!(check_response(alg, SECRET, own, id, response), Ok(()));
             assert_eq!(respond(alg, SECRET, own, id), r.response);
             checked += 1;
@@ -177,7 +185,7 @@ fn wire_fuzz_targets_survive_damaged_captures() {
     let mut random = Bytes(1);
     let mut runs = 0_usize;
     for (_, file) in &recordings {
-        follow(file, &mut |Recorded { neg, header, packet, bytes, .. }| {
+        follow(file, |_, Recorded { neg, header, packet, bytes, .. }| {
             let count = seen.entry((packet.command(), neg.version, bytes.len())).or_default();
             *count += 1;
             if *count > 3 {

@@ -2,8 +2,6 @@
 
 mod bitmaps;
 mod captures;
-mod conversation;
 mod hostile;
-mod pcap;
 mod round_trip;
 mod strategy;
