@@ -1,8 +1,12 @@
 //! The arguments of `zea`.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand, ValueEnum};
+use zea_wire::packet::rule;
 
 use crate::create::{NodeArg, VolumeArg};
 use crate::exit;
@@ -171,6 +175,76 @@ pub enum Command {
     },
     /// Show the versions of zea and of the daemon
     Version,
+    /// Print the DRBD conversation in a recording of the network
+    ///
+    /// Reads a pcap or pcapng file, such as tcpdump writes, puts its TCP streams together and prints every packet of
+    /// the DRBD protocol on both streams of every connection: time, sender, receiver, stream, volume, name, and all its
+    /// fields. It needs no daemon. Only connections whose beginning was recorded can be read.
+    #[command(after_help = "Examples:
+  tcpdump -i eth0 -w r0.pcap 'tcp port 7789'
+  zea dissect r0.pcap --skip PING,PING_ACK | less -S
+  zea dissect r0.pcap --only UUIDS110,STATE --node 10.0.0.1
+  zea dissect r0.pcap --json | jq 'select(.packet == \"P_DATA\") | .fields.sector'
+
+docs/reference/dissect.md explains the columns and the fields.")]
+    Dissect(Dissect),
+}
+
+/// `zea dissect`.
+#[derive(Debug, clap::Args)]
+pub struct Dissect {
+    /// Recording: pcap or pcapng, also compressed by gzip
+    pub file: PathBuf,
+    /// Print only these packets; the prefix P_ may be left out
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', ignore_case = true, value_parser = packet_names(), hide_possible_values = true)]
+    pub only: Vec<String>,
+    /// Leave out these packets
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', ignore_case = true, value_parser = packet_names(), hide_possible_values = true)]
+    pub skip: Vec<String>,
+    /// Only what this address sends or receives; may be given several times
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub node: Vec<NodeAddress>,
+    /// Count packets by name, stream and sender instead of printing them
+    #[arg(long, conflicts_with = "json")]
+    pub stats: bool,
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The names of all packets, with and without their prefix.
+fn packet_names() -> PossibleValuesParser {
+    let names = (0..=u16::MAX).filter_map(rule).map(|rule| rule.name);
+    names.map(|name| PossibleValue::new(name).alias(name.trim_start_matches("P_"))).into()
+}
+
+/// An address with or without a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// `None`: any.
+    pub port: Option<u16>,
+}
+
+impl NodeAddress {
+    /// True for this end of a connection.
+    #[must_use]
+    pub fn is(&self, end: SocketAddr) -> bool {
+        self.ip == end.ip() && self.port.is_none_or(|port| port == end.port())
+    }
+}
+
+impl FromStr for NodeAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NodeAddress, String> {
+        if let Ok(ip) = text.parse() {
+            return Ok(NodeAddress { ip, port: None });
+        }
+        let end: SocketAddr = text.parse().map_err(|_| "not an IP address, alone or with a port".to_owned())?;
+        Ok(NodeAddress { ip: end.ip(), port: Some(end.port()) })
+    }
 }
 
 /// `zea resource …`.
@@ -300,6 +374,17 @@ mod tests {
     }
 
     #[test]
+    fn cli_reads_a_dissect_line() {
+        let line = "zea dissect f.pcap --only p_data,Barrier --node 10.0.0.1 --node [::1]:7789";
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        let Command::Dissect(dissect) = args.command else { panic!("{args:?}") };
+        assert_eq!(dissect.only, ["p_data", "Barrier"]);
+        assert!(dissect.node[0].is("10.0.0.1:1".parse().unwrap()));
+        assert!(dissect.node[1].is("[::1]:7789".parse().unwrap()));
+        assert!(!dissect.node[1].is("[::1]:1".parse().unwrap()));
+    }
+
+    #[test]
     fn cli_refuses_wrong_lines_with_usage() {
         let with = |more: &[&'static str]| -> Vec<&str> { CREATE.iter().chain(more).copied().collect() };
         for line in [
@@ -312,6 +397,9 @@ mod tests {
             vec!["zea", "wait", "r0", "--for", "ever"],
             vec!["zea", "wait", "r0", "--for", "synced", "--timeout", "-1"],
             vec!["zea", "reboot"],
+            vec!["zea", "dissect", "f.pcap", "--only", "DATUM"],
+            vec!["zea", "dissect", "f.pcap", "--node", "alpha"],
+            vec!["zea", "dissect", "f.pcap", "--stats", "--json"],
             with(&["--protocol", "D"]),
             with(&["--cram-hmac-alg", "sha256"]),
             with(&["--secret-file", "f"]),

@@ -12,7 +12,7 @@ use zea_node::store::{read_bounded, read_secret};
 
 use crate::args::{Args, Command, Resource};
 use crate::exit::{self, CliError};
-use crate::{create, view, wait};
+use crate::{create, dissect, view, wait};
 
 /// How often `status --watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,6 +29,7 @@ pub(crate) fn run(args: Args) -> Result<(), CliError> {
             return wait::wait(&mut Client::connect(&socket)?, &name, goal, Duration::from_secs(timeout));
         }
         Command::Version => return version(&socket),
+        Command::Dissect(line) => return dissect::dissect(&line),
         Command::Resource(Resource::List) => return list(&socket),
         Command::Resource(Resource::Create(line)) => create::request(*line)?,
         Command::Resource(Resource::Delete { name, wipe_metadata }) => Request::ResourceDelete { name, wipe_metadata },

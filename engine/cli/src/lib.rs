@@ -1,7 +1,7 @@
 //! The command line `zea`: turns arguments into requests to the node daemon and its answers into text.
 //!
 //! **Purpose.** What an administrator types and scripts parse. It keeps no state and touches no disk; all it does goes
-//! through the control socket of `zead` (`docs/reference/zea.md`).
+//! through the control socket of `zead` (`docs/reference/zea.md`), but for `zea dissect`, which reads a recording.
 //!
 //! **Owner thread.** One thread, blocking calls.
 //!
@@ -20,6 +20,7 @@ use clap::Parser;
 pub mod args;
 mod commands;
 mod create;
+mod dissect;
 pub mod exit;
 mod view;
 mod wait;

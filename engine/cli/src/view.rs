@@ -81,7 +81,8 @@ pub(crate) fn list(listed: &[Listed]) -> String {
     format!("{}\n", table.trim_fmt())
 }
 
-fn table(header: &[&str]) -> Table {
+/// An empty table in the style of all tables here.
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(header);
     table.set_content_arrangement(ContentArrangement::Disabled);

@@ -255,7 +255,8 @@ impl Conversation {
         let framer = &self.direction(at).framer;
         let (prefix, payload) = bytes.split_at(found.prefix_len);
         let recorded = Recorded {
-            stream: framer.stream(),
+            // It is what names the stream.
+            stream: if found.packet == Packet::InitialMeta { Stream::Control } else { framer.stream() },
             neg: *framer.negotiated(),
             header: found.header,
             packet: &found.packet,

@@ -103,6 +103,18 @@ struct Interface {
     offset_s: i64,
 }
 
+/// Gives what a compressed file has that was cut short; the frame that it ends in tells.
+struct Unzip<R>(MultiGzDecoder<R>);
+
+impl<R: BufRead> Read for Unzip<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(into) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
+            result => result,
+        }
+    }
+}
+
 /// The frames of a file in order.
 pub struct Frames {
     path: PathBuf,
@@ -128,7 +140,8 @@ impl Frames {
         let failed = |error| CaptureError::File { path: path.to_owned(), error };
         let mut file = BufReader::new(File::open(path).map_err(failed)?);
         let zipped = file.fill_buf().map_err(failed)?.starts_with(&[0x1f, 0x8b]);
-        let plain: Box<dyn Read + Send> = if zipped { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
+        let plain: Box<dyn Read + Send> =
+            if zipped { Box::new(Unzip(MultiGzDecoder::new(file))) } else { Box::new(file) };
         let reader = create_reader(2 * MAX_FRAME_BYTES, plain)
             .map_err(|_| CaptureError::NotACapture { path: path.to_owned() })?;
         Ok(Frames { path: path.to_owned(), reader, interfaces: Vec::new(), number: 0, ended: false })

@@ -32,7 +32,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("zea-tcp", &["zea-wire"]),
     ("zea-shard", &["zea-core", "zea-wire", "zea-meta", "zea-nbd"]),
     ("zea-node", &["zea-shard", "zea-tcp", "zea-nbd", "zea-core", "zea-wire", "zea-meta"]),
-    ("zea-cli", &["zea-node"]),
+    ("zea-cli", &["zea-node", "zea-capture", "zea-wire"]),
     ("zea-sim", &["zea-core", "zea-wire", "zea-meta"]),
     ("zea-demo", &[]),
     ("zea-bench", &[]),
