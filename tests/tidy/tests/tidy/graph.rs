@@ -13,8 +13,6 @@ pub(crate) struct Package {
     pub(crate) licence: Option<String>,
     /// Where it comes from; `None`: this repository.
     pub(crate) source: Option<String>,
-    /// It runs in the compiler, not in the program.
-    pub(crate) proc_macro: bool,
     /// Ids of what it needs to run, without what it needs for its build and tests.
     normal: Vec<String>,
     /// Likewise, for its build.
@@ -29,9 +27,9 @@ pub(crate) struct Graph {
 impl Graph {
     /// Asks cargo, without the network: what is not downloaded is not built here either.
     pub(crate) fn load() -> Graph {
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
         let args = ["metadata", "--format-version", "1", "--offline", "--filter-platform"];
-        let output = Command::new(cargo).args(args).arg(host()).current_dir(tree::root()).output().expect("cargo runs");
+        let output =
+            Command::new(cargo()).args(args).arg(host()).current_dir(tree::root()).output().expect("cargo runs");
         assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
         let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         Graph::from_metadata(&metadata)
@@ -77,31 +75,30 @@ impl Graph {
         let ids = package.normal.iter().chain(&package.build);
         ids.map(|id| self.get(id)).filter(|p| p.source.is_none()).map(|p| p.name.as_str()).collect()
     }
+}
 
-    /// Everybody else's crates that end up in a program because of one of ours: without what only runs in the compiler.
-    pub(crate) fn linked(&self, id: &str) -> BTreeSet<String> {
-        let mut seen = BTreeSet::new();
-        let mut open = vec![id];
-        while let Some(id) = open.pop() {
-            for next in &self.get(id).normal {
-                if !self.get(next).proc_macro && seen.insert(next.as_str()) {
-                    open.push(next);
-                }
-            }
-        }
-        let packages = seen.into_iter().map(|id| self.get(id));
-        packages.filter(|p| p.source.is_some()).map(|p| format!("{} {}", p.name, p.version)).collect()
-    }
+/// Everybody else's crates that end up in a program because of one of ours: without what only runs in the compiler, and without
+/// what only the rest of this repository asks for.
+pub(crate) fn linked(name: &str) -> BTreeSet<String> {
+    let args = ["tree", "--offline", "--edges", "normal,no-proc-macro", "--prefix", "none", "--package", name];
+    let output = Command::new(cargo()).args(args).current_dir(tree::root()).output().expect("cargo runs");
+    assert!(output.status.success(), "cargo tree: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("text");
+    // "name v1.2.3", ours with their folder.
+    let foreign = text.lines().filter(|line| !line.is_empty() && !line.contains(" (/"));
+    foreign.map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect()
+}
+
+fn cargo() -> String {
+    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
 
 fn package(p: &Value) -> Package {
-    let is_proc_macro = |target: &Value| list(&target["kind"]).any(|k| k == "proc-macro");
     Package {
         name: text(&p["name"]),
         version: text(&p["version"]),
         licence: p["license"].as_str().map(str::to_owned),
         source: p["source"].as_str().map(str::to_owned),
-        proc_macro: list(&p["targets"]).any(is_proc_macro),
         normal: Vec::new(),
         build: Vec::new(),
     }
