@@ -17,6 +17,7 @@ mod index;
 use std::ops::RangeInclusive;
 
 use index::ExtentIndex;
+use rkyv::{Archive, Deserialize, Serialize};
 
 /// Slot changes in one transaction.
 pub const MAX_UPDATES: usize = 64;
@@ -97,7 +98,7 @@ impl Transaction {
 }
 
 /// Counters since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
 pub struct Counters {
     /// Requests that found all their extents active.
     pub hits: u64,
@@ -114,7 +115,7 @@ pub struct Counters {
 /// End of the LRU list.
 const NONE: u16 = u16::MAX;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 enum State {
     Free,
     /// In the transaction that is in flight.
@@ -122,7 +123,7 @@ enum State {
     Active,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 struct Slot {
     extent: u32,
     refs: u32,
@@ -134,7 +135,7 @@ struct Slot {
     newer: u16,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 struct Wanted {
     extent: u32,
     /// All extents of the request that asked.
@@ -142,7 +143,7 @@ struct Wanted {
 }
 
 /// The activity log of one volume.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub struct ActivityLog {
     slots: Box<[Slot]>,
     index: ExtentIndex,

@@ -1,6 +1,7 @@
 //! Bringing a disk up and letting it go: super block, activity log replay, bitmap; detach and failure
 //! (ondisk-metadata.md 4, 6, 7; handshake-and-states.md 2.5, 13).
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::activity_log::{self as al_disk, ReplayError};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_meta::placement::{Layout, LayoutParams, Placement};
@@ -19,14 +20,14 @@ use crate::uuid::{self, Uuids};
 use crate::volume::Attached;
 
 /// A disk that is coming up.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct Attaching {
     backing: Backing,
     reply: AdminTag,
     stage: Stage,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 enum Stage {
     SuperBlock { offset: u64 },
     ActivityLog { sb: Box<SuperBlock>, layout: Layout },
@@ -34,7 +35,7 @@ enum Stage {
 }
 
 /// What the activity log says about the last run.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 enum Hot {
     Extents(Vec<u32>),
     /// It cannot be read: everything may differ.

@@ -10,6 +10,8 @@ mod sparse;
 
 use std::ops::Range;
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use sparse::{PAGE_BITS, SparseBits};
 
 /// Size of one on-disk bitmap block, the unit of all bitmap I/O.
@@ -25,7 +27,7 @@ const AL_EXTENT_SHIFT: u32 = 22;
 
 /// The bitmap of one volume. All bit numbers are block numbers of `1 << block_shift` bytes; ranges of bits are given
 /// by their first and last bit, both inclusive.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
 pub struct Bitmap {
     block_shift: u32,
     slots: Vec<SparseBits>,

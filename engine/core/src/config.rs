@@ -1,9 +1,10 @@
 //! Configuration of a resource as the core needs it. The text form lives in the node daemon.
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::ids::{NodeId, VolumeNr};
 
 /// Replication protocol (wire-protocol.md 8, `protocol`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
 pub enum Protocol {
     /// Complete when written locally and handed to the transport.
     A,
@@ -26,7 +27,7 @@ impl Protocol {
 }
 
 /// Options of a connection. Times in milliseconds; defaults are DRBD's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct NetOptions {
     /// Replication protocol.
     pub protocol: Protocol,
@@ -65,7 +66,7 @@ impl Default for NetOptions {
 }
 
 /// A peer of the resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct PeerConfig {
     /// Its node id.
     pub node_id: NodeId,
@@ -76,7 +77,7 @@ pub struct PeerConfig {
 }
 
 /// Options of the local disk of a volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct DiskOptions {
     /// Slots of the activity log.
     pub al_extents: u16,
@@ -96,7 +97,7 @@ impl Default for DiskOptions {
 }
 
 /// A volume of the resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct VolumeConfig {
     /// Its number.
     pub volume: VolumeNr,
@@ -107,7 +108,7 @@ pub struct VolumeConfig {
 }
 
 /// A resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct ResourceConfig {
     /// Its name.
     pub name: String,

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::features::{ConnectionFeatures, Features, Negotiated};
 use zea_wire::ids::{BlockId, NodeId, NodeMask};
 use zea_wire::packet::{Sizes, Uuids110};
@@ -13,7 +14,7 @@ use crate::interval::IntervalId;
 use crate::io::{LinkId, Time};
 
 /// How far the set-up of a link has come (wire-protocol.md 4, 6; handshake-and-states.md 3.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub(crate) enum LinkPhase {
     /// P_CONNECTION_FEATURES sent, the peer's awaited.
     Features,
@@ -30,7 +31,7 @@ pub(crate) enum LinkPhase {
 }
 
 /// The link of a connection while it is up.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct Link {
     pub(crate) id: LinkId,
     pub(crate) resolve_conflicts: bool,
@@ -60,7 +61,7 @@ impl Link {
 }
 
 /// Sender side of the write epochs of a connection (wire-protocol.md 10.1).
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
 pub(crate) struct SendEpochs {
     /// The epoch that was last written to, and the number of writes sent in it; `None` when its barrier is out.
     pub(crate) open: Option<(u32, u32)>,
@@ -69,7 +70,7 @@ pub(crate) struct SendEpochs {
 }
 
 /// One epoch on the receiver's side (wire-protocol.md 10.3).
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
 pub(crate) struct RecvEpoch {
     /// The number, once its P_BARRIER arrived.
     pub(crate) barrier: Option<u32>,
@@ -82,7 +83,7 @@ pub(crate) struct RecvEpoch {
 }
 
 /// A peer write that is done here and waits for its P_PEER_ACK.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 pub(crate) struct Kept {
     pub(crate) dagtag: u64,
     pub(crate) vidx: usize,
@@ -95,7 +96,7 @@ pub(crate) struct Kept {
 }
 
 /// A connection to one peer.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct Connection {
     pub(crate) config: PeerConfig,
     pub(crate) state: ConnState,
@@ -179,7 +180,7 @@ impl Connection {
 }
 
 /// What the peer told about a volume during the handshake.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Archive, Serialize, Deserialize)]
 pub(crate) struct PeerSays {
     pub(crate) sizes: Option<Sizes>,
     pub(crate) uuids: Option<Box<Uuids110>>,
@@ -191,7 +192,7 @@ pub(crate) struct PeerSays {
 }
 
 /// A volume on a connection.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct PeerDevice {
     pub(crate) repl: ReplState,
     pub(crate) disk: DiskState,
@@ -273,11 +274,12 @@ impl PeerDevice {
 }
 
 /// The running resync in which we are the target.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
 pub(crate) struct ResyncTarget {
     /// Where the scan of the bitmap goes on.
     pub(crate) next_bit: u64,
     /// Requests that are out or being written, by block id.
+    #[rkyv(with = rkyv::with::AsVec)]
     pub(crate) in_flight: BTreeMap<BlockId, ResyncReq>,
     pub(crate) in_flight_sectors: u64,
     /// Writes or reads that failed: the blocks stay out of sync.
@@ -291,7 +293,7 @@ pub(crate) struct ResyncTarget {
 }
 
 /// One resync request of the target.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 pub(crate) struct ResyncReq {
     pub(crate) sector: u64,
     pub(crate) len: u32,

@@ -1,10 +1,11 @@
 //! Events for observers, and the status snapshot: what `zea events` and `zea status` show.
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
 
 /// How serious a [`Event::Notice`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub enum Severity {
     /// Normal course of things.
     Info,
@@ -15,7 +16,7 @@ pub enum Severity {
 }
 
 /// Something that changed. The state is the new one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Event {
     /// The role of this node.
     Role {

@@ -1,6 +1,7 @@
 //! The handshake of a volume: sizes, UUIDs and states are exchanged, compared, and the outcome applied at the commit of the
 //! connect transaction (handshake-and-states.md 3.2, 3.3, 5).
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
@@ -18,7 +19,7 @@ use crate::twopc::Verdict;
 use crate::uuid::{self, BitmapPrep, Outcome, Reason, Side, UuidView};
 
 /// What was decided about a volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum Decision {
     /// No resync. `unverified`: bits are set that the peer ignores.
     Established { unverified: bool },

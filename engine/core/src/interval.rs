@@ -7,15 +7,17 @@
 
 use std::cmp::Ordering;
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 /// Names one interval of one set; never used again for another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
 pub struct IntervalId {
     serial: u64,
     node: u32,
 }
 
 /// One range of sectors in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Interval<K> {
     /// Its name.
     pub id: IntervalId,
@@ -40,7 +42,7 @@ pub struct Full {
 /// No node.
 const NIL: u32 = u32::MAX;
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
 struct Node<K> {
     interval: Interval<K>,
     priority: u64,
@@ -51,7 +53,7 @@ struct Node<K> {
 }
 
 /// A bounded set of sector ranges, ordered by start, that may overlap.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
 pub struct IntervalSet<K> {
     nodes: Vec<Node<K>>,
     free: Vec<u32>,

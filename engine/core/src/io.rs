@@ -1,6 +1,7 @@
 //! What goes into the core and what comes out: the whole surface between the state machine and the
 //! runtime (the shard in production, the simulator in tests). design.md section 2.
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::placement::Placement;
 use zea_wire::features::Negotiated;
 use zea_wire::ids::{NodeId, VolumeNr};
@@ -10,7 +11,7 @@ use crate::config::{NetOptions, PeerConfig, VolumeConfig};
 use crate::event::Event;
 
 /// Virtual time: nanoseconds since an origin that the runtime chose. Never goes backwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Archive, Serialize, Deserialize)]
 pub struct Time(pub u64);
 
 impl Time {
@@ -38,11 +39,11 @@ pub trait Rng {
 /// references of their own inside the runtime, so the core may free a buffer right after the last action that uses it.
 /// Exception: the buffer of a front-end *read* or *write* belongs to the request and goes back with [`Action::Complete`];
 /// the core never frees it (a runtime keeps it until disk and sends are done with it).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
 pub struct BufId(pub u32);
 
 /// A part of a buffer. `offset` and `len` in bytes, multiples of 512.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Payload {
     /// The buffer.
     pub buf: BufId,
@@ -53,7 +54,7 @@ pub struct Payload {
 }
 
 /// A front-end request, numbered by the front end; unique among those in flight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
 pub struct ReqId(pub u64);
 
 /// Names a disk command between action and completion.
@@ -61,16 +62,16 @@ pub struct ReqId(pub u64);
 pub struct DiskTag(pub u64);
 
 /// Names an admin command between input and reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
 pub struct AdminTag(pub u64);
 
 /// One established pair of streams to a peer. A runtime never uses a number twice, so that what belongs to a
 /// link that is gone can be told apart and dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
 pub struct LinkId(pub u64);
 
 /// What a front end asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Op {
     /// Fill the payload.
     Read,
@@ -88,7 +89,7 @@ pub enum Op {
 }
 
 /// A request of the front end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Request {
     /// Its number.
     pub id: ReqId,
@@ -130,7 +131,7 @@ pub enum IoError {
 }
 
 /// Why a disk command failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error, Archive, Serialize, Deserialize)]
 pub enum DiskError {
     /// The device reported an error (errno).
     #[error("disk error {0}")]
@@ -210,7 +211,7 @@ pub enum DiskCmd {
 }
 
 /// What the runtime opened as the backing device of a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Backing {
     /// Size of the data device in bytes.
     pub size_bytes: u64,
@@ -225,7 +226,7 @@ pub struct Backing {
 }
 
 /// Why a link went away.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum LinkLost {
     /// The peer closed one of the streams.
     Closed,
@@ -378,7 +379,7 @@ pub enum Action {
 pub type Outbox = Vec<Action>;
 
 /// An administrator's command, as `zea` and the configuration give it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum Command {
     /// Add a peer; it starts StandAlone.
     AddPeer(PeerConfig),

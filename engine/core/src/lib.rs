@@ -57,10 +57,13 @@ mod read;
 mod request;
 mod resource;
 mod resync;
+mod snapshot;
 mod status;
+mod table;
 mod twopc;
 pub mod uuid;
 mod volume;
 mod waiters;
 
 pub use resource::Resource;
+pub use snapshot::{SnapshotError, TooLarge};

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_wire::ids::NodeId;
 
@@ -13,7 +14,7 @@ use crate::limits;
 use crate::resource::{Ctx, DiskJob, Resource};
 
 /// What happens when everything queued before is stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum Then {
     /// Primary is written down: writes may begin.
     RoleStable,
@@ -36,7 +37,7 @@ pub(crate) enum Then {
 }
 
 /// A step of the queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum Step {
     /// Write every dirty bitmap block.
     Bitmap,
@@ -51,7 +52,7 @@ pub(crate) enum Step {
 }
 
 /// What a write of the queue was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum MetaJob {
     /// A bitmap block.
     BitmapBlock,
@@ -66,7 +67,7 @@ pub(crate) enum MetaJob {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
 pub(crate) struct MetaQueue {
     steps: VecDeque<Step>,
     /// The front step has begun.
@@ -78,6 +79,8 @@ pub(crate) struct MetaQueue {
     al_block: Option<(u64, MetaBlock)>,
     /// Flags of the super block that is being written.
     flags_in_flight: DeviceFlags,
+    /// Memory to write the next blocks with.
+    #[rkyv(with = rkyv::with::Skip)]
     spare: Vec<MetaBlock>,
     pub(crate) al_writes: u64,
     pub(crate) bm_writes: u64,

@@ -1,6 +1,7 @@
 //! Work for a peer: its writes, its reads, resync reads for it, and the epochs of its writes
 //! (wire-protocol.md 10.2, 10.3, 10.6, 11.1).
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, VolumeNr};
@@ -16,7 +17,7 @@ use crate::resource::{Ctx, DiskJob, Resource};
 use crate::volume::{Lock, Waiter};
 
 /// What a peer request is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum Kind {
     /// A replicated write.
     Write,
@@ -29,7 +30,7 @@ pub(crate) enum Kind {
 }
 
 /// How far a peer request has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum Stage {
     /// Waits for its range.
     Range,
@@ -46,7 +47,7 @@ pub(crate) enum Stage {
 }
 
 /// A request of a peer.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct PeerReq {
     pub(crate) kind: Kind,
     pub(crate) stage: Stage,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, NodeMask};
 use zea_wire::packet::{Barrier, BlockAck, BlockDesc, Dagtag, Data, Packet, Trim};
@@ -17,7 +18,7 @@ use crate::resource::{Ctx, DiskJob, Resource};
 use crate::volume::{Lock, Waiter};
 
 /// The local part of a write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum Local {
     /// There is no local disk.
     None,
@@ -32,7 +33,7 @@ pub(crate) enum Local {
 }
 
 /// A write of the front end, from admission until it left the transfer log.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct WriteReq {
     pub(crate) req: Request,
     pub(crate) vidx: usize,
@@ -56,7 +57,7 @@ pub(crate) struct WriteReq {
 }
 
 /// A read of the front end.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct ReadReq {
     pub(crate) req: Request,
     pub(crate) vidx: usize,
@@ -67,7 +68,7 @@ pub(crate) struct ReadReq {
 }
 
 /// A flush of the front end.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct FlushReq {
     pub(crate) id: ReqId,
     pub(crate) local: bool,

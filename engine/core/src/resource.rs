@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use slab::Slab;
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::ids::{NodeId, NodeMask, VolumeNr};
 use zea_wire::packet::Packet;
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
@@ -17,6 +17,7 @@ use crate::io::{
 use crate::meta_queue::MetaJob;
 use crate::peer_request::PeerReq;
 use crate::request::{FlushReq, ReadReq, WriteReq};
+use crate::table::Table;
 use crate::twopc::TwoPc;
 use crate::volume::Volume;
 
@@ -58,7 +59,7 @@ impl Ctx<'_> {
 }
 
 /// What a disk command was for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 pub(crate) enum DiskJob {
     /// The local part of a front-end write, by index.
     Write(usize),
@@ -77,7 +78,7 @@ pub(crate) enum DiskJob {
 }
 
 /// The state machine of one resource. See the crate documentation.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub struct Resource {
     pub(crate) config: ResourceConfig,
     pub(crate) role: Role,
@@ -85,13 +86,13 @@ pub struct Resource {
     pub(crate) volumes: Vec<Volume>,
     /// Ascending by node id.
     pub(crate) conns: Vec<Connection>,
-    pub(crate) jobs: Slab<(usize, DiskJob)>,
-    pub(crate) writes: Slab<WriteReq>,
+    pub(crate) jobs: Table<(usize, DiskJob)>,
+    pub(crate) writes: Table<WriteReq>,
     /// The transfer log: indices of `writes` in dagtag order.
     pub(crate) transfer_log: VecDeque<usize>,
-    pub(crate) reads: Slab<ReadReq>,
-    pub(crate) flushes: Slab<FlushReq>,
-    pub(crate) peer_reqs: Slab<PeerReq>,
+    pub(crate) reads: Table<ReadReq>,
+    pub(crate) flushes: Table<FlushReq>,
+    pub(crate) peer_reqs: Table<PeerReq>,
     /// Number of the epoch that new writes join, the writes in it, and when the first one joined.
     pub(crate) epoch: u32,
     pub(crate) epoch_writes: u32,
@@ -121,7 +122,7 @@ pub struct Resource {
 }
 
 /// Requests that are done and not yet peer-acked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 pub(crate) struct PendingPeerAck {
     pub(crate) mask: NodeMask,
     pub(crate) sent: NodeMask,
@@ -138,12 +139,12 @@ impl Resource {
             role: Role::Secondary,
             volumes: Vec::new(),
             conns: Vec::new(),
-            jobs: Slab::new(),
-            writes: Slab::new(),
+            jobs: Table::new(),
+            writes: Table::new(),
             transfer_log: VecDeque::new(),
-            reads: Slab::new(),
-            flushes: Slab::new(),
-            peer_reqs: Slab::new(),
+            reads: Table::new(),
+            flushes: Table::new(),
+            peer_reqs: Table::new(),
             epoch: 0,
             epoch_writes: 0,
             epoch_since: Time(0),

@@ -4,6 +4,7 @@ mod participant;
 
 use std::collections::VecDeque;
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::flags::TwopcFlags;
 use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
@@ -27,7 +28,7 @@ pub(crate) mod ss {
 }
 
 /// A change that wants the cluster's consent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum Change {
     /// Connecting to Connected with this peer.
     Connect(NodeId),
@@ -42,7 +43,7 @@ pub(crate) enum Change {
 }
 
 /// A change in the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) struct Wanted {
     pub(crate) change: Change,
     pub(crate) reply: Option<AdminTag>,
@@ -50,7 +51,7 @@ pub(crate) struct Wanted {
 }
 
 /// Sums of the replies.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Archive, Serialize, Deserialize)]
 struct Sums {
     reachable: NodeMask,
     primary: NodeMask,
@@ -66,7 +67,7 @@ impl Sums {
 }
 
 /// What a node answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
 pub(crate) enum Verdict {
     Yes,
     No,
@@ -74,7 +75,7 @@ pub(crate) enum Verdict {
 }
 
 /// The transaction that this node started.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 struct Initiator {
     tid: u32,
     wanted: Wanted,
@@ -86,7 +87,7 @@ struct Initiator {
 }
 
 /// A transaction of another node.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 struct Participant {
     request: TwopcRequest,
     parent: NodeId,
@@ -99,14 +100,14 @@ struct Participant {
     deadline: Time,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 enum Running {
     Initiator(Initiator),
     Participant(Participant),
 }
 
 /// At most one transaction runs on a node.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Archive, Serialize, Deserialize)]
 pub(crate) struct TwoPc {
     running: Option<Running>,
     queue: VecDeque<Wanted>,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_meta::placement::Layout;
 use zea_meta::superblock::SuperBlock;
@@ -19,7 +20,7 @@ use crate::meta_queue::MetaQueue;
 use crate::uuid::Uuids;
 
 /// Who holds a range of sectors (wire-protocol.md 11.1a).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) enum Lock {
     /// A write of the front end, until it is on the local disk.
     AppWrite,
@@ -48,7 +49,7 @@ impl Lock {
 }
 
 /// Something that waits for a range or for the activity log.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 pub(crate) enum Waiter {
     /// A front-end write that is not admitted yet.
     Request(Request),
@@ -57,7 +58,7 @@ pub(crate) enum Waiter {
 }
 
 /// The meta data of an attached volume, in memory.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct Attached {
     pub(crate) backing: Backing,
     pub(crate) layout: Layout,
@@ -68,7 +69,7 @@ pub(crate) struct Attached {
 }
 
 /// A volume.
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct Volume {
     pub(crate) nr: VolumeNr,
     pub(crate) config: VolumeConfig,

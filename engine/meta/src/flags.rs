@@ -11,6 +11,28 @@ macro_rules! flag_set {
         #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
         pub struct $name(pub u32);
 
+        // Archived (in snapshots and recordings, which are Zea's own formats) as the word's bytes.
+        impl rkyv::Archive for $name {
+            type Archived = [u8; 4];
+            type Resolver = ();
+
+            fn resolve(&self, _: (), out: rkyv::Place<Self::Archived>) {
+                rkyv::Archive::resolve(&self.0.to_le_bytes(), [(); 4], out);
+            }
+        }
+
+        impl<S: rkyv::rancor::Fallible + ?Sized> rkyv::Serialize<S> for $name {
+            fn serialize(&self, _: &mut S) -> Result<(), S::Error> {
+                Ok(())
+            }
+        }
+
+        impl<D: rkyv::rancor::Fallible + ?Sized> rkyv::Deserialize<$name, D> for [u8; 4] {
+            fn deserialize(&self, _: &mut D) -> Result<$name, D::Error> {
+                Ok($name(u32::from_le_bytes(*self)))
+            }
+        }
+
         impl $name {
             $($(#[$flag_doc])* pub const $flag: Self = Self($value);)*
 

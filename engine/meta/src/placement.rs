@@ -1,5 +1,6 @@
 //! Where super block, activity log and bitmap lie, and what is left for data (reference section 4).
 
+use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::bitmap::{bits_for_sectors, slot_bytes};
@@ -17,7 +18,7 @@ pub const MAX_DEVICE_SECTORS: u64 = 1 << 41;
 const MAX_INDEX: u32 = 65_535;
 
 /// How meta data is placed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Placement {
     /// At the end of the backing device, index code -3.
     Internal,
@@ -28,7 +29,7 @@ pub enum Placement {
 }
 
 /// What a layout is computed from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct LayoutParams {
     /// How meta data is placed.
     pub placement: Placement,
@@ -142,7 +143,7 @@ pub enum LayoutMismatch {
 }
 
 /// Where everything lies. Byte offsets count from the start of the device that holds the meta data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Layout {
     /// Start of the super block.
     pub super_block_offset_bytes: u64,

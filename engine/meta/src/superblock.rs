@@ -1,5 +1,6 @@
 //! The v09 super block: its model in memory, decoding with validation, encoding (reference sections 1 and 3).
 
+use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 use zerocopy::byteorder::big_endian::{I32, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -144,7 +145,7 @@ pub enum SlotError {
 }
 
 /// What a v09 super block knows of one node id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct PeerMd {
     /// The bitmap UUID towards this peer, 0 if none.
     pub bitmap_uuid: u64,
@@ -168,7 +169,7 @@ impl PeerMd {
 }
 
 /// The v09 super block in memory. Offsets are in sectors from the super block's first sector.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct SuperBlock {
     /// Size of the device that the nodes last agreed on, in sectors.
     pub effective_size_sectors: u64,

@@ -4,6 +4,7 @@
 //! 64 bit words) or compressed (runs). Plain parts always end with an empty one, a final compressed part
 //! ends the exchange by itself.
 
+use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::header::HeaderFormat;
@@ -68,7 +69,7 @@ pub enum BitmapError {
 }
 
 /// Where an exchange in one direction stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 struct Position {
     total_bits: u64,
     /// The next bit. Plain parts start at its word.
@@ -174,7 +175,7 @@ impl Sender {
 }
 
 /// The receiver's side.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct Receiver {
     position: Position,
 }

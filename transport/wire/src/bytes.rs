@@ -43,6 +43,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A snapshot holds a number that is no value of its type.
+#[derive(Debug, thiserror::Error)]
+#[error("no {0}")]
+pub(crate) struct NoSuchValue(pub(crate) &'static str);
+
 /// A value with a fixed size on the wire.
 pub(crate) trait Field: Sized {
     /// Bytes on the wire.

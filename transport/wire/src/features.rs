@@ -1,5 +1,6 @@
 //! Version and feature negotiation (`wire-protocol.md` sections 1, 4, 5).
 
+use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::ids::NodeId;
@@ -57,6 +58,8 @@ wire_struct! {
     }
 }
 
+archived_as_bytes!(ConnectionFeatures);
+
 impl ConnectionFeatures {
     /// The packet that `own` sends to `peer`.
     #[must_use]
@@ -76,7 +79,7 @@ impl ConnectionFeatures {
 }
 
 /// What both ends of a connection agreed on: decides headers, legal packets and layouts.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Archive, Serialize, Deserialize)]
 pub struct Negotiated {
     /// The agreed version; 80 before the feature exchange.
     pub version: u32,

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::ops::{BitAnd, BitAndAssign, BitOr, BitOrAssign, Not};
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 /// A node of a resource, 0..=31 (`wire-protocol.md` section 8: masks name nodes by bit).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct NodeId(pub u8);
 
 impl NodeId {
@@ -44,7 +46,7 @@ impl fmt::Display for NodeId {
 }
 
 /// A set of nodes; bit n is node n. Bits above 31 are kept (peers send `!mask`) but never iterated.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Archive, Serialize, Deserialize)]
 pub struct NodeMask(pub u64);
 
 impl NodeMask {
@@ -167,7 +169,7 @@ impl fmt::Display for NodeMask {
 }
 
 /// A volume of a resource. On the wire 0xffff means "none", so it is not a volume number.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct VolumeNr(pub u16);
 
 impl fmt::Display for VolumeNr {
@@ -178,7 +180,7 @@ impl fmt::Display for VolumeNr {
 
 /// The sender's name for a request. Opaque to the receiver: the eight wire bytes read as a big endian
 /// number, echoed bit exact (`wire-protocol.md` section 8).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Archive, Serialize, Deserialize)]
 pub struct BlockId(pub u64);
 
 impl BlockId {

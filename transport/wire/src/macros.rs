@@ -1,5 +1,50 @@
 //! Declaration macros: flag words and fixed layout structs.
 
+/// Has a type archived (in snapshots and recordings, which are Zea's own formats) as so many bytes. `$from` gives `None` where
+/// they are no value of the type.
+macro_rules! archived_as_bytes {
+    ($name:ident[$len:expr], $to:expr, $from:expr) => {
+        impl rkyv::Archive for $name {
+            type Archived = [u8; $len];
+            type Resolver = ();
+
+            fn resolve(&self, _: (), out: rkyv::Place<Self::Archived>) {
+                let to: fn(&$name) -> [u8; $len] = $to;
+                rkyv::Archive::resolve(&to(self), [(); $len], out);
+            }
+        }
+
+        impl<S: rkyv::rancor::Fallible + ?Sized> rkyv::Serialize<S> for $name {
+            fn serialize(&self, _: &mut S) -> Result<(), S::Error> {
+                Ok(())
+            }
+        }
+
+        impl<D> rkyv::Deserialize<$name, D> for [u8; $len]
+        where
+            D: rkyv::rancor::Fallible + ?Sized,
+            D::Error: rkyv::rancor::Source,
+        {
+            fn deserialize(&self, _: &mut D) -> Result<$name, D::Error> {
+                let from: fn([u8; $len]) -> Option<$name> = $from;
+                from(*self).ok_or_else(|| rkyv::rancor::Source::new($crate::bytes::NoSuchValue(stringify!($name))))
+            }
+        }
+    };
+    // A struct of fixed layout on the wire.
+    ($name:ident) => {
+        archived_as_bytes!(
+            $name[<$name as $crate::bytes::Field>::LEN],
+            |value| {
+                let mut bytes = Vec::with_capacity(<$name as $crate::bytes::Field>::LEN);
+                $crate::bytes::Field::put(value, &mut bytes);
+                bytes.try_into().expect("the length is checked where the struct is declared")
+            },
+            |bytes| $crate::bytes::Field::get(&mut $crate::bytes::Reader::new(&bytes)).ok()
+        );
+    };
+}
+
 /// A newtype over an unsigned integer with named bits. Unknown bits are kept.
 macro_rules! flag_word {
     (
@@ -11,6 +56,10 @@ macro_rules! flag_word {
         $(#[$meta])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
         pub struct $name(pub $int);
+
+        archived_as_bytes!($name[size_of::<$int>()], |flags| flags.0.to_le_bytes(), |bytes| {
+            Some($name(<$int>::from_le_bytes(bytes)))
+        });
 
         impl $name {
             $( $(#[$fmeta])* pub const $flag: $name = $name($value); )+

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
 /// An enum with the wire's numbers and the tools' names.
@@ -17,6 +18,8 @@ macro_rules! numbered {
         pub enum $name {
             $( $(#[$vmeta])* $variant = $number, )+
         }
+
+        archived_as_bytes!($name[1], |value| [value.as_u8()], |[number]| $name::from_u8(number));
 
         impl $name {
             /// Every value in ascending order.
@@ -184,7 +187,7 @@ numbered! {
 
 /// The `conn` field of a state word: one number line for connection (0..=9) and replication (9..=23)
 /// states. 9 is Connected in two-phase commits and Off in P_STATE.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct ConnField(u8);
 
 impl ConnField {
@@ -398,7 +401,7 @@ impl StateBits {
 }
 
 /// The fields of a state word (section 1), seen from its sender.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct StateWord {
     /// The sender's role.
     pub role: Role,

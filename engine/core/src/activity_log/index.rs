@@ -1,10 +1,12 @@
 //! Which slot holds an extent: a fixed-size open-addressing table, so that a look-up costs no allocation and the
 //! order of nothing depends on a random hash seed.
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 /// The extent number of an empty entry; no device is that large.
 const EMPTY: u32 = u32::MAX;
 
-#[derive(Debug)]
+#[derive(Debug, Archive, Serialize, Deserialize)]
 pub(super) struct ExtentIndex {
     /// (extent, slot), linear probing, at most half full.
     table: Box<[(u32, u16)]>,

@@ -4,13 +4,15 @@
 //! only where bits are mixed. The number of set bits is kept at every level, so counting is O(1) and a region that
 //! becomes uniform gives its memory back at once.
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 /// Bits in one page.
 pub(super) const PAGE_BITS: u64 = 32 * 1024;
 const PAGE_WORDS: usize = (PAGE_BITS / 64) as usize;
 const CHUNK_PAGES: usize = 64;
 const CHUNK_BITS: u64 = PAGE_BITS * CHUNK_PAGES as u64;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 enum Page {
     Clear,
     /// All bits that exist in this page are set.
@@ -22,7 +24,7 @@ enum Page {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 enum Chunk {
     Clear,
     /// All bits that exist in this chunk are set.
@@ -30,7 +32,7 @@ enum Chunk {
     Pages(Box<Pages>),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 struct Pages {
     set: u32,
     pages: [Page; CHUNK_PAGES],
@@ -221,7 +223,7 @@ impl Chunk {
 }
 
 /// A fixed number of bits, all clear at first.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Archive, Serialize, Deserialize)]
 pub(super) struct SparseBits {
     len: u64,
     set: u64,

@@ -2,6 +2,7 @@
 //!
 //! Nothing here writes: every change must be stable in the meta data before a write or packet that depends on it.
 
+use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::state::DiskState;
 
@@ -9,7 +10,7 @@ use super::view::UuidView;
 use super::{JUST_CREATED, NO_INFORMATION, NODES, PRIMARY, is_generation, is_zero, same};
 
 /// The UUIDs in the v09 meta data.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
 pub struct Uuids {
     /// The current generation; bit 0 while it is written to by this node as Primary.
     pub current: u64,

@@ -66,16 +66,16 @@ fn assert_dump_of(dump: &Dump, super_block: &SuperBlock) {
     let node_id = super_block.node_id.map_or("-1".to_owned(), |id| id.to_string());
     assert_eq!(dump.fields["version"], "\"v09\"");
     assert_eq!(dump.fields["node-id"], node_id);
-    assert_eq!(dump.field("max-peers"), super_block.bm_max_peers.into());
+    assert_eq!(dump.field("max-peers"), u64::from(super_block.bm_max_peers));
     assert_eq!(dump.field("current-uuid"), super_block.current_uuid);
-    assert_eq!(dump.field("flags"), super_block.flags.bits().into());
-    assert_eq!(dump.field("al-extents"), super_block.al_nr_extents.into());
+    assert_eq!(dump.field("flags"), u64::from(super_block.flags.bits()));
+    assert_eq!(dump.field("al-extents"), u64::from(super_block.al_nr_extents));
     assert_eq!(dump.field("la-size-sect"), super_block.effective_size_sectors);
-    assert_eq!(dump.field("bm-byte-per-bit"), super_block.bm_bytes_per_bit.into());
+    assert_eq!(dump.field("bm-byte-per-bit"), u64::from(super_block.bm_bytes_per_bit));
     assert_eq!(dump.field("device-uuid"), super_block.device_uuid);
-    assert_eq!(dump.field("la-peer-max-bio-size"), super_block.la_peer_max_bio_size.into());
-    assert_eq!(dump.field("al-stripes"), super_block.al_stripes.into());
-    assert_eq!(dump.field("al-stripe-size-4k"), super_block.al_stripe_size_4k.into());
+    assert_eq!(dump.field("la-peer-max-bio-size"), u64::from(super_block.la_peer_max_bio_size));
+    assert_eq!(dump.field("al-stripes"), u64::from(super_block.al_stripes));
+    assert_eq!(dump.field("al-stripe-size-4k"), u64::from(super_block.al_stripe_size_4k));
     assert_eq!(dump.uuids, super_block.history_uuids);
     assert_eq!(dump.peers.len(), super_block.peers.len());
     for (node_id, peer) in super_block.peers.iter().enumerate() {
@@ -207,7 +207,7 @@ fn drbdmeta_dumps_v08_meta_data_of_zea() {
         assert_eq!(dump.field("la-size-sect"), super_block.effective_size_sectors);
         assert_eq!(dump.field("device-uuid"), super_block.device_uuid);
         assert_eq!(dump.field("la-peer-max-bio-size"), 130_560);
-        assert_eq!(dump.field("al-extents"), super_block.al_nr_extents.into());
+        assert_eq!(dump.field("al-extents"), u64::from(super_block.al_nr_extents));
         assert_eq!(dump.bitmaps.len(), 1);
         assert_is_pattern(&dump.bitmaps[0], &geometry, 0);
     }

@@ -1,5 +1,7 @@
 //! Settings, sizes and states of the handshake (`wire-protocol.md` sections 6, 8, 8.3).
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use super::DecodeError;
 use super::body::{Body, Checked, Context, MAX_PACKET, Shape};
 use crate::bytes::{Field, Reader};
@@ -238,8 +240,10 @@ wire_struct! {
     }
 }
 
+archived_as_bytes!(QueueLimits);
+
 /// P_SIZES.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct Sizes {
     /// Size of the backing device in sectors.
     pub d_size: u64,

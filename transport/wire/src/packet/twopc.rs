@@ -1,5 +1,7 @@
 //! Two-phase commit (`wire-protocol.md` section 8.1).
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use super::body::{Body, Checked, Context, Shape};
 use super::{DecodeError, command};
 use crate::bytes::{Field, Reader};
@@ -10,7 +12,7 @@ use crate::state::StateBits;
 
 /// P_TWOPC_PREPARE, P_TWOPC_PREP_RSZ, P_TWOPC_COMMIT, P_TWOPC_ABORT. Version 2 with the feature
 /// `TWOPC_V2`, else version 1.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub struct TwopcRequest {
     /// The transaction's number, random and not 0.
     pub tid: u32,
@@ -27,7 +29,7 @@ pub struct TwopcRequest {
 }
 
 /// Bytes 20..36 of a two-phase commit request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Archive, Serialize, Deserialize)]
 pub enum TwopcBody {
     /// P_TWOPC_PREPARE: the state change.
     Prepare {

@@ -1,5 +1,7 @@
 //! Generation identifiers (`wire-protocol.md` sections 8, 8.4).
 
+use rkyv::{Archive, Deserialize, Serialize};
+
 use super::DecodeError;
 use super::body::{Body, Checked, Context, MAX_PACKET, Shape};
 use crate::bytes::{Field, Reader};
@@ -47,7 +49,7 @@ impl Checked for Uuid {}
 impl Checked for CurrentUuid {}
 
 /// One bitmap UUID per node, for the nodes in the mask.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct BitmapUuids {
     mask: NodeMask,
     values: [u64; 32],
@@ -93,7 +95,7 @@ impl FromIterator<(NodeId, u64)> for BitmapUuids {
 }
 
 /// P_UUIDS110.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Archive, Serialize, Deserialize)]
 pub struct Uuids110 {
     /// Current UUID.
     pub current: u64,
