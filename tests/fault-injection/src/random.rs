@@ -6,7 +6,7 @@ use zea_meta::placement::Placement;
 
 use crate::coverage::Coverage;
 use crate::driver::Driver;
-use crate::node::Clock;
+use crate::node::{Clock, MakeCore, real_core};
 use crate::plan::{Planned, Planner};
 use crate::rng::Stream;
 use crate::scenario::Cluster;
@@ -31,6 +31,8 @@ pub struct Run {
     pub only: Option<Vec<usize>>,
     /// What is recorded.
     pub record: Record,
+    /// Makes the cores.
+    pub make_core: MakeCore,
 }
 
 /// What a run was.
@@ -57,7 +59,7 @@ pub struct Report {
 impl Run {
     /// A run of everything that a seed has.
     pub fn of(seed: u64) -> Run {
-        Run { seed, nodes: None, kinds: Vec::new(), only: None, record: Record::HashOnly }
+        Run { seed, nodes: None, kinds: Vec::new(), only: None, record: Record::HashOnly, make_core: real_core }
     }
 
     fn setting(&self) -> Setting {
@@ -136,6 +138,7 @@ fn swarm_cluster(run: &Run, nodes: usize, rng: &mut Stream) -> Cluster {
     let mut cluster = Cluster::new(nodes);
     cluster.seed = run.seed;
     cluster.record = run.record;
+    cluster.make_core = run.make_core;
     let volumes = *rng.pick(&[1, 1, 1, 2]);
     // A large volume has more extents than the smallest activity log has slots.
     let most = if rng.chance(350) { 120_000 } else { 40_000 };

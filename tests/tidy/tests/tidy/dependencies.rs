@@ -10,7 +10,7 @@ use crate::graph::{Graph, linked};
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// Crates that a write passes through.
-const DATA_PATH: [&str; 6] = ["zea-wire", "zea-meta", "zea-core", "zea-shard", "zea-tcp", "zea-nbd"];
+const DATA_PATH: [&str; 7] = ["zea-wire", "zea-meta", "zea-core", "zea-recorder", "zea-shard", "zea-tcp", "zea-nbd"];
 
 /// A data-path crate links fewer crates of others than this.
 const BUDGET: usize = 40;
@@ -23,12 +23,13 @@ const NOT_IN_DETERMINISTIC: [&str; 6] = ["getrandom", "rand", "mio", "io-uring",
 const DETERMINISTIC: [&str; 4] = ["zea-wire", "zea-meta", "zea-core", "zea-nbd"];
 
 /// The layers: each crate, and the crates of this repository that it may depend on. Below, nothing knows what is above.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("zea-wire", &[]),
     ("zea-meta", &[]),
     ("zea-nbd", &[]),
     ("zea-capture", &["zea-wire"]),
     ("zea-core", &["zea-wire", "zea-meta"]),
+    ("zea-recorder", &["zea-core", "zea-wire"]),
     ("zea-tcp", &["zea-wire"]),
     ("zea-shard", &["zea-core", "zea-wire", "zea-meta", "zea-nbd"]),
     ("zea-node", &["zea-shard", "zea-tcp", "zea-nbd", "zea-core", "zea-wire", "zea-meta"]),

@@ -1,0 +1,319 @@
+//! One entry: an input of the core with its time, or a random number that the core drew.
+//!
+//! Entries are packed by hand, and not archived: a replicated write costs three to five of them (`docs/adr`: the flight recorder).
+
+use rkyv::rancor::Error as RkyvError;
+use thiserror::Error;
+use zea_core::io::{
+    AdminTag, BufId, Command, DiskError, DiskTag, Input, LinkId, LinkLost, Op, Payload, ReqId, Request,
+};
+use zea_wire::header::{Header, HeaderFormat};
+use zea_wire::ids::{NodeId, VolumeNr};
+use zea_wire::packet::{Packet, rule};
+
+use crate::bytes::{Reader, Short, put_number};
+use crate::links::Links;
+
+const REQUEST: u8 = 1;
+const DISK_DONE: u8 = 2;
+const LINK_UP: u8 = 3;
+const LINK_DOWN: u8 = 4;
+const PACKET: u8 = 5;
+const ADMIN: u8 = 6;
+const TIMER: u8 = 7;
+const RANDOM: u8 = 8;
+const END: u8 = 9;
+
+/// What cannot be written down: a packet that is not legal on its link. A framer lets none through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Unrecordable;
+
+/// Why an entry with a good checksum is none.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum EntryError {
+    #[error(transparent)]
+    Short(#[from] Short),
+    #[error("an entry of the unknown kind {0}")]
+    Kind(u8),
+    #[error("{0} bytes behind an entry")]
+    Rest(usize),
+    #[error("no legal packet: {0}")]
+    Packet(String),
+    #[error("no command: {0}")]
+    Command(String),
+    #[error("a value that is none of its kind")]
+    Value,
+}
+
+/// A decoded entry.
+#[derive(Debug)]
+pub(crate) enum Entry<'a> {
+    /// Time since the entry before, in nanoseconds, and the input.
+    Input(u64, Input<'a>),
+    /// A random number that the input before it drew.
+    Random(u64),
+    /// The resource was taken away, or the shard ended.
+    End,
+}
+
+pub(crate) fn put_random(out: &mut Vec<u8>, word: u64) {
+    out.push(RANDOM);
+    put_number(out, word);
+}
+
+pub(crate) fn put_end(out: &mut Vec<u8>) {
+    out.push(END);
+}
+
+/// Appends an input that comes `since` nanoseconds after the one before.
+pub(crate) fn put_input(out: &mut Vec<u8>, links: &Links, since: u64, input: &Input<'_>) -> Result<(), Unrecordable> {
+    let mut head = |kind| {
+        out.push(kind);
+        put_number(out, since);
+    };
+    match input {
+        Input::Request(request) => {
+            head(REQUEST);
+            put_request(out, request);
+        }
+        Input::DiskDone { tag, result, buf, meta, block } => {
+            head(DISK_DONE);
+            put_disk_done(out, *tag, *result, *buf, block.is_some());
+            out.extend_from_slice(meta);
+        }
+        Input::LinkUp { peer, link, resolve_conflicts } => {
+            head(LINK_UP);
+            out.extend_from_slice(&[peer.0, u8::from(*resolve_conflicts)]);
+            put_number(out, link.0);
+        }
+        Input::LinkDown { peer, link, lost } => {
+            head(LINK_DOWN);
+            out.push(peer.0);
+            put_number(out, link.0);
+            let (kind, why) = match lost {
+                LinkLost::Closed => (0, ""),
+                LinkLost::Network(why) => (1, why.as_str()),
+                LinkLost::Protocol(why) => (2, why.as_str()),
+                LinkLost::SendTimeout => (3, ""),
+            };
+            out.push(kind);
+            out.extend_from_slice(why.as_bytes());
+        }
+        Input::Packet { peer, link, volume, packet, payload } => {
+            head(PACKET);
+            out.push(peer.0);
+            put_number(out, link.0);
+            put_number(out, volume.map_or(0, |v| u64::from(v.0) + 1));
+            put_payload(out, *payload);
+            put_packet(out, links, *link, packet, payload.map_or(0, |p| p.len))?;
+        }
+        Input::Admin { tag, command } => {
+            head(ADMIN);
+            put_number(out, tag.0);
+            let archived = rkyv::to_bytes::<RkyvError>(command).expect("a command fits memory");
+            out.extend_from_slice(&archived);
+        }
+        Input::Timer => head(TIMER),
+    }
+    Ok(())
+}
+
+/// The frame holds a random number.
+pub(crate) fn is_random(body: &[u8]) -> bool {
+    body.first() == Some(&RANDOM)
+}
+
+/// The entry that a frame holds.
+pub(crate) fn get<'a>(body: &'a [u8], links: &Links) -> Result<Entry<'a>, EntryError> {
+    let mut r = Reader(body);
+    let kind = r.byte()?;
+    let entry = match kind {
+        RANDOM => Entry::Random(r.number()?),
+        END => Entry::End,
+        _ => Entry::Input(r.number()?, get_input(&mut r, kind, links)?),
+    };
+    match r.0.len() {
+        0 => Ok(entry),
+        rest => Err(EntryError::Rest(rest)),
+    }
+}
+
+fn get_input<'a>(r: &mut Reader<'a>, kind: u8, links: &Links) -> Result<Input<'a>, EntryError> {
+    Ok(match kind {
+        REQUEST => Input::Request(get_request(r)?),
+        DISK_DONE => get_disk_done(r)?,
+        LINK_UP => {
+            let (peer, flag) = (node(r)?, r.byte()?);
+            Input::LinkUp { peer, link: LinkId(r.number()?), resolve_conflicts: flag != 0 }
+        }
+        LINK_DOWN => {
+            let (peer, link, kind) = (node(r)?, LinkId(r.number()?), r.byte()?);
+            let why = std::str::from_utf8(std::mem::take(&mut r.0)).map_err(|_| EntryError::Value)?.to_owned();
+            let lost = match kind {
+                0 => LinkLost::Closed,
+                1 => LinkLost::Network(why),
+                2 => LinkLost::Protocol(why),
+                3 => LinkLost::SendTimeout,
+                _ => return Err(EntryError::Value),
+            };
+            Input::LinkDown { peer, link, lost }
+        }
+        PACKET => {
+            let (peer, link) = (node(r)?, LinkId(r.number()?));
+            let volume = r.number()?.checked_sub(1).map(u16::try_from).transpose().map_err(|_| Short)?.map(VolumeNr);
+            let payload = get_payload(r)?;
+            let packet = get_packet(r, links, link, payload.map_or(0, |p| p.len))?;
+            Input::Packet { peer, link, volume, packet, payload }
+        }
+        ADMIN => {
+            let tag = AdminTag(r.number()?);
+            let command = rkyv::from_bytes::<Command, RkyvError>(std::mem::take(&mut r.0));
+            Input::Admin { tag, command: command.map_err(|e| EntryError::Command(e.to_string()))? }
+        }
+        TIMER => Input::Timer,
+        other => return Err(EntryError::Kind(other)),
+    })
+}
+
+fn node(r: &mut Reader<'_>) -> Result<NodeId, EntryError> {
+    NodeId::new(r.byte()?).ok_or(EntryError::Value)
+}
+
+// ---- requests --------------------------------------------------------------------------------------------------
+
+const FUA: u8 = 0x80;
+
+fn put_request(out: &mut Vec<u8>, request: &Request) {
+    let op = match request.op {
+        Op::Read => 0,
+        Op::Write => 1,
+        Op::Discard => 2,
+        Op::WriteZeroes { unmap: false } => 3,
+        Op::WriteZeroes { unmap: true } => 4,
+        Op::Flush => 5,
+    };
+    out.push(op | if request.fua { FUA } else { 0 });
+    put_number(out, request.id.0);
+    put_number(out, request.volume.0.into());
+    put_number(out, request.sector);
+    put_number(out, request.len.into());
+    put_payload(out, request.payload);
+}
+
+fn get_request(r: &mut Reader<'_>) -> Result<Request, EntryError> {
+    let op = r.byte()?;
+    Ok(Request {
+        op: match op & !FUA {
+            0 => Op::Read,
+            1 => Op::Write,
+            2 => Op::Discard,
+            3 => Op::WriteZeroes { unmap: false },
+            4 => Op::WriteZeroes { unmap: true },
+            5 => Op::Flush,
+            _ => return Err(EntryError::Value),
+        },
+        fua: op & FUA != 0,
+        id: ReqId(r.number()?),
+        volume: VolumeNr(r.small()?),
+        sector: r.number()?,
+        len: r.small()?,
+        payload: get_payload(r)?,
+    })
+}
+
+/// 0, or the length and one, then the place.
+fn put_payload(out: &mut Vec<u8>, payload: Option<Payload>) {
+    let Some(Payload { buf, offset, len }) = payload else {
+        return out.push(0);
+    };
+    put_number(out, u64::from(len) + 1);
+    put_number(out, buf.0.into());
+    put_number(out, offset.into());
+}
+
+fn get_payload(r: &mut Reader<'_>) -> Result<Option<Payload>, EntryError> {
+    let Some(len) = r.number()?.checked_sub(1) else {
+        return Ok(None);
+    };
+    let len = u32::try_from(len).map_err(|_| Short)?;
+    Ok(Some(Payload { buf: BufId(r.small()?), offset: r.small()?, len }))
+}
+
+// ---- disk commands ---------------------------------------------------------------------------------------------
+
+const HAS_BUF: u8 = 0x40;
+const HAS_BLOCK: u8 = 0x80;
+
+fn put_disk_done(out: &mut Vec<u8>, tag: DiskTag, result: Result<(), DiskError>, buf: Option<BufId>, has_block: bool) {
+    let kind = match result {
+        Ok(()) => 0,
+        Err(DiskError::Io(_)) => 1,
+        Err(DiskError::NoSpace) => 2,
+        Err(DiskError::Unsupported) => 3,
+    };
+    out.push(kind | if buf.is_some() { HAS_BUF } else { 0 } | if has_block { HAS_BLOCK } else { 0 });
+    put_number(out, tag.0);
+    if let Err(DiskError::Io(errno)) = result {
+        put_number(out, u64::from(errno.cast_unsigned()));
+    }
+    if let Some(BufId(buf)) = buf {
+        put_number(out, buf.into());
+    }
+}
+
+/// The block of a write comes back for its memory only: here an empty one.
+fn get_disk_done<'a>(r: &mut Reader<'a>) -> Result<Input<'a>, EntryError> {
+    let kind = r.byte()?;
+    let tag = DiskTag(r.number()?);
+    let result = match kind & !(HAS_BUF | HAS_BLOCK) {
+        0 => Ok(()),
+        1 => Err(DiskError::Io(r.small::<u32>()?.cast_signed())),
+        2 => Err(DiskError::NoSpace),
+        3 => Err(DiskError::Unsupported),
+        _ => return Err(EntryError::Value),
+    };
+    let buf = if kind & HAS_BUF != 0 { Some(BufId(r.small()?)) } else { None };
+    let block = (kind & HAS_BLOCK != 0).then(|| Box::new([0; 4096]));
+    Ok(Input::DiskDone { tag, result, buf, meta: std::mem::take(&mut r.0), block })
+}
+
+// ---- packets ---------------------------------------------------------------------------------------------------
+
+/// The command, and what stands between header and payload: the header says nothing more.
+fn put_packet(
+    out: &mut Vec<u8>,
+    links: &Links,
+    link: LinkId,
+    packet: &Packet,
+    payload_len: u32,
+) -> Result<(), Unrecordable> {
+    let negotiated = links.of(link);
+    if !packet.rule().is_legal(&negotiated) || (payload_len > 0 && !packet.has_payload()) {
+        return Err(Unrecordable);
+    }
+    put_number(out, packet.command().into());
+    let at = out.len();
+    packet.encode(&negotiated, None, payload_len as usize, out);
+    let head = HeaderFormat::for_packet(negotiated.version, out.len() - at).len();
+    out.drain(at..at + head);
+    Ok(())
+}
+
+fn get_packet(r: &mut Reader<'_>, links: &Links, link: LinkId, payload_len: u32) -> Result<Packet, EntryError> {
+    let negotiated = links.of(link);
+    let command = r.small()?;
+    let body = std::mem::take(&mut r.0);
+    let rule = rule(command).ok_or_else(|| EntryError::Packet(format!("command {command:#x}")))?;
+    let length = u32::try_from(body.len()).ok().and_then(|len| len.checked_add(payload_len)).ok_or(Short)?;
+    let header = Header {
+        format: HeaderFormat::for_version(negotiated.version),
+        raw_volume: Header::NO_VOLUME,
+        command,
+        length,
+    };
+    match Packet::decode(&header, rule.stream(), &negotiated, body) {
+        Ok((packet, len)) if len == payload_len as usize => Ok(packet),
+        Ok((_, len)) => Err(EntryError::Packet(format!("{len} bytes of payload instead of {payload_len}"))),
+        Err(e) => Err(EntryError::Packet(e.to_string())),
+    }
+}
