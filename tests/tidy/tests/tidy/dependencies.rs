@@ -23,7 +23,7 @@ const NOT_IN_DETERMINISTIC: [&str; 6] = ["getrandom", "rand", "mio", "io-uring",
 const DETERMINISTIC: [&str; 4] = ["zea-wire", "zea-meta", "zea-core", "zea-nbd"];
 
 /// The layers: each crate, and the crates of this repository that it may depend on. Below, nothing knows what is above.
-const LAYERS: [(&str, &[&str]); 14] = [
+const LAYERS: [(&str, &[&str]); 15] = [
     ("zea-wire", &[]),
     ("zea-meta", &[]),
     ("zea-nbd", &[]),
@@ -36,6 +36,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("zea-cli", &["zea-node", "zea-capture", "zea-wire"]),
     ("zea-sim", &["zea-core", "zea-wire", "zea-meta"]),
     ("zea-demo", &[]),
+    ("zea-lab", &["zea-capture"]),
     ("zea-bench", &[]),
     ("zea-tidy", &[]),
 ];

@@ -1,0 +1,232 @@
+//! One lab: a network, its guests, Zea, a recording, and the files of all of them.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::disk;
+use crate::guest::Guest;
+use crate::initramfs;
+use crate::kernel::{Kernel, Machine};
+use crate::namespace::{HOST, Namespace, guest_address};
+use crate::recording::{Packets, Recording};
+use crate::slot::{self, Slot};
+use crate::zead::Zead;
+
+/// Begins the names of the folders of labs.
+const FOLDER: &str = "zea-lab-";
+/// The file that a living lab has locked.
+const LOCK: &str = "lock";
+/// The disk of a guest, meta data included: 16 MiB, as in the recordings.
+const DISK_BYTES: u64 = 16 << 20;
+const MEMORY_MIB: u32 = 256;
+
+/// What a scenario works with. Everything in it ends when it is dropped.
+#[derive(Debug)]
+pub struct Lab {
+    guests: BTreeMap<usize, Guest>,
+    zead: Option<Zead>,
+    recording: Option<Recording>,
+    namespace: Namespace,
+    kernel: Kernel,
+    initramfs: PathBuf,
+    _lock: File,
+    folder: TempDir,
+    slot: Slot,
+    begin: Instant,
+    /// Steps and when they were done.
+    steps: Vec<(String, Duration)>,
+}
+
+impl Lab {
+    /// Sets a lab up; `programs` are tools of this machine that the guests get, beside those of DRBD and busybox.
+    ///
+    /// # Errors
+    /// A tool or the kernel is missing, or the system does not allow it.
+    pub fn new(programs: &[&str]) -> Result<Lab> {
+        let slot = Slot::take()?;
+        let begin = Instant::now();
+        let kernel = Kernel::find()?;
+        let (folder, lock) = own_folder()?;
+        let initramfs = folder.path().join("initramfs");
+        fs::write(&initramfs, initramfs::build(&kernel, programs)?.bytes())?;
+        let namespace = Namespace::new()?;
+        let recording = Some(Recording::begin(&namespace, folder.path())?);
+        let (guests, zead, steps) = (BTreeMap::new(), None, Vec::new());
+        let mut lab =
+            Lab { guests, zead, recording, namespace, kernel, initramfs, _lock: lock, folder, slot, begin, steps };
+        lab.step("set up");
+        Ok(lab)
+    }
+
+    /// The folder with everything of this lab.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Notes that a step is done.
+    pub fn step(&mut self, name: &str) {
+        self.steps.push((name.to_owned(), self.begin.elapsed()));
+    }
+
+    /// The steps that were noted, each with the time from the beginning.
+    #[must_use]
+    pub fn times(&self) -> String {
+        let steps = self.steps.iter().map(|(name, at)| format!("{name} {:.1} s", at.as_secs_f64()));
+        steps.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Boots guest number `number` (from 1 on) with `disks` disks. Disks that it had before are kept.
+    ///
+    /// # Errors
+    /// It does not come up in time.
+    pub fn boot(&mut self, number: usize, disks: usize) -> Result<()> {
+        let name = format!("guest{number}");
+        let folder = self.folder().join(&name);
+        let tap = format!("tap{number}");
+        if !folder.is_dir() {
+            fs::create_dir(&folder)?;
+            self.namespace.add_tap(&tap)?;
+        }
+        let disks: Vec<PathBuf> = (0..disks).map(|disk| self.disk(number, disk)).collect();
+        for disk in disks.iter().filter(|disk| !disk.exists()) {
+            disk::create(disk, DISK_BYTES)?;
+        }
+        let address = guest_address(number);
+        let machine = Machine {
+            name: &name,
+            folder: &folder,
+            memory_mib: MEMORY_MIB,
+            initramfs: &self.initramfs,
+            disks: &disks,
+            tap: &tap,
+            address: &format!("{address}/24"),
+        };
+        // A namespace of processes: all of them die with the first.
+        let mut command = self.namespace.command("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+        command.args(["taskset", "-c", &self.slot.cpu().to_string()]);
+        self.kernel.boot(&mut command, &machine);
+        self.guests.insert(number, Guest::boot(&name, &mut command)?);
+        self.step(&format!("{name} booted"));
+        Ok(())
+    }
+
+    /// A guest that was booted.
+    pub fn guest(&mut self, number: usize) -> &mut Guest {
+        self.guests.get_mut(&number).unwrap_or_else(|| panic!("guest {number} was not booted"))
+    }
+
+    /// Kills a guest, as if its power failed. Its disks stay.
+    ///
+    /// # Errors
+    /// It does not die.
+    pub fn kill_guest(&mut self, number: usize) -> Result<()> {
+        self.guests.remove(&number).context("it was not booted")?.kill()?;
+        self.step(&format!("guest{number} killed"));
+        Ok(())
+    }
+
+    /// The image of a guest's disk, `/dev/ubda` being 0.
+    #[must_use]
+    pub fn disk(&self, guest: usize, disk: usize) -> PathBuf {
+        self.folder().join(format!("guest{guest}/disk{disk}"))
+    }
+
+    /// Pulls the cable of a guest, or plugs it in again.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn set_cable(&self, number: usize, plugged: bool) -> Result<()> {
+        self.namespace.set_cable(&format!("tap{number}"), plugged)
+    }
+
+    /// The address of this machine in the lab's network.
+    #[must_use]
+    pub const fn host_address(&self) -> &'static str {
+        HOST
+    }
+
+    /// Starts zead as node 0; again after it was killed.
+    ///
+    /// # Errors
+    /// It does not come up in time.
+    pub fn start_zead(&mut self) -> Result<()> {
+        self.zead = Some(Zead::start(&self.namespace, self.folder())?);
+        self.step("zead runs");
+        Ok(())
+    }
+
+    /// Zead, which was started.
+    pub fn zead(&mut self) -> &mut Zead {
+        self.zead.as_mut().unwrap_or_else(|| panic!("zead was not started"))
+    }
+
+    /// Kills zead (SIGKILL).
+    ///
+    /// # Errors
+    /// It was not started.
+    pub fn kill_zead(&mut self) -> Result<()> {
+        self.zead.take().context("it was not started")?.kill()?;
+        self.step("zead killed");
+        Ok(())
+    }
+
+    /// Ends the recording; returns what was said.
+    ///
+    /// # Errors
+    /// Not everything in it could be decoded, or it was ended before.
+    pub fn packets(&mut self) -> Result<Packets> {
+        let packets = self.recording.take().context("the recording was read already")?.read()?;
+        self.step(&format!("{} packets decoded", packets.lines.len()));
+        Ok(packets)
+    }
+
+    /// Compares the first `bytes` of two images.
+    ///
+    /// # Errors
+    /// They differ: where.
+    pub fn compare(&mut self, one: &Path, other: &Path, bytes: u64) -> Result<()> {
+        disk::compare(one, other, bytes)?;
+        self.step("compared");
+        Ok(())
+    }
+
+    /// Gives the console of a guest to a person.
+    ///
+    /// # Errors
+    /// There is no guest.
+    pub fn talk(&mut self) -> Result<()> {
+        let guest = self.guests.values_mut().next().context("no guest runs")?;
+        guest.talk()
+    }
+}
+
+/// A folder, and the lock in it that says that somebody lives there.
+fn own_folder() -> Result<(TempDir, File)> {
+    // Nobody sweeps before the lock is held.
+    let door = slot::lock_file("zea-lab.lock")?;
+    door.lock()?;
+    sweep();
+    let folder = tempfile::Builder::new().prefix(FOLDER).tempdir()?;
+    let lock = File::create(folder.path().join(LOCK))?;
+    lock.lock()?;
+    Ok((folder, lock))
+}
+
+/// Removes the folders of labs whose process had no time to.
+fn sweep() {
+    let folders = fs::read_dir(std::env::temp_dir()).into_iter().flatten().filter_map(Result::ok);
+    for folder in folders.filter(|entry| entry.file_name().to_string_lossy().starts_with(FOLDER)) {
+        let abandoned = File::open(folder.path().join(LOCK)).is_ok_and(|lock| lock.try_lock().is_ok());
+        if abandoned {
+            // Another lab may be at it.
+            let _ = fs::remove_dir_all(folder.path());
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `zea-lab`: scenarios by hand.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use zea_lab::Lab;
+use zea_lab::scenarios::ALL;
+
+/// Boots kernels with DRBD in them and runs scenarios
+#[derive(Debug, Parser)]
+#[command(name = "zea-lab", subcommand_required = true, arg_required_else_help = true, max_term_width = 100)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the scenarios
+    List,
+    /// Run a scenario and print how long its steps took
+    Run {
+        /// Its name, or a part that only one has
+        name: String,
+        /// Leave everything running at the end, also after a failure, and give the console of the first guest
+        #[arg(long)]
+        keep: bool,
+        /// Print what was said on the network
+        #[arg(long)]
+        packets: bool,
+    },
+    /// Boot a guest with two disks and give its console
+    Shell,
+}
+
+fn main() -> Result<()> {
+    match Args::parse().command {
+        Command::List => ALL.iter().for_each(|(name, _)| println!("{name}")),
+        Command::Run { name, keep, packets } => run(&name, keep, packets)?,
+        Command::Shell => {
+            let mut lab = Lab::new(&[])?;
+            lab.boot(1, 2)?;
+            lab.guest(1).run("modprobe drbd")?;
+            talk(&mut lab)?;
+        }
+    }
+    Ok(())
+}
+
+fn run(name: &str, keep: bool, packets: bool) -> Result<()> {
+    let mut found = ALL.iter().filter(|(full, _)| full.contains(name));
+    let (name, scenario) = found.next().with_context(|| format!("no scenario has {name} in its name"))?;
+    if let Some((other, _)) = found.next() {
+        bail!("both {name} and {other}");
+    }
+    let mut lab = Lab::new(&[])?;
+    let result = catch_unwind(AssertUnwindSafe(|| scenario(&mut lab)));
+    let result = result.unwrap_or_else(|_| bail!("panicked"));
+    println!("{name}: {}", lab.times());
+    if let Err(error) = &result {
+        eprintln!("{error:#}");
+    }
+    if packets {
+        lab.packets()?.lines.iter().for_each(|line| println!("{line}"));
+    }
+    if keep {
+        talk(&mut lab)?;
+    }
+    result
+}
+
+fn talk(lab: &mut Lab) -> Result<()> {
+    println!("everything is in {}; exit or Ctrl-D ends it", lab.folder().display());
+    lab.talk()
+}
