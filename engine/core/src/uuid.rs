@@ -1,7 +1,7 @@
-//! Data generation UUIDs of DRBD 9: what they are, how two nodes compare them, what follows, and how they change.
+//! Data generation UUIDs: what they are, how two nodes compare them, what follows, and how they change.
 //!
 //! Everything here is a pure function of what both nodes have sent each other, so both come to mirrored results:
-//! * [`compare`]: the rule table (reference handshake-and-states.md section 5.3, agreed version 118 and above);
+//! * [`compare`]: the rule table (reference handshake-and-states.md section 5.3, agreed version 118 and above; section 5.2 below 110);
 //! * [`decide`]: from the strategy to source, target, no resync or disconnect (section 5.4);
 //! * [`keep_bits`]: Zea's own last word, that no set bit of usable data is ever ignored between two Zea nodes;
 //! * [`Uuids`]: the node's own UUIDs and their rotation (sections 4.1, 5.7) and bookkeeping (section 5.6).
@@ -14,6 +14,8 @@ mod compare;
 mod decide;
 mod keep_bits;
 mod rotate;
+mod rotate84;
+mod table84;
 mod view;
 
 pub use bookkeeping::{BitmapAction, Bookkeeping, BookkeepingContext, MissedEnd};
@@ -29,6 +31,11 @@ pub const NODES: usize = 32;
 pub const JUST_CREATED: u64 = 4;
 /// Bitmap UUID of a node that the sender says nothing about.
 pub const NO_INFORMATION: u64 = u64::MAX;
+
+/// 8.4: a sync UUID is the source's bitmap UUID plus this.
+const SYNC_UUID_OFFSET: u64 = 1 << 48;
+/// The first protocol version of DRBD 9: several peers, a bitmap UUID for each.
+const FIRST_OF_9: u32 = 110;
 
 /// Bit 0: the generating node is Primary.
 const PRIMARY: u64 = 1;

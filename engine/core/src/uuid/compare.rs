@@ -1,4 +1,5 @@
-//! The rule table of UUID comparison, agreed version 118 and above (reference handshake-and-states.md section 5.3).
+//! The rule table of UUID comparison, agreed version 118 and above (reference handshake-and-states.md section 5.3). Below 110 it is
+//! [`super::table84`].
 
 use std::fmt;
 
@@ -7,12 +8,12 @@ use zea_wire::ids::NodeId;
 
 use super::decide::AfterSplitBrain;
 use super::view::UuidView;
-use super::{JUST_CREATED, NODES, PRIMARY, is_generation, is_zero, same};
+use super::{FIRST_OF_9, JUST_CREATED, NODES, PRIMARY, is_generation, is_zero, same};
 
 /// What both nodes know of the connection when they compare.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
-    /// Agreed protocol version, at least 118.
+    /// Agreed protocol version: below 110 the rules of 8.4 hold.
     pub agreed_version: u32,
     /// Replication protocol A or B.
     pub protocol_a_or_b: bool,
@@ -140,6 +141,10 @@ pub enum Rule {
     BitmapSelf,
     /// I have bits for another node since the peer's generation.
     BitmapSelfOther,
+    /// 8.4: the peer, as source, has begun a resync that I have not heard of.
+    SyncUuidPeer,
+    /// 8.4: as source I have begun a resync that the peer has not heard of.
+    SyncUuidSelf,
     /// My generation is in the peer's history.
     HistoryPeer,
     /// The peer's generation is in my history.
@@ -170,6 +175,8 @@ impl Rule {
             Rule::BitmapPeerOther => "bitmap-peer-other",
             Rule::BitmapSelf => "bitmap-self",
             Rule::BitmapSelfOther => "bitmap-self-other",
+            Rule::SyncUuidPeer => "sync-uuid-peer",
+            Rule::SyncUuidSelf => "sync-uuid-self",
             Rule::HistoryPeer => "history-peer",
             Rule::HistorySelf => "history-self",
             Rule::BitmapBoth => "bitmap-both",
@@ -212,6 +219,9 @@ pub fn compare(cx: &Context<'_>, own: &UuidView, peer: &UuidView) -> (Strategy, 
 }
 
 fn table(cx: &Context<'_>, own: &UuidView, peer: &UuidView) -> (Strategy, Rule) {
+    if cx.agreed_version < FIRST_OF_9 {
+        return super::table84::table(cx, own, peer);
+    }
     let (me, you) = (generation(own.current), generation(peer.current));
     match (me == JUST_CREATED, you == JUST_CREATED) {
         (true, true) => (Strategy::NoSync, Rule::JustCreatedBoth),
@@ -223,7 +233,7 @@ fn table(cx: &Context<'_>, own: &UuidView, peer: &UuidView) -> (Strategy, Rule) 
 }
 
 /// The current UUID without the Primary bit; 0, as old versions wrote it, counts as just created.
-fn generation(current: u64) -> u64 {
+pub(super) fn generation(current: u64) -> u64 {
     match current & !PRIMARY {
         0 => JUST_CREATED,
         uuid => uuid,

@@ -9,7 +9,7 @@ use zea_wire::state::{DiskState, Role};
 
 use super::compare::{Context, Rule, Strategy, compare, other_slot};
 use super::view::UuidView;
-use super::{is_generation, same};
+use super::{FIRST_OF_9, is_generation, same};
 
 /// One of the two nodes.
 #[derive(Debug, Clone, Copy)]
@@ -177,6 +177,9 @@ impl Decider<'_> {
         }
         let inconsistent = |side: &Side<'_>| side.disk == DiskState::Inconsistent;
         let one_inconsistent = inconsistent(own) || inconsistent(peer);
+        if self.cx.agreed_version < FIRST_OF_9 {
+            return if one_inconsistent { self.inconsistent_is_target(strategy) } else { strategy };
+        }
         let no_sync = strategy == Strategy::NoSync;
         let applies = if self.cx.agreed_version >= 119 {
             let failed = matches!(strategy, Strategy::SourceIfBothFailed | Strategy::TargetIfBothFailed);
@@ -186,6 +189,23 @@ impl Decider<'_> {
             (no_sync || self.rule == Rule::BothOff) && one_inconsistent
         };
         if applies { self.better_disk_is_source() } else { strategy }
+    }
+
+    /// 8.4, whatever the rule was (5.2): an Inconsistent disk next to a better one is the target, of everything if the rule said so.
+    fn inconsistent_is_target(&self, strategy: Strategy) -> Strategy {
+        let own_is_source = self.own.disk > self.peer.disk;
+        match strategy {
+            Strategy::UnrelatedData | Strategy::RetryConnect => strategy,
+            Strategy::SourceSetBitmap | Strategy::TargetSetBitmap | Strategy::SplitBrainDisconnect => {
+                if own_is_source {
+                    Strategy::SourceSetBitmap
+                } else {
+                    Strategy::TargetSetBitmap
+                }
+            }
+            _ if own_is_source => Strategy::SourceUseBitmap,
+            _ => Strategy::TargetUseBitmap,
+        }
     }
 
     fn better_disk_is_source(&self) -> Strategy {

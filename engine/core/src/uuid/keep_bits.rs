@@ -42,6 +42,7 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
     }
     let reversed = || {
         better_is_source(&decision, own, peer)
+            .or_else(|| discarded_is_target(&decision, own, peer))
             .or_else(|| neighbour_is_no_target(&decision, own, peer))
             .or_else(|| survivor_is_source(&decision, own, peer))
     };
@@ -97,6 +98,21 @@ fn better_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Opt
         kept_bits: true,
         ..*decision
     })
+}
+
+/// The administrator gave up the data of the node that would overwrite a Primary. From version 121 on that turns the direction with
+/// DRBD, too.
+fn discarded_is_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
+    let (source, target) = match outcome_of(decision.strategy) {
+        Outcome::Source => (own, peer),
+        Outcome::Target => (peer, own),
+        _ => return None,
+    };
+    let discards = |side: &Side<'_>| side.view.flags.contains(UuidFlags::DISCARD_MY_DATA);
+    let refused = decision.outcome == Outcome::Disconnect(Reason::TargetIsPrimary);
+    let strategy = decision.strategy.mirrored();
+    let reverses = refused && discards(source) && !discards(target) && !source.is_primary();
+    reverses.then(|| Decision { strategy, outcome: outcome_of(strategy), kept_bits: true, ..*decision })
 }
 
 /// Both are UpToDate neighbours of one Primary. It is what they are measured by: it settles their marks

@@ -289,6 +289,6 @@ impl Uuids {
 }
 
 /// A random number that names a generation.
-fn usable(random: u64) -> u64 {
+pub(super) fn usable(random: u64) -> u64 {
     if is_generation(random) && !same(random, JUST_CREATED) { random } else { 1 << 63 }
 }

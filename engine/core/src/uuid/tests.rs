@@ -1,5 +1,6 @@
 mod mutations;
 mod rules;
+mod rules84;
 mod symmetry;
 mod table;
 

@@ -87,7 +87,8 @@ fn pair() -> impl Strategy<Value = (Node, Node)> {
 }
 
 fn cx() -> impl Strategy<Value = Context<'static>> {
-    (118..=124u32, any::<bool>(), any::<bool>()).prop_map(|(version, a_or_b, resolve)| Context {
+    let version = prop_oneof![Just(101), 118..=124u32];
+    (version, any::<bool>(), any::<bool>()).prop_map(|(version, a_or_b, resolve)| Context {
         protocol_a_or_b: a_or_b,
         resolve_conflicts: resolve,
         ..context(version)
