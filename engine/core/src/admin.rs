@@ -56,6 +56,9 @@ impl Resource {
         }
         match self.conns.binary_search_by_key(&node, Connection::node) {
             Ok(_) => Err(refuse(0, format!("node id {node} is in use already"))),
+            Err(_) if self.conns.iter().any(Connection::speaks_84) => {
+                Err(refuse(0, "the peer that is connected speaks DRBD 8.4, which knows two nodes: disconnect it first"))
+            }
             Err(_) if self.conns.len() >= limits::MAX_PEERS => Err(refuse(0, "too many peers (31)")),
             Err(at) => {
                 let bitmap = config.net.bitmap;
@@ -241,11 +244,16 @@ impl Resource {
         self.role = Role::Primary;
         self.lost_primary = None;
         self.state_changed = true;
+        // It is told when the UUIDs are stable and told: it compares on that state.
+        let peer_84 = self.peer_84();
         for vidx in 0..self.volumes.len() {
             let forced = force && !self.has_data(vidx);
             let v = &mut self.volumes[vidx];
             v.new_uuid_needed = true;
             if !v.has_disk() {
+                if let Some(cidx) = peer_84 {
+                    self.send_state(cx, cidx, vidx);
+                }
                 continue;
             }
             if forced {
@@ -263,11 +271,13 @@ impl Resource {
             v.new_uuid_running = true;
             v.meta.push(Step::SuperBlock);
             v.meta.push(Step::Then(Then::RoleStable));
-            if forced {
+            if forced && peer_84.is_none() {
                 v.meta.push(Step::Then(Then::Compare));
             }
         }
-        self.send_states(cx);
+        if peer_84.is_none() {
+            self.send_states(cx);
+        }
     }
 
     /// The change may be answered when the meta data of every volume is stable; the last volume answers.
@@ -292,7 +302,7 @@ impl Resource {
                 v.meta.push(step);
             }
         }
-        for cidx in self.up_conns() {
+        for cidx in self.up_conns().filter(|_| self.peer_84().is_none()).collect::<Vec<_>>() {
             let role_only = Packet::State(State { state: StateBits::of_role(Role::Secondary) });
             self.send(cx, cidx, None, role_only);
         }
@@ -309,7 +319,10 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             self.volumes[vidx].meta.push(Step::Bitmap);
             self.maybe_clear_primary_ind(vidx);
-            // Being a neighbour of a Primary, or not any more, is part of what the UUIDs say.
+            // Being a neighbour of a Primary, or not any more, is part of what the UUIDs say, but not of 8.4's.
+            if self.conns[cidx].speaks_84() {
+                continue;
+            }
             self.send_uuids(cx, vidx, zea_wire::flags::UuidFlags::EMPTY, zea_wire::ids::NodeMask::EMPTY);
         }
     }
@@ -366,6 +379,10 @@ impl Resource {
             Then::NewUuid => self.new_uuid_stable(cx, vidx),
             Then::RoleStable => {
                 self.volumes[vidx].new_uuid_running = false;
+                if let Some(cidx) = self.peer_84() {
+                    self.volumes[vidx].told_disk = self.volumes[vidx].disk;
+                    self.send_state(cx, cidx, vidx);
+                }
                 self.release_held(cx, vidx);
             }
             Then::ResyncFinished(node) => self.resync_finished(cx, vidx, node),
@@ -373,6 +390,7 @@ impl Resource {
             Then::Detach => self.disk_closed(cx, vidx),
             Then::Reply(tag) => cx.reply(tag, Ok(())),
             Then::BitmapSet(node) => self.bitmap_set_stable(cx, vidx, node),
+            Then::SyncUuid(node, uuid) => self.sync_uuid_stable(cx, vidx, node, uuid),
             Then::FullSyncWritten(node) => {
                 if let Some(a) = self.volumes[vidx].attached.as_mut() {
                     a.sb.peers[usize::from(node.0)].flags.remove(PeerFlags::FULL_SYNC);

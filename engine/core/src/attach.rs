@@ -201,8 +201,9 @@ impl Resource {
             (true, false) => DiskState::Outdated,
             (true, true) => DiskState::UpToDate,
         };
-        if v.exposed_uuid != 0 && v.exposed_uuid & !1 != v.uuids.current & !1 && v.disk > DiskState::Outdated {
-            // The data moved on while this disk was away.
+        let moved_on = v.exposed_uuid != 0 && v.exposed_uuid & !1 != v.uuids.current & !1;
+        if (moved_on || v.may_be_named) && v.disk > DiskState::Outdated {
+            // The data moved on while this disk was away, or may have.
             v.disk = DiskState::Outdated;
             sb.flags.remove(DeviceFlags::WAS_UP_TO_DATE);
         }
@@ -408,6 +409,7 @@ impl Resource {
                 | Then::Compare
                 | Then::ResyncFinished(_)
                 | Then::BitmapSet(_)
+                | Then::SyncUuid(..)
                 | Then::FullSyncWritten(_) => {}
             }
         }

@@ -3,6 +3,8 @@
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::ids::{NodeId, VolumeNr};
 
+use crate::limits;
+
 /// Replication protocol (wire-protocol.md 8, `protocol`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
 pub enum Protocol {
@@ -47,6 +49,8 @@ pub struct NetOptions {
     pub bitmap: bool,
     /// Offer Zea's private feature bit (see `docs/adr`). Off only to act like a kernel peer in tests.
     pub keep_bits: bool,
+    /// The highest protocol version that is offered. Lower than the default only to act like an older node in tests.
+    pub protocol_max: u32,
 }
 
 impl Default for NetOptions {
@@ -61,6 +65,7 @@ impl Default for NetOptions {
             shared_secret: String::new(),
             bitmap: true,
             keep_bits: true,
+            protocol_max: limits::PROTOCOL_MAX,
         }
     }
 }

@@ -8,24 +8,14 @@ use zea_wire::packet::{AlgName, AuthChallenge, AuthResponse, Packet, Protocol as
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
 
 use crate::connection::{Link, LinkPhase};
+use crate::dialect;
 use crate::event::Severity;
 use crate::io::{Action, LinkId, LinkLost, Time};
 use crate::limits;
 use crate::resource::{Ctx, Resource};
 
-/// Lowest and highest protocol version this core speaks.
-pub(crate) const PROTOCOL_MIN: u32 = 118;
-pub(crate) const PROTOCOL_MAX: u32 = 124;
-
-/// What every Zea node offers.
-const OFFERED: [Features; 6] = [
-    Features::TRIM,
-    Features::WSAME,
-    Features::WZEROES,
-    Features::RESYNC_DAGTAG,
-    Features::TWOPC_V2,
-    Features::RS_SKIP_UUID,
-];
+/// What a node offers beside the features of 8.4.
+const OFFERED: [Features; 3] = [Features::RESYNC_DAGTAG, Features::TWOPC_V2, Features::RS_SKIP_UUID];
 
 impl Resource {
     /// Both streams are up: send our features.
@@ -58,16 +48,20 @@ impl Resource {
     fn own_features(&self, cidx: usize) -> ConnectionFeatures {
         let c = &self.conns[cidx];
         let mut features = Features::EMPTY;
-        for f in OFFERED {
+        for f in dialect::FEATURES {
+            features.set(f, true);
+        }
+        for f in OFFERED.into_iter().filter(|_| c.config.net.protocol_max >= limits::PROTOCOL_MIN) {
             features.set(f, true);
         }
         if c.config.net.keep_bits {
             features.set(Features::ZEA_KEEP_BITS, true);
         }
         ConnectionFeatures {
-            protocol_min: PROTOCOL_MIN,
+            // Older ones know no third node.
+            protocol_min: if self.conns.len() == 1 { dialect::OLDEST } else { limits::PROTOCOL_MIN },
             feature_flags: features,
-            protocol_max: PROTOCOL_MAX,
+            protocol_max: c.config.net.protocol_max,
             sender_node_id: u32::from(self.config.node_id.0),
             receiver_node_id: u32::from(c.node().0),
         }
@@ -112,6 +106,11 @@ impl Resource {
         }
     }
 
+    /// The node id that goes into an authentication response: 8.4 has none.
+    fn id_in_response(&self, cidx: usize, node: NodeId) -> Option<NodeId> {
+        (!self.conns[cidx].speaks_84()).then_some(node)
+    }
+
     fn hmac_alg(&self, cidx: usize) -> Option<HmacAlg> {
         self.conns[cidx].config.net.cram_hmac_alg.as_deref().and_then(HmacAlg::from_name)
     }
@@ -135,7 +134,8 @@ impl Resource {
             return self.stand_alone(cx, cidx, "cram-hmac-alg is not known: use sha1, sha256 or sha512");
         };
         let secret = self.conns[cidx].config.net.shared_secret.clone();
-        let response = auth::respond(alg, secret.as_bytes(), challenge, Some(own_id));
+        let id = self.id_in_response(cidx, own_id);
+        let response = auth::respond(alg, secret.as_bytes(), challenge, id);
         let deadline = Some(cx.now.plus_ms(10 * self.conns[cidx].config.net.ping_timeout_ms));
         self.phase(cidx, LinkPhase::AuthResponse, deadline);
         self.send(cx, cidx, None, Packet::AuthResponse(AuthResponse { response }));
@@ -150,9 +150,8 @@ impl Resource {
         let challenge = link.own_challenge;
         let alg = self.hmac_alg(cidx).expect("checked with the challenge");
         let c = &self.conns[cidx];
-        if auth::check_response(alg, c.config.net.shared_secret.as_bytes(), &challenge, Some(c.node()), response)
-            .is_err()
-        {
+        let id = self.id_in_response(cidx, c.node());
+        if auth::check_response(alg, c.config.net.shared_secret.as_bytes(), &challenge, id, response).is_err() {
             return self.stand_alone(
                 cx,
                 cidx,
@@ -167,6 +166,9 @@ impl Resource {
     fn send_protocol(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         let packet = self.own_protocol(cidx);
         self.send(cx, cidx, None, Packet::Protocol(packet));
+        if self.conns[cidx].speaks_84() {
+            self.handshake_send(cx, cidx);
+        }
     }
 
     fn own_protocol(&self, cidx: usize) -> ProtocolPacket {
@@ -209,7 +211,8 @@ impl Resource {
         if own.conn_flags.contains(ConnFlags::DISCARD_MY_DATA) && peer.conn_flags.contains(ConnFlags::DISCARD_MY_DATA) {
             return self.stand_alone(cx, cidx, "both sides want to discard their data");
         }
-        self.phase(cidx, LinkPhase::Connecting, None);
+        let deadline = link.phase_deadline.filter(|_| link.states_sent);
+        self.phase(cidx, LinkPhase::Connecting, deadline);
         self.conns[cidx].retry_at = None;
         self.want_connect(cidx);
     }
@@ -438,6 +441,7 @@ impl Resource {
         if was_up {
             self.volumes[vidx].meta.push(crate::meta_queue::Step::Bitmap);
         }
+        self.generation_stays_unknown(cx, vidx);
         self.resync_choose_target(cx, vidx);
     }
 

@@ -80,6 +80,8 @@ pub(crate) struct RecvEpoch {
     pub(crate) active: u32,
     /// Flushes of backing devices that are running; `None`: not started.
     pub(crate) flushing: Option<u32>,
+    /// The dagtag behind its last write.
+    pub(crate) dagtag: u64,
 }
 
 /// A peer write that is done here and waits for its P_PEER_ACK.
@@ -264,6 +266,12 @@ impl PeerDevice {
         }
     }
 
+    /// Counters and sequence numbers of a new connection.
+    pub(crate) fn begin(&mut self) {
+        (self.packet_seq, self.peer_seq) = (0, 0);
+        (self.sent_sectors, self.received_sectors) = (0, 0);
+    }
+
     pub(crate) fn is_sync_target(&self) -> bool {
         matches!(self.repl, ReplState::SyncTarget | ReplState::PausedSyncT)
     }
@@ -278,9 +286,9 @@ impl PeerDevice {
 pub(crate) struct ResyncTarget {
     /// Where the scan of the bitmap goes on.
     pub(crate) next_bit: u64,
-    /// Requests that are out or being written, by block id.
+    /// Requests that are out or being written, by first sector.
     #[rkyv(with = rkyv::with::AsVec)]
-    pub(crate) in_flight: BTreeMap<BlockId, ResyncReq>,
+    pub(crate) in_flight: BTreeMap<u64, ResyncReq>,
     pub(crate) in_flight_sectors: u64,
     /// Writes or reads that failed: the blocks stay out of sync.
     pub(crate) failed: u64,
@@ -295,7 +303,7 @@ pub(crate) struct ResyncTarget {
 /// One resync request of the target.
 #[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 pub(crate) struct ResyncReq {
-    pub(crate) sector: u64,
+    pub(crate) block_id: BlockId,
     pub(crate) len: u32,
     pub(crate) interval: IntervalId,
     /// The reply arrived.

@@ -1,11 +1,12 @@
 //! Packets to their handlers, and P_STATE.
 
 use zea_wire::flags::DpFlags;
-use zea_wire::ids::{NodeId, VolumeNr};
+use zea_wire::ids::{BlockId, NodeId, VolumeNr};
 use zea_wire::packet::{Data, FlushAck, Packet, Trim};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
 use crate::connection::{LinkPhase, PeerSays};
+use crate::dialect;
 use crate::io::{LinkId, Op, Payload};
 use crate::limits;
 use crate::resource::{Ctx, Resource};
@@ -68,7 +69,10 @@ impl Resource {
             Packet::TwopcYes(r) => self.twopc_reply(cx, cidx, &r, Verdict::Yes),
             Packet::TwopcNo(r) => self.twopc_reply(cx, cidx, &r, Verdict::No),
             Packet::TwopcRetry(r) => self.twopc_reply(cx, cidx, &r, Verdict::Retry),
+            Packet::ConnStChgReply(_) | Packet::StateChgReply(_) if connecting => {}
+            Packet::ConnStChgReply(r) | Packet::StateChgReply(r) => self.request_replied(cx, cidx, r),
             Packet::SyncParam89(_)
+            | Packet::DelayProbe(_)
             | Packet::UnplugRemote
             | Packet::PeerDagtag(_)
             | Packet::EnableReplication(_)
@@ -78,7 +82,11 @@ impl Resource {
             _ if connecting
                 && !matches!(
                     packet,
-                    Packet::Sizes(_) | Packet::Uuids110(_) | Packet::CurrentUuid(_) | Packet::State(_)
+                    Packet::Sizes(_)
+                        | Packet::Uuids(_)
+                        | Packet::Uuids110(_)
+                        | Packet::CurrentUuid(_)
+                        | Packet::State(_)
                 ) =>
             {
                 let why = format!("{} before the connection was established", packet.name());
@@ -93,6 +101,7 @@ impl Resource {
                 self.conns[cidx].dagtag_received = Some(d.dagtag);
                 self.dagtag_arrived(cx);
             }
+            Packet::ConnStChgReq(r) => self.conn_state_requested(cx, cidx, r),
             Packet::Barrier(b) => self.barrier(cx, cidx, b.barrier),
             Packet::BarrierAck(b) => self.barrier_ack(cx, cidx, b),
             Packet::PeerAck(a) => self.peer_ack_received(cx, cidx, a),
@@ -106,7 +115,11 @@ impl Resource {
     }
 
     fn unknown_volume(&mut self, cx: &mut Ctx<'_>, cidx: usize, packet: &Packet) {
-        if !matches!(packet, Packet::Sizes(_) | Packet::Uuids110(_) | Packet::State(_) | Packet::CurrentUuid(_)) {
+        let tolerated = matches!(
+            packet,
+            Packet::Sizes(_) | Packet::Uuids(_) | Packet::Uuids110(_) | Packet::State(_) | Packet::CurrentUuid(_)
+        );
+        if !tolerated {
             let why = format!("{} for a volume that this node does not have", packet.name());
             self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
         }
@@ -146,16 +159,19 @@ impl Resource {
                 self.resync_read(cx, cidx, vidx, r);
             }
             Packet::WriteAck(a) | Packet::RecvAck(a) => self.write_ack(cx, cidx, a, true),
-            Packet::WriteAckInSync(a) => {
+            Packet::RsWriteAck(a) if a.block_id == BlockId::SYNCER || self.conns[cidx].echoes_ids() => {
+                self.resync_written(cx, cidx, vidx, a, true);
+            }
+            Packet::WriteAckInSync(a) | Packet::RsWriteAck(a) => {
                 let node = self.conns[cidx].node();
                 self.volumes[vidx].set_in_sync(node, a.sector, a.blksize);
                 self.write_ack(cx, cidx, a, true);
             }
+            Packet::NegAck(a) if a.block_id == BlockId::SYNCER => self.resync_written(cx, cidx, vidx, a, false),
             Packet::NegAck(a) => self.write_ack(cx, cidx, a, false),
             Packet::NegDreply(a) => self.neg_data_reply(cx, cidx, a),
             Packet::NegRsDreply(a) => self.resync_not_served(cx, cidx, vidx, a, true),
             Packet::RsCancel(a) | Packet::RsCancelAhead(a) => self.resync_not_served(cx, cidx, vidx, a, false),
-            Packet::RsWriteAck(a) => self.resync_written(cx, cidx, vidx, a, true),
             Packet::RsNegAck(a) => self.resync_written(cx, cidx, vidx, a, false),
             Packet::Bitmap(b) => self.bitmap_plain(cx, cidx, vidx, &b),
             Packet::CompressedBitmap(b) => self.bitmap_compressed(cx, cidx, vidx, &b),
@@ -170,6 +186,12 @@ impl Resource {
                 }
                 says.sizes = Some(*s);
             }
+            Packet::StateChgReq(r) => self.state_requested(cx, cidx, vidx, r),
+            Packet::SyncUuid(u) => self.sync_uuid_received(cx, cidx, vidx, u),
+            Packet::Uuids(u) => {
+                let uuids = dialect::from_packet(self.config.node_id, &u);
+                self.uuids_received(cx, cidx, vidx, uuids);
+            }
             Packet::Uuids110(u) => self.uuids_received(cx, cidx, vidx, u),
             Packet::CurrentUuid(u) => self.current_uuid_received(cx, cidx, vidx, u),
             Packet::State(s) => self.state(cx, cidx, vidx, s.state),
@@ -182,7 +204,7 @@ impl Resource {
 
     /// P_STATE.
     fn state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, bits: StateBits) {
-        let version = self.conns[cidx].link.as_ref().map_or(0, |l| l.negotiated.version);
+        let version = self.conns[cidx].version();
         let word = match bits.word(version) {
             Ok(word) => word,
             Err(e) => return self.drop_link(cx, cidx, ConnState::ProtocolError, &e.to_string()),
@@ -193,9 +215,13 @@ impl Resource {
         if word.conn.conn_state() == Some(ConnState::TearDown) && self.conns[cidx].keeps_bits() {
             return self.drop_link(cx, cidx, ConnState::TearDown, "the peer connects again, to compare the data");
         }
+        if self.conns[cidx].speaks_84() && self.state_compares_84(cx, cidx, vidx, word) {
+            return;
+        }
         self.source_sees_state(cx, cidx, vidx, word);
         self.peer_disk(cx, cidx, vidx, word);
         self.peer_role(cx, cidx, word.role);
+        self.begin_generation_for_peer(cx, cidx, vidx);
     }
 
     /// The peer's disk changed.

@@ -98,7 +98,7 @@ impl Resource {
     pub(crate) fn send_peer_ack(&mut self, cx: &mut Ctx<'_>) {
         let Some(p) = self.peer_ack.take() else { return };
         for cidx in self.up_conns() {
-            if p.sent.contains(self.conns[cidx].node()) {
+            if p.sent.contains(self.conns[cidx].node()) && !self.conns[cidx].speaks_84() {
                 self.send(cx, cidx, None, Packet::PeerAck(PeerAck { mask: p.mask, dagtag: p.last_dagtag }));
             }
         }

@@ -7,6 +7,7 @@ use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{BitmapUuids, CurrentUuid, Packet, Uuids110};
 use zea_wire::state::{DiskState, ReplState, Role};
 
+use crate::dialect;
 use crate::event::Severity;
 use crate::limits;
 use crate::meta_queue::{Step, Then};
@@ -42,14 +43,15 @@ impl Resource {
             }
         }
         let authoritative = self.primary_peer().map_or(NodeMask::EMPTY, NodeId::mask);
-        Box::new(Uuids110 {
+        let uuids = Uuids110 {
             current: self.shown_uuid(vidx, source.filter(|&s| s != cidx)),
             dirty_bits: v.dirty_bits(c.node()),
             uuid_flags: flags,
             node_mask: if extra.contains(UuidFlags::NEW_DATAGEN) { node_mask } else { authoritative },
             bitmap_uuids,
             history: self.shown_history(vidx),
-        })
+        };
+        if c.speaks_84() { self.uuids_for_84(cidx, vidx, uuids) } else { Box::new(uuids) }
     }
 
     /// Former generations: the history, and before it the bitmap UUIDs of nodes without a slot, which are not sent as such. A peer
@@ -95,10 +97,14 @@ impl Resource {
         extra: UuidFlags,
         node_mask: NodeMask,
     ) {
-        let packet = if self.volumes[vidx].attached.is_some() {
-            Packet::Uuids110(self.uuids_for(cidx, vidx, extra, node_mask))
-        } else {
-            Packet::CurrentUuid(self.exposed(vidx))
+        let uuids = self.volumes[vidx].attached.is_some().then(|| self.uuids_for(cidx, vidx, extra, node_mask));
+        let packet = match uuids {
+            Some(uuids) if self.conns[cidx].speaks_84() => {
+                Packet::Uuids(Box::new(dialect::to_packet(self.conns[cidx].node(), &uuids)))
+            }
+            Some(uuids) => Packet::Uuids110(uuids),
+            None if self.conns[cidx].speaks_84() => return,
+            None => Packet::CurrentUuid(self.exposed(vidx)),
         };
         self.send_volume(cx, cidx, vidx, packet);
     }
@@ -159,6 +165,9 @@ impl Resource {
         let forced = self.not_replicated(vidx);
         if self.volumes[vidx].disk != DiskState::UpToDate {
             // Without a disk, or with one that is behind: the generation is that of the peers' data, if one has any.
+            if self.peer_84().is_some() {
+                return self.peer_begins_generation(vidx);
+            }
             if self.up_to_date_peer(vidx).is_some() {
                 self.new_exposed_uuid(cx, vidx, random[0] | 1);
             }
@@ -184,7 +193,7 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         (v.exposed_uuid, v.exposed_weak) = (fresh, weak);
         for cidx in self.up_conns() {
-            if self.conns[cidx].pds[vidx].repl >= ReplState::Established {
+            if self.conns[cidx].pds[vidx].repl >= ReplState::Established && !self.conns[cidx].speaks_84() {
                 let packet = Packet::CurrentUuid(CurrentUuid { uuid: fresh, weak_nodes: weak });
                 self.send_volume(cx, cidx, vidx, packet);
             }
@@ -194,6 +203,7 @@ impl Resource {
     /// The new UUID is stable.
     pub(crate) fn new_uuid_stable(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         self.volumes[vidx].new_uuid_running = false;
+        self.volumes[vidx].retry_waiters = true;
         self.close_epoch();
         let weak = self.rotate_context(vidx, self.dagtag).weak_nodes() | self.not_replicated(vidx);
         self.send_uuids(cx, vidx, UuidFlags::NEW_DATAGEN, weak);
@@ -212,8 +222,10 @@ impl Resource {
         let new_datagen = uuids.uuid_flags.contains(UuidFlags::NEW_DATAGEN);
         let asks = uuids.uuid_flags.contains(UuidFlags::RESYNC);
         let (current, weak) = (uuids.current, uuids.node_mask);
+        let up = self.conns[cidx].is_up();
+        let done = up && self.conns[cidx].speaks_84() && self.uuids_told_84(cx, cidx, vidx, &uuids);
         self.conns[cidx].pds[vidx].says.uuids = Some(uuids);
-        if !self.conns[cidx].is_up() {
+        if !up || done {
             return;
         }
         if self.volumes[vidx].attached.is_none() {

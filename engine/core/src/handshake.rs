@@ -70,7 +70,8 @@ impl Resource {
     fn tell_exposed_uuid(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let v = &self.volumes[vidx];
         let behind = v.attached.is_some() && v.disk != DiskState::UpToDate && v.exposed_uuid != 0;
-        if self.role == Role::Primary && behind && self.conns[cidx].keeps_bits() {
+        let c = &self.conns[cidx];
+        if self.role == Role::Primary && behind && c.keeps_bits() && !c.speaks_84() {
             let packet = self.exposed(vidx);
             self.send_volume(cx, cidx, vidx, Packet::CurrentUuid(packet));
         }
@@ -107,7 +108,7 @@ impl Resource {
     fn state_word(&self, cidx: usize, vidx: usize, conn: ConnField) -> StateBits {
         let c = &self.conns[cidx];
         let pd = &c.pds[vidx];
-        let version = c.link.as_ref().map_or(0, |l| l.negotiated.version);
+        let version = c.version();
         StateWord {
             role: self.role,
             peer: c.role,
@@ -135,7 +136,10 @@ impl Resource {
 
     /// Tell every connected peer when the local disk changed.
     pub(crate) fn tell_disk_state(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
-        if self.volumes[vidx].told_disk == self.volumes[vidx].disk || broken!(SkipPeerStates) {
+        let told = self.volumes[vidx].told_disk == self.volumes[vidx].disk;
+        // 8.4 compares UUIDs when it hears of a disk: the new ones go first.
+        let early = self.volumes[vidx].new_uuid_running && self.peer_84().is_some();
+        if told || early || broken!(SkipPeerStates) {
             return;
         }
         self.volumes[vidx].told_disk = self.volumes[vidx].disk;
@@ -201,6 +205,9 @@ impl Resource {
             );
         }
         self.conns[cidx].pds[vidx].decision = Some(decision);
+        if self.conns[cidx].speaks_84() {
+            return self.connect_84(cx, cidx);
+        }
         self.handshake_progress(cx);
     }
 
@@ -209,7 +216,7 @@ impl Resource {
     fn is_of_this_round(&self, cidx: usize, vidx: usize) -> bool {
         let c = &self.conns[cidx];
         let pd = &c.pds[vidx];
-        let initiator = self.config.node_id < c.node();
+        let initiator = self.config.node_id < c.node() && !c.speaks_84();
         let asked = c.link.as_ref().map_or(0, |link| link.prepares_sent);
         let complete = pd.says.sizes.is_some();
         !initiator || if c.keeps_bits() { pd.states_heard == asked } else { complete }
@@ -252,7 +259,7 @@ impl Resource {
 
     // ---- the comparison ------------------------------------------------------------------------------------------
 
-    fn compare(&self, cidx: usize, vidx: usize, state: StateWord) -> Decision {
+    pub(crate) fn compare(&self, cidx: usize, vidx: usize, state: StateWord) -> Decision {
         if let Err(why) = self.check_sizes(cidx, vidx, state) {
             return Decision::Refuse(why);
         }
@@ -347,6 +354,10 @@ impl Resource {
             && let Some(u) = &says.uuids
         {
             let exposed = v.exposed_uuid & !1;
+            if self.conns[cidx].speaks_84() {
+                let serves = self.serves_data_of(cidx, vidx, u);
+                return if serves { Decision::Established { unverified: false } } else { Decision::Retry };
+            }
             let newer = u.history.iter().any(|h| h & !1 == exposed)
                 || (0..32).any(|n| u.bitmap_uuids.get(NodeId(n)).is_some_and(|b| b & !1 == exposed));
             if exposed != 0 && u.current & !1 != exposed && newer && state.disk == DiskState::UpToDate {
@@ -378,21 +389,28 @@ impl Resource {
         self.recheck_at = Some(now.plus_ms(limits::RECHECK_MS));
         self.close_epoch();
         for vidx in 0..self.volumes.len() {
+            self.conns[cidx].pds[vidx].begin();
             self.apply_decision(cx, cidx, vidx);
         }
+        let tells_uuids = !self.conns[cidx].speaks_84();
         for vidx in 0..self.volumes.len() {
-            self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+            if tells_uuids {
+                self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+            }
             self.send_state(cx, cidx, vidx);
         }
         self.send_dagtag(cx, cidx);
         for vidx in 0..self.volumes.len() {
+            if self.conns[cidx].speaks_84() {
+                self.connected_without_disk(vidx);
+            }
             self.start_bitmap_exchange(cx, cidx, vidx);
             self.volumes[vidx].hold_until = None;
             self.release_held(cx, vidx);
         }
     }
 
-    fn apply_decision(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+    pub(crate) fn apply_decision(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let Some(decision) = self.conns[cidx].pds[vidx].decision.take() else { return };
         let state = self.conns[cidx].pds[vidx].says.state.expect("decided on it");
         self.agree_on_size(cx, cidx, vidx);
@@ -403,10 +421,6 @@ impl Resource {
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.disk = if stale { state.disk.min(DiskState::Outdated) } else { state.disk };
         pd.unverified = false;
-        pd.packet_seq = 0;
-        pd.peer_seq = 0;
-        pd.sent_sectors = 0;
-        pd.received_sectors = 0;
         pd.resync_total_bits = 0;
         match decision {
             Decision::Established { unverified } => {

@@ -1,8 +1,8 @@
-//! `zea-core`: the DRBD 9 state machine of one resource, without IO.
+//! `zea-core`: the DRBD state machine of one resource, without IO.
 //!
 //! **Purpose.** Everything that decides: the connect handshake and its two-phase commit, generation UUIDs, the write path with
 //! epochs and barriers, the activity log, resync, role changes, crash recovery, split-brain detection. One event in, a bounded
-//! list of actions out: [`Resource::handle`]. It speaks protocol 118 to 124.
+//! list of actions out: [`Resource::handle`]. It speaks protocol 118 to 124, and with a single peer 100 and 101 (DRBD 8.4).
 //!
 //! **Owner thread.** The shard that the resource belongs to; in tests the simulator. Nothing here locks, sleeps or reads a clock.
 //!
@@ -13,8 +13,8 @@
 //! * A handshake never clears, ignores or overwrites set bits of an UpToDate side without a resync of those blocks.
 //! * Meta data is written in the order in which it must become true ([`meta_queue`]).
 //!
-//! **Implements** `reference/drbd/handshake-and-states.md` and `wire-protocol.md` 8 to 11 for agreed versions of 118 and above;
-//! design.md section 2.
+//! **Implements** `reference/drbd/handshake-and-states.md` and `wire-protocol.md` 8 to 11; design.md section 2. What is different
+//! below version 110 is in `dialect` and `uuid::table84`.
 
 /// Whether this run is broken on purpose, see [`mutation`]; without the feature never.
 #[cfg(feature = "mutations")]
@@ -38,6 +38,7 @@ pub mod bitmap;
 pub mod config;
 mod connect;
 mod connection;
+mod dialect;
 mod dispatch;
 mod epoch;
 pub mod event;

@@ -1,5 +1,9 @@
 //! Every bound of the core in one place.
 
+/// Lowest protocol version of DRBD 9, and highest, that this core speaks. `dialect` has the older ones.
+pub const PROTOCOL_MIN: u32 = 118;
+/// See [`PROTOCOL_MIN`].
+pub const PROTOCOL_MAX: u32 = 124;
 /// Largest read or write of one request, in bytes (wire-protocol.md 9).
 pub const MAX_BIO_BYTES: u32 = 1 << 20;
 /// Largest discard or write-zeroes of one request, in bytes: 32 activity log extents.
@@ -48,6 +52,8 @@ pub const IN_SYNC_DOUBT_MS: u64 = 2_000;
 pub const PROMOTE_RETRY_MS: u64 = 100;
 /// See [`PROMOTE_RETRY_MS`].
 pub const PROMOTE_TRIES: u32 = 20;
+/// A change that finds the others busy is tried again so many times.
+pub const TWOPC_TRIES: u32 = 8;
 /// A handshake that ends after this time without the state of a volume blames that.
 pub const SILENT_VOLUME_MS: u64 = 1_000;
 /// Pause before a new link after one that ended in a protocol error (DRBD waits as long).

@@ -30,6 +30,8 @@ pub(crate) enum Then {
     Reply(AdminTag),
     /// The full bitmap towards this peer is stable: send it.
     BitmapSet(NodeId),
+    /// This sync UUID of the resync of this peer is stable.
+    SyncUuid(NodeId, u64),
     /// Compare with every connected peer again.
     Compare,
     /// All bits towards this peer are stable: the mark that announced them goes.

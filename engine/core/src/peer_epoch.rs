@@ -44,6 +44,10 @@ impl Resource {
             let epoch = self.conns[cidx].recv.pop_front().expect("looked at above");
             self.conns[cidx].recv_base += 1;
             self.send(cx, cidx, None, Packet::BarrierAck(BarrierAck { barrier: number, set_size: epoch.size }));
+            if self.conns[cidx].speaks_84() {
+                // No peer ack will follow.
+                self.forget_kept(cidx, epoch.dagtag);
+            }
             self.release_epoch(cx, cidx);
         }
     }

@@ -6,7 +6,7 @@ use zea_meta::flags::DeviceFlags;
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, VolumeNr};
 use zea_wire::packet::{BlockAck, Data, Packet, PeerAck, RsReq};
-use zea_wire::state::{ConnState, DiskState};
+use zea_wire::state::{ConnState, DiskState, Role};
 
 use crate::connection::Kept;
 use crate::interval::IntervalId;
@@ -122,7 +122,9 @@ impl Resource {
         c.pds[vidx].peer_seq = data.seq_num;
         c.pds[vidx].received_sectors += u64::from(len) / 512;
         let epoch = c.recv_base + c.recv.len() as u64 - 1;
-        c.recv.back_mut().expect("one epoch is always open").size += 1;
+        let open = c.recv.back_mut().expect("one epoch is always open");
+        open.size += 1;
+        open.dagtag = dagtag;
         if !self.volumes[vidx].has_disk() {
             if let Some(p) = payload {
                 cx.free(p.buf);
@@ -224,7 +226,9 @@ impl Resource {
                 Stage::ActivityLog => {
                     if self.volumes[vidx].has_disk() {
                         let marked = self.volumes[vidx].stable_flags.contains(DeviceFlags::PRIMARY_IND);
-                        if !marked || !self.al_get(vidx, sector, len) {
+                        // A Primary without a disk waits for the generation that is being written here.
+                        let named = !self.volumes[vidx].new_uuid_running || self.role == Role::Primary;
+                        if !marked || !named || !self.al_get(vidx, sector, len) {
                             self.volumes[vidx].al_waiters.push_back(Waiter::Peer(index));
                             return;
                         }
@@ -417,6 +421,16 @@ impl Resource {
         }
     }
 
+    /// Everything up to this dagtag is stable, and there is no third node that might miss it.
+    pub(crate) fn forget_kept(&mut self, cidx: usize, dagtag: u64) {
+        while let Some(k) = self.conns[cidx].kept.front().copied().filter(|k| k.dagtag <= dagtag) {
+            self.conns[cidx].kept.pop_front();
+            if k.al {
+                self.al_put(k.vidx, k.sector, k.len);
+            }
+        }
+    }
+
     /// A SyncTarget must fetch what it does not have.
     fn tell_out_of_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
         let pd = &self.conns[cidx].pds[vidx];
@@ -580,7 +594,8 @@ impl Resource {
             return;
         };
         if let (Ok(()), Some(buf)) = (result, buf) {
-            let data = Data { sector, block_id, seq_num: 0, dp_flags: DpFlags::EMPTY };
+            let echoed = if kind == Kind::Read { block_id } else { self.conns[cidx].resync_id(block_id) };
+            let data = Data { sector, block_id: echoed, seq_num: 0, dp_flags: DpFlags::EMPTY };
             let packet = if kind == Kind::Read { Packet::DataReply(data) } else { Packet::RsDataReply(data) };
             let payload = Payload { buf, offset: 0, len };
             self.send_payload(cx, cidx, Some(self.volumes[vidx].nr), packet, Some(payload));
@@ -621,7 +636,8 @@ impl Resource {
             AckKind::Neg => Packet::NegAck(ack),
             AckKind::NegRead => Packet::NegDreply(ack),
             AckKind::NegResync => Packet::NegRsDreply(ack),
-            AckKind::ResyncFailed => Packet::RsNegAck(ack),
+            AckKind::ResyncFailed if self.conns[cidx].echoes_ids() => Packet::RsNegAck(ack),
+            AckKind::ResyncFailed => Packet::NegAck(ack),
             AckKind::Cancel => Packet::RsCancel(ack),
         };
         let nr: VolumeNr = self.volumes[vidx].nr;

@@ -129,7 +129,7 @@ impl Resource {
 
     pub(crate) fn write(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
         let v = &self.volumes[vidx];
-        if v.new_uuid_running || v.compare_pending || !v.held.is_empty() || (!self.has_data(vidx) && self.holds(vidx)) {
+        if v.awaits_uuid() || v.compare_pending || !v.held.is_empty() || (!self.has_data(vidx) && self.holds(vidx)) {
             self.volumes[vidx].held.push_back(req);
             return;
         }
@@ -322,9 +322,7 @@ impl Resource {
         if self.conns[cidx].send.open.is_some_and(|(nr, _)| nr != epoch) {
             self.send_barrier(cx, cidx);
         }
-        if self.conns[cidx].dagtag_sent != Some(start) {
-            self.send(cx, cidx, None, Packet::Dagtag(Dagtag { dagtag: start }));
-        }
+        self.tell_dagtag(cx, cidx, start);
         let c = &mut self.conns[cidx];
         c.dagtag_sent = Some(end);
         let open = c.send.open.get_or_insert((epoch, 0));
@@ -333,9 +331,14 @@ impl Resource {
 
     /// Tell a peer where this node's writes stand, if the peer does not know.
     pub(crate) fn send_dagtag(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
-        if self.conns[cidx].dagtag_sent != Some(self.dagtag) {
-            self.conns[cidx].dagtag_sent = Some(self.dagtag);
-            self.send(cx, cidx, None, Packet::Dagtag(Dagtag { dagtag: self.dagtag }));
+        self.tell_dagtag(cx, cidx, self.dagtag);
+    }
+
+    fn tell_dagtag(&mut self, cx: &mut Ctx<'_>, cidx: usize, dagtag: u64) {
+        let c = &mut self.conns[cidx];
+        if c.dagtag_sent != Some(dagtag) && !c.speaks_84() {
+            c.dagtag_sent = Some(dagtag);
+            self.send(cx, cidx, None, Packet::Dagtag(Dagtag { dagtag }));
         }
     }
 
@@ -503,7 +506,7 @@ impl Resource {
         let w = &mut self.writes[index];
         let local_over = !matches!(w.local, Local::Pending | Local::NoSpace { .. });
         // A write that lost a replica is acknowledged only under a UUID that the lost replica does not have.
-        let generation_ok = !self.volumes[w.vidx].new_uuid_running;
+        let generation_ok = !self.volumes[w.vidx].awaits_uuid();
         let answered = w.waits.is_empty() || broken!(AckEarly);
         if local_over && answered && !w.completed && generation_ok {
             w.completed = true;

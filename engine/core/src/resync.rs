@@ -158,14 +158,15 @@ impl Resource {
         self.volumes[vidx].meta.push(Step::Bitmap);
         self.conns[cidx].pds[vidx].resync_total_bits = dirty;
         self.state_changed = true;
+        if self.conns[cidx].speaks_84() {
+            if self.conns[cidx].pds[vidx].repl == ReplState::WFBitMapS {
+                return self.source_names_resync(cx, cidx, vidx);
+            }
+            self.conns[cidx].pds[vidx].repl = ReplState::WFSyncUUID;
+            return self.send_bitmap(cx, cidx, vidx);
+        }
         if self.conns[cidx].pds[vidx].repl == ReplState::WFBitMapS {
-            let busy = self.sync_source_of(vidx).is_some();
-            self.conns[cidx].pds[vidx].repl = if busy { ReplState::PausedSyncS } else { ReplState::SyncSource };
-            self.conns[cidx].pds[vidx].disk = DiskState::Inconsistent;
-            cx.notice(
-                Severity::Info,
-                format!("volume {}: resync of node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4),
-            );
+            self.becomes_source(cx, cidx, vidx);
         } else {
             self.send_bitmap(cx, cidx, vidx);
             self.conns[cidx].pds[vidx].repl = ReplState::PausedSyncT;
@@ -173,6 +174,17 @@ impl Resource {
             self.resync_choose_target(cx, vidx);
         }
         self.send_state(cx, cidx, vidx);
+    }
+
+    pub(crate) fn becomes_source(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let busy = self.sync_source_of(vidx).is_some();
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.repl = if busy { ReplState::PausedSyncS } else { ReplState::SyncSource };
+        pd.disk = DiskState::Inconsistent;
+        self.state_changed = true;
+        let node = self.conns[cidx].node();
+        let (nr, kib) = (self.volumes[vidx].nr, self.volumes[vidx].dirty_bits(node) * 4);
+        cx.notice(Severity::Info, format!("volume {nr}: resync of node {node} begins: {kib} KiB"));
     }
 
     /// One source at a time: the peer with the fewest dirty bits (2.4 no. 6).
@@ -254,15 +266,17 @@ impl Resource {
                 wrapped = true;
                 continue;
             };
-            let (sector, len, next) = self.resync_range(vidx, slot, first);
+            let longest = self.longest_request(cidx, vidx);
+            let (sector, len, next) = self.resync_range(vidx, slot, first, longest);
             self.conns[cidx].pds[vidx].resync.as_mut().expect("above").next_bit = next;
             self.resync_request(cx, cidx, vidx, sector, len);
         }
         self.resync_end(cx, cidx, vidx);
     }
 
-    /// The largest aligned power of two of adjacent set bits from `first` on: sector, bytes, the bit behind.
-    fn resync_range(&self, vidx: usize, slot: usize, first: u64) -> (u64, u32, u64) {
+    /// The largest aligned power of two of adjacent set bits from `first` on, or what a source with a limit takes of it: sector, bytes,
+    /// the bit behind.
+    fn resync_range(&self, vidx: usize, slot: usize, first: u64, longest: Option<u64>) -> (u64, u32, u64) {
         let v = &self.volumes[vidx];
         let bitmap = &v.attached.as_ref().expect("a sync target has a disk").bitmap;
         let per_bit = bitmap.sectors_per_bit();
@@ -272,6 +286,7 @@ impl Resource {
         while bits * 2 <= most.min(run) && first.is_multiple_of(bits * 2) {
             bits *= 2;
         }
+        bits = bits.min(longest.unwrap_or(bits));
         let sector = first * per_bit;
         let end = ((first + bits) * per_bit).min(v.size_sectors);
         (sector, u32::try_from((end - sector) * 512).expect("at most 1 MiB"), first + bits)
@@ -287,14 +302,14 @@ impl Resource {
             return;
         }
         let interval = self.lock_range(vidx, sector, sectors, Lock::ResyncRequest(node));
-        let block_id = BlockId(self.next_block_id);
+        let block_id = self.conns[cidx].resync_id(BlockId(self.next_block_id));
         self.next_block_id += 1;
         if self.role == Role::Primary {
             self.send_dagtag(cx, cidx);
         }
         let (dagtag_node, dagtag) = self.resync_dagtag();
         let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
-        r.in_flight.insert(block_id, ResyncReq { sector, len, interval, answered: false });
+        r.in_flight.insert(sector, ResyncReq { block_id, len, interval, answered: false });
         r.in_flight_sectors += sectors;
         let dependent =
             self.conns[cidx].link.as_ref().is_some_and(|l| l.has(zea_wire::features::Features::RESYNC_DAGTAG));
@@ -320,8 +335,8 @@ impl Resource {
         let fits = self.conns[cidx].pds[vidx]
             .resync
             .as_ref()
-            .and_then(|r| r.in_flight.get(&data.block_id))
-            .is_some_and(|q| !q.answered && q.sector == data.sector && q.len == payload.len);
+            .and_then(|r| r.in_flight.get(&data.sector))
+            .is_some_and(|q| !q.answered && q.block_id == data.block_id && q.len == payload.len);
         if self.conns[cidx].pds[vidx].resync.is_none() {
             // Asked for before this resync ended, for instance with the disk: the source waits for an answer.
             cx.free(payload.buf);
@@ -334,7 +349,7 @@ impl Resource {
         let node = self.conns[cidx].node();
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.received_sectors += u64::from(payload.len) / 512;
-        let q = pd.resync.as_mut().and_then(|r| r.in_flight.get_mut(&data.block_id)).expect("looked at above");
+        let q = pd.resync.as_mut().and_then(|r| r.in_flight.get_mut(&data.sector)).expect("looked at above");
         q.answered = true;
         let interval = q.interval;
         // The range stays locked: the request's lock becomes the writer's, without a gap.
@@ -365,7 +380,7 @@ impl Resource {
     /// P_NEG_RS_DREPLY or P_RS_CANCEL: the request is not served, now or never.
     pub(crate) fn resync_not_served(&mut self, cx: &Ctx<'_>, cidx: usize, vidx: usize, ack: BlockAck, failed: bool) {
         let Some(r) = self.conns[cidx].pds[vidx].resync.as_mut() else { return };
-        let Some(q) = r.in_flight.remove(&ack.block_id) else { return };
+        let Some(q) = r.in_flight.remove(&ack.sector) else { return };
         r.in_flight_sectors -= u64::from(q.len) / 512;
         r.failed += u64::from(failed);
         r.retry_at = Some(cx.now.plus_ms(limits::RESYNC_RETRY_MS));
@@ -387,7 +402,7 @@ impl Resource {
             return self.lost_peer_drained(cx, cidx);
         }
         if let Some(r) = self.conns[cidx].pds[vidx].resync.as_mut()
-            && let Some(q) = r.in_flight.remove(&p.block_id)
+            && let Some(q) = r.in_flight.remove(&p.sector)
         {
             r.in_flight_sectors -= u64::from(q.len) / 512;
             r.failed += u64::from(result.is_err());
@@ -450,7 +465,11 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         v.meta.push(Step::Bitmap);
         let start = v.resync_start_uuid;
-        v.uuids.resync_finished_target(&rotate, &source, start, at_source);
+        if self.conns[cidx].speaks_84() {
+            v.uuids.sync_ends_at_target(&source, self.config.node_id, self.role == Role::Primary);
+        } else {
+            v.uuids.resync_finished_target(&rotate, &source, start, at_source);
+        }
         v.set_flag(DeviceFlags::CONSISTENT, true);
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && !behind);
         v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
@@ -535,7 +554,11 @@ impl Resource {
         }
         self.state_changed = true;
         cx.notice(Severity::Info, format!("volume {}: resync from node {node} is complete", self.volumes[vidx].nr));
-        self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+        if self.conns[cidx].speaks_84() {
+            self.peer_has_our_uuids(cidx, vidx);
+        } else {
+            self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+        }
         self.end_paused_targets(cx, vidx);
         if behind && let Some(primary) = self.primary_peer().and_then(|node| self.cidx(node)) {
             self.reconnect(cx, primary, "to resync what the Primary wrote meanwhile");
@@ -591,7 +614,7 @@ impl Resource {
                 p.stage == Stage::Sent
                     && p.node == node
                     && p.vidx == vidx
-                    && p.block_id == ack.block_id
+                    && self.conns[cidx].resync_id(p.block_id) == ack.block_id
                     && p.sector == ack.sector
             })
             .map(|(i, _)| i);
@@ -618,6 +641,9 @@ impl Resource {
             let end = if state.disk > DiskState::Inconsistent { "is complete" } else { "ended: its disk is gone" };
             cx.notice(Severity::Info, format!("volume {}: resync of node {node} {end}", self.volumes[vidx].nr));
             self.volumes[vidx].meta.push(Step::Bitmap);
+            if self.conns[cidx].speaks_84() && self.volumes[vidx].dirty_bits(node) == 0 {
+                self.peer_has_our_uuids(cidx, vidx);
+            }
             self.tell_all_in_sync(cx, vidx);
             self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
             let v = &mut self.volumes[vidx];
@@ -625,7 +651,9 @@ impl Resource {
                 v.crashed_primary = false;
                 v.meta.push(Step::SuperBlock);
             }
-            self.send_state(cx, cidx, vidx);
+            if !self.conns[cidx].speaks_84() {
+                self.send_state(cx, cidx, vidx);
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
 use zea_wire::state::{ConnState, DiskState, Role, StateBits};
 
 use crate::connection::LinkPhase;
+use crate::dialect::request::Request;
 use crate::event::Severity;
 use crate::io::{AdminError, AdminTag, Time};
 use crate::limits;
@@ -18,12 +19,15 @@ use crate::resource::{Ctx, Resource};
 
 /// DRBD's codes for the outcome of a state change (handshake-and-states.md 2.3).
 pub(crate) mod ss {
+    pub(crate) const SUCCESS: i32 = 1;
     pub(crate) const TWO_PRIMARIES: i32 = -1;
     pub(crate) const NO_UP_TO_DATE_DISK: i32 = -2;
     pub(crate) const ALREADY_STANDALONE: i32 = -9;
     pub(crate) const CW_FAILED_BY_PEER: i32 = -10;
     pub(crate) const DEVICE_IN_USE: i32 = -12;
+    pub(crate) const NOT_SUPPORTED: i32 = -17;
     pub(crate) const IN_TRANSIENT_STATE: i32 = -18;
+    pub(crate) const CONCURRENT_ST_CHG: i32 = -19;
     pub(crate) const TIMEOUT: i32 = -23;
 }
 
@@ -76,7 +80,7 @@ pub(crate) enum Verdict {
 
 /// The transaction that this node started.
 #[derive(Debug, Archive, Serialize, Deserialize)]
-struct Initiator {
+pub(crate) struct Initiator {
     tid: u32,
     wanted: Wanted,
     waiting: NodeMask,
@@ -88,7 +92,7 @@ struct Initiator {
 
 /// A transaction of another node.
 #[derive(Debug, Archive, Serialize, Deserialize)]
-struct Participant {
+pub(crate) struct Participant {
     request: TwopcRequest,
     parent: NodeId,
     /// The nodes it was passed on to, and those of them that have not answered.
@@ -101,15 +105,17 @@ struct Participant {
 }
 
 #[derive(Debug, Archive, Serialize, Deserialize)]
-enum Running {
+pub(crate) enum Running {
     Initiator(Initiator),
     Participant(Participant),
+    /// The one peer, which speaks 8.4, was asked.
+    Request(Request),
 }
 
 /// At most one transaction runs on a node.
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
 pub(crate) struct TwoPc {
-    running: Option<Running>,
+    pub(crate) running: Option<Running>,
     queue: VecDeque<Wanted>,
     not_before: Option<Time>,
 }
@@ -119,6 +125,7 @@ impl TwoPc {
         match &self.running {
             Some(Running::Initiator(i)) => Some(i.deadline),
             Some(Running::Participant(p)) => Some(p.deadline),
+            Some(Running::Request(r)) => Some(r.deadline),
             None if self.queue.is_empty() => None,
             None => self.not_before,
         }
@@ -157,7 +164,8 @@ impl Resource {
     /// The node with the lower id starts the connect transaction, once the link is ready for it.
     pub(crate) fn want_connect(&mut self, cidx: usize) {
         let peer = self.conns[cidx].node();
-        if self.config.node_id < peer && self.in_phase(cidx, LinkPhase::Connecting) {
+        let asks = self.config.node_id < peer && !self.conns[cidx].speaks_84();
+        if asks && self.in_phase(cidx, LinkPhase::Connecting) {
             self.want(Change::Connect(peer), None);
         }
     }
@@ -184,6 +192,10 @@ impl Resource {
                 self.twopc_abort(cx);
             }
             Some(Running::Participant(p)) => self.twopc_forget(&p),
+            Some(request @ Running::Request(_)) => {
+                self.twopc.running = Some(request);
+                self.request_over(cx, ss::TIMEOUT);
+            }
             None => {}
         }
     }
@@ -205,11 +217,15 @@ impl Resource {
             }
             Err(e) => return self.change_over(cx, wanted, Err(e)),
         }
+        if self.asks_84(wanted.change) {
+            return self.request_84(cx, wanted);
+        }
         let tid = u32::try_from(cx.rng.next_u64() >> 33).expect("31 bits") | 1;
-        let reachable = self.reachable();
-        let mut asked = reachable;
-        asked.remove(self.config.node_id);
         let own = self.config.node_id;
+        let reachable = self.reachable();
+        // An 8.4 peer takes no part: what needs its consent is asked for otherwise.
+        let mut asked = if self.peer_84().is_some() { NodeMask::EMPTY } else { reachable };
+        asked.remove(own);
         let mut sums = Sums { reachable, ..Sums::default() };
         if let Change::Connect(peer) = wanted.change {
             asked.insert(peer);
@@ -377,7 +393,12 @@ impl Resource {
         for node in i.asked.iter() {
             self.send_to(cx, node, Packet::TwopcCommit(Box::new(request)));
         }
-        match i.wanted.change {
+        self.change_committed(cx, i.wanted, i.sums.primary);
+    }
+
+    /// The change is agreed: carry it out, and answer.
+    pub(crate) fn change_committed(&mut self, cx: &mut Ctx<'_>, wanted: Wanted, primaries: NodeMask) {
+        match wanted.change {
             Change::Connect(peer) => {
                 let cidx = self.cidx(peer).expect("a connection that connects");
                 self.connected(cx, cidx);
@@ -390,10 +411,10 @@ impl Resource {
             }
             Change::Empty => {}
         }
-        self.members_learned(cx, i.sums.primary);
-        match (i.wanted.change, i.wanted.reply) {
+        self.members_learned(cx, primaries);
+        match (wanted.change, wanted.reply) {
             (Change::Promote { .. } | Change::Demote, Some(tag)) => self.reply_when_stable(cx, tag),
-            _ => self.change_over(cx, i.wanted, Ok(())),
+            _ => self.change_over(cx, wanted, Ok(())),
         }
     }
 
@@ -408,22 +429,25 @@ impl Resource {
         if let Change::Connect(peer) = i.wanted.change {
             return self.connect_refused(cx, peer, i.verdict);
         }
-        if i.verdict == Verdict::Retry && i.wanted.tries < 8 {
-            let mut wanted = i.wanted;
-            wanted.tries += 1;
-            self.twopc_back_off(cx, wanted.tries);
-            self.twopc.queue.push_front(wanted);
-            return;
+        if i.verdict == Verdict::Retry {
+            return self.twopc_again(cx, i.wanted);
         }
         let error = match i.verdict {
             Verdict::No if !(i.sums.primary & !self.config.node_id.mask()).is_empty() => two_primaries(),
-            Verdict::No => AdminError { code: ss::CW_FAILED_BY_PEER, message: "refused by a peer node".into() },
-            _ => AdminError {
-                code: ss::TIMEOUT,
-                message: "the peers were busy or did not answer in time: try again".into(),
-            },
+            _ => AdminError { code: ss::CW_FAILED_BY_PEER, message: "refused by a peer node".into() },
         };
         self.change_over(cx, i.wanted, Err(error));
+    }
+
+    /// The others were busy: try again, a few times.
+    pub(crate) fn twopc_again(&mut self, cx: &mut Ctx<'_>, mut wanted: Wanted) {
+        if wanted.tries >= limits::TWOPC_TRIES {
+            let message = "the peers were busy or did not answer in time: try again".into();
+            return self.change_over(cx, wanted, Err(AdminError { code: ss::TIMEOUT, message }));
+        }
+        wanted.tries += 1;
+        self.twopc_back_off(cx, wanted.tries);
+        self.twopc.queue.push_front(wanted);
     }
 
     /// The connect transaction failed: again soon, or not at all.
@@ -449,7 +473,7 @@ impl Resource {
         self.twopc.not_before = Some(cx.now.plus_ms(1 + cx.rng.next_u64() % most));
     }
 
-    fn change_over(&mut self, cx: &mut Ctx<'_>, wanted: Wanted, result: Result<(), AdminError>) {
+    pub(crate) fn change_over(&mut self, cx: &mut Ctx<'_>, wanted: Wanted, result: Result<(), AdminError>) {
         if let (Change::Disconnect(peer), Err(_), Some(cidx)) = (wanted.change, &result, self.cidx_of(wanted.change)) {
             // Asked to go: go, with or without consent.
             cx.notice(Severity::Warning, format!("node {peer} did not agree to the disconnect; disconnecting anyway"));

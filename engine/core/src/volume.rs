@@ -104,6 +104,10 @@ pub(crate) struct Volume {
     pub(crate) resync_start_uuid: u64,
     /// A new UUID is being written.
     pub(crate) new_uuid_running: bool,
+    /// A peer that speaks 8.4 will begin the generation that this Primary without a disk writes.
+    pub(crate) peer_names_uuid: bool,
+    /// Its connection was lost before it told: it may or may not have begun that generation.
+    pub(crate) may_be_named: bool,
     /// An interval left or a transaction committed: look at the waiters.
     pub(crate) retry_waiters: bool,
     /// Local commands in flight.
@@ -147,6 +151,8 @@ impl Volume {
             crashed_primary: false,
             resync_start_uuid: 0,
             new_uuid_running: false,
+            peer_names_uuid: false,
+            may_be_named: false,
             retry_waiters: false,
             disk_jobs: 0,
             unflushed: false,
@@ -163,6 +169,11 @@ impl Volume {
     /// The local disk takes writes.
     pub(crate) fn has_disk(&self) -> bool {
         self.disk >= DiskState::Inconsistent && self.disk != DiskState::DUnknown && self.attached.is_some()
+    }
+
+    /// Nothing may be acknowledged: the generation that it belongs to has no name yet that is stable.
+    pub(crate) fn awaits_uuid(&self) -> bool {
+        self.new_uuid_running || self.peer_names_uuid
     }
 
     /// Bitmap slot towards a node, if one is allocated.

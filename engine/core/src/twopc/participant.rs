@@ -218,6 +218,7 @@ impl Resource {
     /// A peer is gone in the middle of a transaction.
     pub(crate) fn twopc_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
         match self.twopc.running.as_mut() {
+            Some(Running::Request(r)) if r.peer == node => self.request_lost(cx),
             Some(Running::Initiator(i)) if i.waiting.contains(node) => {
                 i.waiting.remove(node);
                 i.verdict = i.verdict.max(Verdict::Retry);
