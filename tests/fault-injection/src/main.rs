@@ -12,11 +12,12 @@ use zea_sim::trace::Record;
 
 const USAGE: &str =
     "usage: zea-sim [--seeds N] [--seed S] [--minutes M] [--nodes N] [--kinds K,K…] [--only F,F…] [--trace FILE]
-               [--mutation X] [--keep-going]
+               [--protocol V] [--mutation X] [--keep-going]
   --seeds N     how many seeds to run (default 100)
   --seed S      the first seed (default 1)
   --minutes M   no new seed after so many minutes
   --nodes N     nodes of each cluster, 2 to 8 (default: by the seed)
+  --protocol V  the highest protocol version that the nodes offer; 100 and 101 are for 2 nodes
   --kinds K,K…  only faults of these kinds (default: by the seed): KINDS
   --only F,F…   only these faults of the seed's plan, by number
   --trace FILE  write every event of the first seed to a file, - for standard error
@@ -87,6 +88,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--seed" => options.plan.first = number(&arg, &value()?)?,
             "--minutes" => options.plan.stop_after = Some(Duration::from_secs(60 * number(&arg, &value()?)?)),
             "--nodes" => options.plan.nodes = Some(number(&arg, &value()?)? as usize),
+            "--protocol" => options.plan.protocol = number(&arg, &value()?)? as u32,
             "--kinds" => {
                 let kinds: Result<Vec<usize>, String> = value()?.split(',').map(kind).collect();
                 options.plan.kinds = kinds?;

@@ -2,6 +2,7 @@
 //! wrong that the model forbids; then everything is healed and the cluster has to converge, byte for byte.
 
 use zea_core::config::Protocol;
+use zea_core::limits::PROTOCOL_MAX;
 use zea_meta::placement::Placement;
 
 use crate::coverage::Coverage;
@@ -25,6 +26,8 @@ pub struct Run {
     pub seed: u64,
     /// Nodes, else by the seed.
     pub nodes: Option<usize>,
+    /// The highest protocol version that the nodes offer; 8.4's are for two nodes.
+    pub protocol: u32,
     /// Only faults of these kinds are planned; empty: those that the seed picks.
     pub kinds: Vec<usize>,
     /// Only these faults of the plan, by number; else all.
@@ -59,7 +62,15 @@ pub struct Report {
 impl Run {
     /// A run of everything that a seed has.
     pub fn of(seed: u64) -> Run {
-        Run { seed, nodes: None, kinds: Vec::new(), only: None, record: Record::HashOnly, make_core: real_core }
+        Run {
+            seed,
+            nodes: None,
+            protocol: PROTOCOL_MAX,
+            kinds: Vec::new(),
+            only: None,
+            record: Record::HashOnly,
+            make_core: real_core,
+        }
     }
 
     fn setting(&self) -> Setting {
@@ -144,6 +155,7 @@ fn swarm_cluster(run: &Run, nodes: usize, rng: &mut Stream) -> Cluster {
     let most = if rng.chance(350) { 120_000 } else { 40_000 };
     cluster.volume_sectors = (0..volumes).map(|_| rng.between(1_000, most)).collect();
     cluster.placement = *rng.pick(&[Placement::Internal, Placement::FlexExternal]);
+    cluster.net.protocol_max = run.protocol;
     cluster.net.protocol = *rng.pick(&[Protocol::C, Protocol::C, Protocol::C, Protocol::B, Protocol::A]);
     cluster.disk_latency_ns = *rng.pick(&[20_000, 100_000, 2_000_000]);
     cluster.links.latency_ns = *rng.pick(&[20_000, 100_000, 1_000_000, 10_000_000]);

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use zea_core::limits::PROTOCOL_MAX;
+
 use crate::coverage::Coverage;
 use crate::random::{Report, Run};
 use crate::report::{Failure, capture};
@@ -22,6 +24,8 @@ pub struct Plan {
     pub seeds: u64,
     /// Nodes of each cluster, else by the seed.
     pub nodes: Option<usize>,
+    /// The highest protocol version that the nodes offer.
+    pub protocol: u32,
     /// Only faults of these kinds, by number in [`crate::plan::Fault::KINDS`]; empty: by the seed.
     pub kinds: Vec<usize>,
     /// No new seed begins after this time.
@@ -36,12 +40,13 @@ impl Plan {
     /// A plan for these seeds.
     pub fn new(first: u64, seeds: u64) -> Plan {
         let stop_after_failures = u64::MAX;
-        Plan { first, seeds, nodes: None, kinds: Vec::new(), stop_after: None, stop_after_failures, threads: 0 }
+        let (nodes, kinds, protocol) = (None, Vec::new(), PROTOCOL_MAX);
+        Plan { first, seeds, nodes, protocol, kinds, stop_after: None, stop_after_failures, threads: 0 }
     }
 
     /// The run of a seed.
     pub fn run_of(&self, seed: u64) -> Run {
-        Run { nodes: self.nodes, kinds: self.kinds.clone(), ..Run::of(seed) }
+        Run { nodes: self.nodes, protocol: self.protocol, kinds: self.kinds.clone(), ..Run::of(seed) }
     }
 }
 

@@ -3,6 +3,7 @@
 mod catalogue;
 mod connect;
 mod crash;
+mod dialect84;
 mod disk;
 mod resync;
 mod writes;
