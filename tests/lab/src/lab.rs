@@ -23,17 +23,18 @@ const FOLDER: &str = "zea-lab-";
 const LOCK: &str = "lock";
 /// The disk of a guest, meta data included: 16 MiB, as in the recordings.
 const DISK_BYTES: u64 = 16 << 20;
-const MEMORY_MIB: u32 = 256;
+const MEMORY_MIB: u32 = 512;
 
 /// What a scenario works with. Everything in it ends when it is dropped.
 #[derive(Debug)]
 pub struct Lab {
     guests: BTreeMap<usize, Guest>,
     zead: Option<Zead>,
-    recording: Option<Recording>,
+    recording: Recording,
     namespace: Namespace,
     kernel: Kernel,
-    initramfs: PathBuf,
+    /// Programs of this machine that the guests get.
+    programs: Vec<&'static str>,
     _lock: File,
     folder: TempDir,
     slot: Slot,
@@ -43,22 +44,20 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Sets a lab up; `programs` are tools of this machine that the guests get, beside those of DRBD and busybox.
+    /// Sets a lab up.
     ///
     /// # Errors
     /// A tool or the kernel is missing, or the system does not allow it.
-    pub fn new(programs: &[&str]) -> Result<Lab> {
+    pub fn new() -> Result<Lab> {
         let slot = Slot::take()?;
         let begin = Instant::now();
         let kernel = Kernel::find()?;
         let (folder, lock) = own_folder()?;
-        let initramfs = folder.path().join("initramfs");
-        fs::write(&initramfs, initramfs::build(&kernel, programs)?.bytes())?;
         let namespace = Namespace::new()?;
-        let recording = Some(Recording::begin(&namespace, folder.path())?);
-        let (guests, zead, steps) = (BTreeMap::new(), None, Vec::new());
+        let recording = Recording::begin(&namespace, folder.path())?;
+        let (guests, zead, programs, steps) = (BTreeMap::new(), None, Vec::new(), Vec::new());
         let mut lab =
-            Lab { guests, zead, recording, namespace, kernel, initramfs, _lock: lock, folder, slot, begin, steps };
+            Lab { guests, zead, recording, namespace, kernel, programs, _lock: lock, folder, slot, begin, steps };
         lab.step("set up");
         Ok(lab)
     }
@@ -81,11 +80,20 @@ impl Lab {
         steps.collect::<Vec<_>>().join(", ")
     }
 
+    /// Gives the guests a program of this machine, beside the tools of DRBD and busybox. Before the first boots.
+    pub fn give(&mut self, program: &'static str) {
+        self.programs.push(program);
+    }
+
     /// Boots guest number `number` (from 1 on) with `disks` disks. Disks that it had before are kept.
     ///
     /// # Errors
     /// It does not come up in time.
     pub fn boot(&mut self, number: usize, disks: usize) -> Result<()> {
+        let initramfs = self.folder().join("initramfs");
+        if !initramfs.exists() {
+            fs::write(&initramfs, initramfs::build(&self.kernel, &self.programs)?.bytes())?;
+        }
         let name = format!("guest{number}");
         let folder = self.folder().join(&name);
         let tap = format!("tap{number}");
@@ -102,7 +110,7 @@ impl Lab {
             name: &name,
             folder: &folder,
             memory_mib: MEMORY_MIB,
-            initramfs: &self.initramfs,
+            initramfs: &initramfs,
             disks: &disks,
             tap: &tap,
             address: &format!("{address}/24"),
@@ -180,10 +188,10 @@ impl Lab {
     /// Ends the recording; returns what was said.
     ///
     /// # Errors
-    /// Not everything in it could be decoded, or it was ended before.
+    /// Not everything in it could be decoded.
     pub fn packets(&mut self) -> Result<Packets> {
-        let packets = self.recording.take().context("the recording was read already")?.read()?;
-        self.step(&format!("{} packets decoded", packets.lines.len()));
+        let packets = self.recording.read()?;
+        self.step(&format!("{} packets decoded", packets.0.len()));
         Ok(packets)
     }
 

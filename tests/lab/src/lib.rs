@@ -31,7 +31,7 @@ mod zead;
 
 pub use guest::Guest;
 pub use lab::Lab;
-pub use recording::Packets;
+pub use recording::{Packets, Said};
 pub use zead::Zead;
 
 /// Why no lab can be set up on this machine, if so.

@@ -39,7 +39,7 @@ fn main() -> Result<()> {
         Command::List => ALL.iter().for_each(|(name, _)| println!("{name}")),
         Command::Run { name, keep, packets } => run(&name, keep, packets)?,
         Command::Shell => {
-            let mut lab = Lab::new(&[])?;
+            let mut lab = Lab::new()?;
             lab.boot(1, 2)?;
             lab.guest(1).run("modprobe drbd")?;
             talk(&mut lab)?;
@@ -54,7 +54,7 @@ fn run(name: &str, keep: bool, packets: bool) -> Result<()> {
     if let Some((other, _)) = found.next() {
         bail!("both {name} and {other}");
     }
-    let mut lab = Lab::new(&[])?;
+    let mut lab = Lab::new()?;
     let result = catch_unwind(AssertUnwindSafe(|| scenario(&mut lab)));
     let result = result.unwrap_or_else(|_| bail!("panicked"));
     println!("{name}: {}", lab.times());
@@ -62,7 +62,7 @@ fn run(name: &str, keep: bool, packets: bool) -> Result<()> {
         eprintln!("{error:#}");
     }
     if packets {
-        lab.packets()?.lines.iter().for_each(|line| println!("{line}"));
+        print!("{}", lab.packets()?);
     }
     if keep {
         talk(&mut lab)?;

@@ -1,7 +1,10 @@
 //! The scenarios. Each is a function that is handed a lab, and a test of the same name.
 
+mod failures;
 mod kernel_pair;
-mod zea_peer;
+mod pair;
+mod replicate;
+mod settings;
 
 use anyhow::Result;
 
@@ -18,15 +21,54 @@ macro_rules! for_each_scenario {
             interop_guest_boots_and_loads_drbd,
             interop_two_kernel_resources_in_one_guest,
             interop_two_guests_over_a_bridge,
-            interop_kernel_84_is_refused_with_the_reason_on_both_sides,
+            interop_zea_primary_syncs_a_kernel,
+            interop_kernel_primary_syncs_zea,
+            interop_zea_primary_writes_by_protocol_a,
+            interop_zea_primary_writes_by_protocol_b,
+            interop_zea_primary_writes_by_protocol_c,
+            interop_kernel_primary_writes_by_protocol_a,
+            interop_kernel_primary_writes_by_protocol_b,
+            interop_kernel_primary_writes_by_protocol_c,
+            interop_roles_swap_twenty_times_under_load,
+            interop_zea_secondary_is_killed_under_load,
+            interop_zea_primary_is_killed_under_load,
+            interop_kernel_secondary_loses_its_power_under_load,
+            interop_kernel_primary_loses_its_power_under_load,
+            interop_link_of_a_zea_primary_is_cut_under_load,
+            interop_link_of_a_kernel_primary_is_cut_under_load,
+            interop_split_brain_is_refused_and_ended_by_hand_for_zea,
+            interop_split_brain_is_refused_and_ended_by_hand_for_the_kernel,
+            interop_peers_authenticate_with_the_same_secret_only,
+            interop_discards_and_zeroes_of_zea_reach_the_kernel,
+            interop_discards_of_the_kernel_reach_zea,
+            interop_file_systems_of_zea_are_whole_on_the_kernel,
+            interop_file_systems_of_the_kernel_are_whole_on_zea,
         }
     };
 }
 
+pub use failures::{
+    interop_kernel_primary_loses_its_power_under_load, interop_kernel_secondary_loses_its_power_under_load,
+    interop_link_of_a_kernel_primary_is_cut_under_load, interop_link_of_a_zea_primary_is_cut_under_load,
+    interop_split_brain_is_refused_and_ended_by_hand_for_the_kernel,
+    interop_split_brain_is_refused_and_ended_by_hand_for_zea, interop_zea_primary_is_killed_under_load,
+    interop_zea_secondary_is_killed_under_load,
+};
 pub use kernel_pair::{
     interop_guest_boots_and_loads_drbd, interop_two_guests_over_a_bridge, interop_two_kernel_resources_in_one_guest,
 };
-pub use zea_peer::interop_kernel_84_is_refused_with_the_reason_on_both_sides;
+pub use replicate::{
+    interop_kernel_primary_syncs_zea, interop_kernel_primary_writes_by_protocol_a,
+    interop_kernel_primary_writes_by_protocol_b, interop_kernel_primary_writes_by_protocol_c,
+    interop_roles_swap_twenty_times_under_load, interop_zea_primary_syncs_a_kernel,
+    interop_zea_primary_writes_by_protocol_a, interop_zea_primary_writes_by_protocol_b,
+    interop_zea_primary_writes_by_protocol_c,
+};
+pub use settings::{
+    interop_discards_and_zeroes_of_zea_reach_the_kernel, interop_discards_of_the_kernel_reach_zea,
+    interop_file_systems_of_the_kernel_are_whole_on_zea, interop_file_systems_of_zea_are_whole_on_the_kernel,
+    interop_peers_authenticate_with_the_same_secret_only,
+};
 
 macro_rules! list {
     ($($name:ident),+ $(,)?) => {
@@ -39,21 +81,26 @@ for_each_scenario!(list);
 /// Data of 16 MiB with internal meta data of version 08, in bytes.
 const DEVICE_BYTES: u64 = 32_688 * 512;
 
-/// Starts resource r0 in a guest: one volume on its first disk, meta data inside, and a peer of this name and address.
-/// `net` has more options of the connection.
-fn kernel_up(lab: &mut Lab, guest: usize, (peer, address): (&str, &str), net: &str) -> Result<()> {
-    lab.guest(guest).run(&format!(
+/// Starts resource r0 in a guest, with new meta data: one volume on its first disk, meta data inside, and a peer of this
+/// name and address. `net` has the options of the connection.
+fn kernel_up(lab: &mut Lab, guest: usize, peer: (&str, &str), net: &str) -> Result<()> {
+    kernel_config(lab, guest, peer, net)?;
+    lab.guest(guest).run("drbdadm create-md --force r0 && drbdadm up r0").map(drop)
+}
+
+/// Loads DRBD in a guest and writes its configuration.
+fn kernel_config(lab: &mut Lab, guest: usize, (peer, address): (&str, &str), net: &str) -> Result<()> {
+    let script = format!(
         "set -e; modprobe drbd; cat >/etc/drbd.conf <<'END'
 global {{ usage-count no; }}
 resource r0 {{
-    net {{ protocol C; connect-int 1; ping-int 2; {net} }}
+    net {{ connect-int 1; ping-int 2; {net} }}
     disk {{ c-plan-ahead 0; resync-rate 200M; }}
     device minor 0; disk /dev/ubda; meta-disk internal;
     on guest{guest} {{ address 10.99.0.{guest}:7789; }}
     on {peer} {{ address {address}:7789; }}
 }}
-END
-        drbdadm create-md --force r0; drbdadm up r0"
-    ))?;
-    Ok(())
+END"
+    );
+    lab.guest(guest).run(&script).map(drop)
 }

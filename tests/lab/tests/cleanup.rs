@@ -45,7 +45,7 @@ fn lab_leaves_nothing_behind_after_a_panic() {
     }
     let mut folder = PathBuf::new();
     let end = catch_unwind(AssertUnwindSafe(|| {
-        let mut lab = Lab::new(&[]).unwrap();
+        let mut lab = Lab::new().unwrap();
         folder = lab.folder().to_owned();
         lab.boot(1, 1).unwrap();
         assert!(processes_of(&folder).len() >= 2, "a guest and a recorder");
@@ -76,6 +76,6 @@ fn lab_leaves_nothing_behind_when_it_is_killed() {
     shell.wait().unwrap();
     wait_until_gone(&folder);
     // Its files go with the next lab at the latest.
-    drop(Lab::new(&[]).unwrap());
+    drop(Lab::new().unwrap());
     assert!(!folder.exists());
 }

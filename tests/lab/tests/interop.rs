@@ -13,7 +13,7 @@ fn run(name: &str, scenario: Run) {
         std::io::stderr().write_all(skipped.as_bytes()).unwrap();
         return;
     }
-    let mut lab = Lab::new(&[]).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut lab = Lab::new().unwrap_or_else(|error| panic!("{error:#}"));
     let result = scenario(&mut lab);
     println!("{}", lab.times());
     result.unwrap_or_else(|error| panic!("{error:#}"));

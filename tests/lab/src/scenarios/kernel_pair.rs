@@ -53,7 +53,7 @@ pub fn interop_two_kernel_resources_in_one_guest(lab: &mut Lab) -> Result<()> {
 pub fn interop_two_guests_over_a_bridge(lab: &mut Lab) -> Result<()> {
     for (number, peer) in [(1, 2), (2, 1)] {
         lab.boot(number, 1)?;
-        kernel_up(lab, number, (&format!("guest{peer}"), &format!("10.99.0.{peer}")), "")?;
+        kernel_up(lab, number, (&format!("guest{peer}"), &format!("10.99.0.{peer}")), "protocol C;")?;
     }
     lab.guest(1).wait(SYNCED, "grep -q ' 0: cs:Connected' /proc/drbd")?;
     lab.step("connected");
@@ -68,6 +68,6 @@ pub fn interop_two_guests_over_a_bridge(lab: &mut Lab) -> Result<()> {
     lab.compare(&one, &other, DEVICE_BYTES)?;
     let packets = lab.packets()?;
     let (writes, acks) = (packets.count("P_DATA"), packets.count("P_WRITE_ACK"));
-    ensure!(writes >= 8 && writes == acks, "{writes} writes, {acks} acks: {:#?}", packets.by_name);
+    ensure!(writes >= 8 && writes == acks, "{writes} writes, {acks} acks: {packets}");
     Ok(())
 }

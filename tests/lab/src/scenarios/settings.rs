@@ -1,0 +1,96 @@
+//! Secrets, discards, file systems.
+
+use anyhow::{Context, Result, ensure};
+
+use super::pair::Side::{Kernel, Zea};
+use super::pair::{
+    SOON, fill, finish, pair, promote_first, qemu_io, stop_and_compare, synced_pair, wait_connected, wait_synced,
+};
+use crate::{Lab, tool};
+
+/// Seconds for a tool that makes, copies or checks a file system.
+const TOOL_S: u32 = 60;
+
+/// A wrong secret is refused on both sides, the right one not.
+pub fn interop_peers_authenticate_with_the_same_secret_only(lab: &mut Lab) -> Result<()> {
+    let secret = lab.folder().join("secret");
+    std::fs::write(&secret, "of both")?;
+    let zea = format!("--cram-hmac-alg sha256 --secret-file {}", secret.display());
+    pair(lab, 'C', &zea, "cram-hmac-alg sha256; shared-secret \"of one\";")?;
+    lab.zead().wait(SOON, |status| status["connections"][0]["connection-state"] == "StandAlone")?;
+    let status = lab.zead().status()?;
+    let reason = status["connections"][0]["last-error"].as_str().unwrap_or_default();
+    ensure!(reason.contains("authentication"), "{status:#}");
+    lab.guest(1).run("drbdadm disconnect --force r0; sed -i 's/of one/of both/' /etc/drbd.conf; drbdadm adjust r0")?;
+    lab.zead().zea("connect r0")?;
+    wait_connected(lab)?;
+    promote_first(lab, Zea)?;
+    wait_synced(lab)?;
+    let packets = finish(lab, Zea)?;
+    ensure!(packets.count("P_AUTH_RESPONSE") >= 3, "{packets}");
+    Ok(())
+}
+
+/// Zea discards and zeroes ranges that had data.
+pub fn interop_discards_and_zeroes_of_zea_reach_the_kernel(lab: &mut Lab) -> Result<()> {
+    synced_pair(lab, 'C', Zea)?;
+    fill(lab, Zea, 0, 4096, 0x77)?;
+    qemu_io(lab, "discard 1M 1M")?;
+    qemu_io(lab, "write -z 3M 512k")?;
+    let packets = finish(lab, Zea)?;
+    ensure!(packets.count("P_TRIM") > 0 && packets.count("P_ZEROES") > 0, "{packets}");
+    Ok(())
+}
+
+/// The kernel discards a range that had data.
+pub fn interop_discards_of_the_kernel_reach_zea(lab: &mut Lab) -> Result<()> {
+    synced_pair(lab, 'C', Kernel)?;
+    fill(lab, Kernel, 0, 4096, 0x77)?;
+    lab.guest(1).run("set -e; blkdiscard -o 1048576 -l 1048576 /dev/drbd0; sync")?;
+    let packets = finish(lab, Kernel)?;
+    ensure!(packets.count("P_TRIM") > 0, "{packets}");
+    Ok(())
+}
+
+/// An ext4 made for Zea is mounted by the kernel; what the kernel wrote is whole on Zea's disk.
+pub fn interop_file_systems_of_zea_are_whole_on_the_kernel(lab: &mut Lab) -> Result<()> {
+    synced_pair(lab, 'C', Zea)?;
+    let image = lab.folder().join("ext4");
+    let mut mkfs = tool::limited(TOOL_S, "mke2fs");
+    tool::succeed(mkfs.args(["-q", "-t", "ext4", "-d", env!("CARGO_MANIFEST_DIR")]).arg(&image).arg("15M"))?;
+    let uri = lab.zead().nbd();
+    tool::succeed(tool::limited(TOOL_S, "nbdcopy").arg("--flush").arg(&image).arg(uri))?;
+    lab.step("file system copied");
+    lab.zead().zea("demote r0")?;
+    let files = lab.guest(1).run(
+        "set -e; drbdadm primary r0; mount /dev/drbd0 /mnt
+        cat /mnt/Cargo.toml; echo more >/mnt/more; umount /mnt",
+    )?;
+    ensure!(files.contains("zea-lab"), "{files}");
+    let packets = finish(lab, Kernel)?;
+    check_ext4(lab)?;
+    ensure!(packets.count("P_DATA") > 0, "{packets}");
+    Ok(())
+}
+
+/// An ext4 that the kernel made is whole on Zea's disk.
+pub fn interop_file_systems_of_the_kernel_are_whole_on_zea(lab: &mut Lab) -> Result<()> {
+    lab.give("mkfs.ext4");
+    synced_pair(lab, 'C', Kernel)?;
+    lab.guest(1).run(
+        "set -e; mkfs.ext4 -q /dev/drbd0; mount /dev/drbd0 /mnt
+        cp -r /bin/busybox /etc /mnt; umount /mnt; drbdadm secondary r0",
+    )?;
+    wait_synced(lab)?;
+    stop_and_compare(lab)?;
+    check_ext4(lab)
+}
+
+/// Checks the file system on Zea's disk.
+fn check_ext4(lab: &mut Lab) -> Result<()> {
+    let disk = lab.zead().disk().to_owned();
+    let checked = tool::succeed(tool::limited(TOOL_S, "e2fsck").args(["-f", "-n"]).arg(disk));
+    checked.context("the file system is damaged")?;
+    lab.step("checked");
+    Ok(())
+}
