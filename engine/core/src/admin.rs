@@ -1,7 +1,7 @@
 //! Administrators' commands, roles, and what happens when a queued meta-data write is stable.
 
 use zea_meta::flags::{DeviceFlags, PeerFlags};
-use zea_wire::ids::NodeId;
+use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{Packet, State};
 use zea_wire::state::{ConnState, DiskState, Role, StateBits};
 
@@ -189,13 +189,17 @@ impl Resource {
                 Err(refuse(ss::NO_UP_TO_DATE_DISK, "needs a local disk and a connected UpToDate peer to copy from")),
             );
         }
+        let weak = self.not_replicated(vidx);
         let v = &mut self.volumes[vidx];
+        if v.disk == DiskState::UpToDate {
+            (v.exposed_uuid, v.exposed_weak) = (v.uuids.current, weak);
+        }
         v.disk = DiskState::Inconsistent;
         v.set_flag(DeviceFlags::CONSISTENT, false);
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
         let peers: Vec<NodeId> = self.conns.iter().map(Connection::node).collect();
         for node in peers {
-            self.set_full_bitmap(vidx, node, None);
+            self.set_full_bitmap(vidx, node);
         }
         let v = &mut self.volumes[vidx];
         v.meta.push(Step::Then(Then::Reply(tag)));
@@ -250,6 +254,10 @@ impl Resource {
             let forced = force && !self.has_data(vidx);
             let v = &mut self.volumes[vidx];
             v.new_uuid_needed = true;
+            v.former.clear();
+            v.writes_lost = false;
+            self.serve_peers_data(vidx);
+            let v = &mut self.volumes[vidx];
             if !v.has_disk() {
                 if let Some(cidx) = peer_84 {
                     self.send_state(cx, cidx, vidx);
@@ -280,6 +288,18 @@ impl Resource {
         }
     }
 
+    /// Without UpToDate data of its own, a new Primary serves that of a peer, of its generation.
+    fn serve_peers_data(&mut self, vidx: usize) {
+        let Some(cidx) = self.up_to_date_peer(vidx).filter(|_| self.volumes[vidx].disk != DiskState::UpToDate) else {
+            return;
+        };
+        let weak = self.not_replicated(vidx);
+        if let Some(u) = &self.conns[cidx].pds[vidx].says.uuids {
+            let v = &mut self.volumes[vidx];
+            (v.exposed_uuid, v.exposed_weak) = (u.current, weak);
+        }
+    }
+
     /// The change may be answered when the meta data of every volume is stable; the last volume answers.
     pub(crate) fn reply_when_stable(&mut self, cx: &mut Ctx<'_>, tag: AdminTag) {
         match self.volumes.iter_mut().rev().find(|v| v.attached.is_some()) {
@@ -295,6 +315,7 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             let v = &mut self.volumes[vidx];
             v.new_uuid_needed = false;
+            v.unconfirmed = NodeMask::EMPTY;
             v.uuids.current &= !1;
             v.set_flag(DeviceFlags::CRASHED_PRIMARY, v.crashed_primary);
             v.set_flag(DeviceFlags::PRIMARY_IND, false);
@@ -349,7 +370,9 @@ impl Resource {
             self.down = None;
             return cx.reply(tag, Err(refuse(ss::DEVICE_IN_USE, "could not be demoted: the device is in use")));
         }
-        if let Some(cidx) = (0..self.conns.len()).find(|&c| self.conns[c].state != ConnState::StandAlone) {
+        // First from a Primary: it may refuse.
+        let connected = (0..self.conns.len()).filter(|&c| self.conns[c].state != ConnState::StandAlone);
+        if let Some(cidx) = connected.min_by_key(|&c| self.conns[c].role != Role::Primary) {
             if self.conns[cidx].is_up() {
                 self.want(Change::Disconnect(self.conns[cidx].node()), None);
                 return self.twopc_step(cx);
@@ -389,12 +412,12 @@ impl Resource {
             Then::AttachDone => self.attach_done(cx, vidx),
             Then::Detach => self.disk_closed(cx, vidx),
             Then::Reply(tag) => cx.reply(tag, Ok(())),
-            Then::BitmapSet(node) => self.bitmap_set_stable(cx, vidx, node),
             Then::SyncUuid(node, uuid) => self.sync_uuid_stable(cx, vidx, node, uuid),
             Then::FullSyncWritten(node) => {
                 if let Some(a) = self.volumes[vidx].attached.as_mut() {
                     a.sb.peers[usize::from(node.0)].flags.remove(PeerFlags::FULL_SYNC);
                 }
+                self.full_bitmap_stable(cx, vidx, node);
             }
             Then::Compare => self.compare_again(cx, vidx),
         }

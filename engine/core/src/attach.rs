@@ -10,6 +10,7 @@ use zea_wire::state::{DiskState, ReplState, Role};
 
 use crate::activity_log::ActivityLog;
 use crate::bitmap::Bitmap;
+use crate::connection::Connection;
 use crate::event::Severity;
 use crate::io::{Action, AdminError, AdminTag, Backing, DiskCmd, DiskError};
 use crate::limits;
@@ -40,6 +41,15 @@ enum Hot {
     Extents(Vec<u32>),
     /// It cannot be read: everything may differ.
     Everything,
+}
+
+/// A connected Primary serves another generation.
+fn served_elsewhere(conns: &[Connection], vidx: usize, current: u64) -> bool {
+    conns.iter().filter(|c| c.is_up() && c.role == Role::Primary).any(|c| {
+        let says = &c.pds[vidx].says;
+        let told = says.current_uuid.or(says.uuids.as_ref().map(|u| u.current));
+        told.is_some_and(|uuid| uuid & !1 != 0 && uuid & !1 != current & !1)
+    })
 }
 
 fn refuse(message: impl Into<String>) -> AdminError {
@@ -202,8 +212,12 @@ impl Resource {
             (true, true) => DiskState::UpToDate,
         };
         let moved_on = v.exposed_uuid != 0 && v.exposed_uuid & !1 != v.uuids.current & !1;
-        if (moved_on || v.may_be_named) && v.disk > DiskState::Outdated {
-            // The data moved on while this disk was away, or may have.
+        let was_behind =
+            v.left_as.is_some_and(|(was, uuid)| was <= DiskState::Outdated && uuid & !1 == v.uuids.current & !1);
+        if (moved_on || v.may_be_named || was_behind || served_elsewhere(&self.conns, vidx, v.uuids.current))
+            && v.disk > DiskState::Outdated
+        {
+            // The data moved on while this disk was away or before, or may have.
             v.disk = DiskState::Outdated;
             sb.flags.remove(DeviceFlags::WAS_UP_TO_DATE);
         }
@@ -305,16 +319,35 @@ impl Resource {
                 "this is the last UpToDate copy that this Primary can reach: connect another one, or use --force";
             return answer(cx, Err(AdminError { code: ss::NO_UP_TO_DATE_DISK, message: message.into() }));
         }
+        if self.is_last_data_of_a_primary(vidx) && !force {
+            let message = "a Primary would lose its last UpToDate data: attach or connect another disk, or use --force";
+            return answer(cx, Err(AdminError { code: ss::NO_UP_TO_DATE_DISK, message: message.into() }));
+        }
         self.volumes[vidx].closing = Some(tag);
         self.leave_disk(cx, vidx, DiskState::Detaching);
+    }
+
+    /// A connected Primary has no UpToDate disk, and this node knows of none but its own.
+    fn is_last_data_of_a_primary(&self, vidx: usize) -> bool {
+        let disks_up = || self.conns.iter().filter(|c| c.is_up()).any(|c| c.pds[vidx].disk == DiskState::UpToDate);
+        self.volumes[vidx].disk == DiskState::UpToDate && self.primary_peer().is_some() && !disks_up()
     }
 
     /// No new I/O goes to the disk; what depends on it finds another way.
     fn leave_disk(&mut self, cx: &mut Ctx<'_>, vidx: usize, state: DiskState) {
         let weak = self.not_replicated(vidx);
+        let was_good = self.volumes[vidx].disk >= DiskState::Consistent;
         let v = &mut self.volumes[vidx];
+        if v.disk >= DiskState::Inconsistent {
+            v.left_as = Some((v.disk, v.uuids.current));
+        }
         v.disk = state;
-        (v.exposed_uuid, v.exposed_weak) = (v.uuids.current, weak);
+        // A Primary that served its peers goes on with that; a Secondary has seen no good data here.
+        if was_good {
+            (v.exposed_uuid, v.exposed_weak) = (v.uuids.current, weak);
+        } else if self.role == Role::Secondary && v.attached.is_some() {
+            v.exposed_uuid = 0;
+        }
         self.state_changed = true;
         for cidx in 0..self.conns.len() {
             let pd = &mut self.conns[cidx].pds[vidx];
@@ -349,7 +382,9 @@ impl Resource {
         let reply = v.closing.take().flatten();
         let thens = v.meta.abort();
         let unnamed = thens.contains(&Then::NewUuid).then_some(v.uuids.current);
-        v.exposed_uuid = v.uuids.current;
+        if v.disk >= DiskState::Consistent {
+            v.exposed_uuid = v.uuids.current;
+        }
         v.attached = None;
         v.closing = Some(reply);
         v.stable_flags = DeviceFlags::empty();
@@ -408,7 +443,6 @@ impl Resource {
                 Then::Detach
                 | Then::Compare
                 | Then::ResyncFinished(_)
-                | Then::BitmapSet(_)
                 | Then::SyncUuid(..)
                 | Then::FullSyncWritten(_) => {}
             }

@@ -416,10 +416,11 @@ impl Resource {
     }
 
     fn peer_device_lost(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, was_up: bool) {
-        let role = self.role;
+        let (role, node) = (self.role, self.conns[cidx].node());
         let pd = &mut self.conns[cidx].pds[vidx];
         let had_disk = pd.disk >= DiskState::Inconsistent && pd.disk != DiskState::DUnknown;
         pd.repl = ReplState::Off;
+        self.volumes[vidx].unconfirmed.remove(node);
         if pd.disk > DiskState::Outdated || pd.disk < DiskState::Inconsistent {
             pd.disk = DiskState::DUnknown;
         }

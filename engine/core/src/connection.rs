@@ -190,6 +190,8 @@ pub(crate) struct PeerSays {
     pub(crate) current_uuid: Option<u64>,
     /// Nodes that miss something of that generation.
     pub(crate) weak_nodes: NodeMask,
+    /// What it told before that in the same handshake: generations that are as good.
+    pub(crate) former: Vec<u64>,
     pub(crate) state: Option<StateWord>,
 }
 
@@ -206,10 +208,16 @@ pub(crate) struct PeerDevice {
     pub(crate) sent_current: u64,
     pub(crate) sent_uuids: Option<Box<Uuids110>>,
     pub(crate) sent_state: (Role, DiskState),
+    pub(crate) sent_former: Vec<u64>,
     /// Result of the comparison, applied at the commit of the connect transaction.
     pub(crate) decision: Option<Decision>,
     /// The peer ignores bits that we keep (a kernel peer).
     pub(crate) unverified: bool,
+    /// The UUIDs that the peer was sent last said that bits towards it are set.
+    pub(crate) told_bits: bool,
+    /// On this connection the peer was told of a write that it did not get (P_OUT_OF_SYNC): it connects again before it is
+    /// UpToDate, and what it says of its disk before was not meant for that.
+    pub(crate) told_out_of_sync: bool,
     /// When this node last marked a write as missing there.
     pub(crate) marked_at: Option<Time>,
     pub(crate) packet_seq: u32,
@@ -234,8 +242,11 @@ impl PeerDevice {
             sent_current: 0,
             sent_uuids: None,
             sent_state: (Role::Unknown, DiskState::Diskless),
+            sent_former: Vec::new(),
             decision: None,
             unverified: false,
+            told_bits: false,
+            told_out_of_sync: false,
             marked_at: None,
             packet_seq: 0,
             peer_seq: 0,
@@ -254,20 +265,20 @@ impl PeerDevice {
         self.packet_seq
     }
 
-    /// Writes go to this peer (wire-protocol.md 10.1).
+    /// Writes go to this peer (wire-protocol.md 10.1). Not to an Outdated one that is no target of this node: it would have later
+    /// writes without the earlier ones.
     pub(crate) fn replicates(&self) -> bool {
         match self.disk {
             DiskState::UpToDate | DiskState::Consistent => self.repl >= ReplState::Established,
-            DiskState::Inconsistent | DiskState::Outdated => {
-                self.repl == ReplState::Established && self.disk == DiskState::Inconsistent
-                    || (self.repl >= ReplState::WFBitMapT && self.repl <= ReplState::PausedSyncT)
-            }
+            DiskState::Inconsistent => self.repl == ReplState::Established || self.is_sync_source(),
+            DiskState::Outdated => self.is_sync_source(),
             _ => false,
         }
     }
 
     /// Counters and sequence numbers of a new connection.
     pub(crate) fn begin(&mut self) {
+        self.told_out_of_sync = false;
         (self.packet_seq, self.peer_seq) = (0, 0);
         (self.sent_sectors, self.received_sectors) = (0, 0);
     }

@@ -227,17 +227,22 @@ impl Resource {
     /// The peer's disk changed.
     fn peer_disk(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, word: StateWord) {
         let has = |d: DiskState| d >= DiskState::Inconsistent && d != DiskState::DUnknown;
+        let zea = self.conns[cidx].keeps_bits();
         let pd = &mut self.conns[cidx].pds[vidx];
-        let (old, new) = (pd.disk, word.disk);
+        let crossed = zea && word.disk == DiskState::UpToDate && pd.told_out_of_sync;
+        let (old, new) = (pd.disk, if crossed { DiskState::Outdated } else { word.disk });
         pd.says.state = Some(word);
         if old == new {
             return;
         }
         pd.disk = new;
         self.state_changed = true;
+        let node = self.conns[cidx].node();
         if new == DiskState::UpToDate {
-            self.volumes[vidx].exposed_weak.remove(self.conns[cidx].node());
+            self.volumes[vidx].exposed_weak.remove(node);
             self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+        } else {
+            self.confirmed_by(cx, vidx, node);
         }
         let pd = &mut self.conns[cidx].pds[vidx];
         if has(old) && !has(new) {

@@ -2,7 +2,7 @@
 
 use zea_wire::ids::NodeId;
 use zea_wire::packet::{BarrierAck, Packet, PeerAck};
-use zea_wire::state::ConnState;
+use zea_wire::state::{ConnState, DiskState};
 
 use crate::limits;
 use crate::request::{Local, WriteReq};
@@ -112,11 +112,13 @@ impl Resource {
             p.sent.remove(node);
         }
         let log: Vec<usize> = self.transfer_log.iter().copied().collect();
-        for &index in &log {
-            let vidx = self.writes[index].vidx;
-            if self.writes[index].waits.contains(node) {
+        for vidx in 0..self.volumes.len() {
+            let waits = |w: &WriteReq| w.vidx == vidx && w.waits.contains(node);
+            if log.iter().any(|&index| waits(&self.writes[index])) {
                 self.new_generation_now(cx, vidx);
             }
+        }
+        for &index in &log {
             let w = &mut self.writes[index];
             w.sent.remove(node);
             if !w.unstable.contains(node) {
@@ -126,6 +128,8 @@ impl Resource {
             w.waits.remove(node);
             w.ok.remove(node);
             let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
+            let here = w.local == Local::Done && self.volumes[vidx].disk == DiskState::UpToDate;
+            self.volumes[vidx].writes_lost |= w.completed && !here && w.ok.is_empty();
             if !broken!(SkipBitmap) {
                 self.volumes[vidx].set_out_of_sync(node, sector, len);
             }

@@ -15,21 +15,18 @@ impl Resource {
             self.close_epoch();
         }
         let mut waits = NodeMask::default();
-        if self.config.flush_waits_for_peers {
-            for c in &self.conns {
-                let pending = c.send.open.is_some() || !c.send.unacked.is_empty();
-                if c.is_up()
-                    && c.config.net.protocol == Protocol::C
-                    && c.pds[vidx].disk == DiskState::UpToDate
-                    && pending
-                {
-                    waits.insert(c.node());
-                }
+        // Without UpToDate data here, it is the peers that make it stable, whatever the protocol.
+        let only_peers = self.volumes[vidx].disk != DiskState::UpToDate;
+        for c in self.conns.iter().filter(|c| c.is_up() && c.pds[vidx].disk == DiskState::UpToDate) {
+            let counts = only_peers || (self.config.flush_waits_for_peers && c.config.net.protocol == Protocol::C);
+            let pending = c.send.open.is_some() || !c.send.unacked.is_empty();
+            if counts && pending {
+                waits.insert(c.node());
             }
         }
         let local = self.volumes[vidx].has_disk() && self.volumes[vidx].config.disk.disk_flushes;
         let local = local && !broken!(SkipLocalFlush);
-        let index = self.flushes.insert(FlushReq { id, local, waits, epoch, failed: !self.has_data(vidx) });
+        let index = self.flushes.insert(FlushReq { id, vidx, local, waits, epoch, failed: !self.has_data(vidx) });
         if local {
             self.disk(cx, vidx, DiskJob::Flush(index), DiskCmd::Flush);
         }
@@ -81,7 +78,8 @@ impl Resource {
         let f = &self.flushes[index];
         if !f.local && f.waits.is_empty() {
             let f = self.flushes.remove(index);
-            cx.complete(f.id, if f.failed { Err(IoError::Io) } else { Ok(()) });
+            let lost = std::mem::take(&mut self.volumes[f.vidx].writes_lost);
+            cx.complete(f.id, if f.failed || lost { Err(IoError::Io) } else { Ok(()) });
         }
     }
 }

@@ -7,6 +7,7 @@ use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{BitmapUuids, CurrentUuid, Packet, Uuids110};
 use zea_wire::state::{DiskState, ReplState, Role};
 
+use crate::connection::Connection;
 use crate::dialect;
 use crate::event::Severity;
 use crate::limits;
@@ -98,21 +99,32 @@ impl Resource {
         node_mask: NodeMask,
     ) {
         let uuids = self.volumes[vidx].attached.is_some().then(|| self.uuids_for(cidx, vidx, extra, node_mask));
+        if let Some(uuids) = &uuids {
+            self.conns[cidx].pds[vidx].told_bits = uuids.dirty_bits > 0;
+            if uuids.dirty_bits > 0 {
+                self.recheck_at.get_or_insert(cx.now.plus_ms(limits::RECHECK_MS));
+            }
+        }
         let packet = match uuids {
             Some(uuids) if self.conns[cidx].speaks_84() => {
                 Packet::Uuids(Box::new(dialect::to_packet(self.conns[cidx].node(), &uuids)))
             }
             Some(uuids) => Packet::Uuids110(uuids),
             None if self.conns[cidx].speaks_84() => return,
-            None => Packet::CurrentUuid(self.exposed(vidx)),
+            None => Packet::CurrentUuid(self.exposed(cidx, vidx)),
         };
         self.send_volume(cx, cidx, vidx, packet);
     }
 
-    /// The generation that is shown without an UpToDate disk, and who misses some of it.
-    pub(crate) fn exposed(&self, vidx: usize) -> CurrentUuid {
+    /// The generation that is shown to a peer without an UpToDate disk, and who misses some of it. As long as nothing is
+    /// acknowledged in it, whoever may know it already counts as missing what the peer gets.
+    pub(crate) fn exposed(&self, cidx: usize, vidx: usize) -> CurrentUuid {
         let v = &self.volumes[vidx];
-        let weak_nodes = if self.role == Role::Primary { v.exposed_weak } else { NodeMask::EMPTY };
+        let weak_nodes = match self.role {
+            Role::Primary if v.former.is_empty() => v.exposed_weak,
+            Role::Primary => !self.conns[cidx].node().mask(),
+            _ => NodeMask::EMPTY,
+        };
         CurrentUuid { uuid: v.exposed_uuid, weak_nodes }
     }
 
@@ -174,9 +186,11 @@ impl Resource {
             return false;
         }
         let v = &mut self.volumes[vidx];
+        let before = v.uuids.current;
         if broken!(KeepUuid) || v.uuids.rotate_current_into_bitmap(&rotate, forced, random).is_none() {
             return false;
         }
+        v.leave_generation(before);
         v.set_flag(DeviceFlags::ZEA_LOST_WRITES, false);
         v.new_uuid_running = true;
         v.meta.push(Step::SuperBlock);
@@ -191,12 +205,51 @@ impl Resource {
             | self.not_replicated(vidx)
             | self.config.node_id.mask();
         let v = &mut self.volumes[vidx];
+        v.leave_generation(v.exposed_uuid);
         (v.exposed_uuid, v.exposed_weak) = (fresh, weak);
         for cidx in self.up_conns() {
             if self.conns[cidx].pds[vidx].repl >= ReplState::Established && !self.conns[cidx].speaks_84() {
                 let packet = Packet::CurrentUuid(CurrentUuid { uuid: fresh, weak_nodes: weak });
                 self.send_volume(cx, cidx, vidx, packet);
             }
+        }
+        self.await_confirmation(vidx);
+    }
+
+    /// Nothing is acknowledged before the UpToDate peers have told that they know the generation of this Primary.
+    pub(crate) fn await_confirmation(&mut self, vidx: usize) {
+        let mut unconfirmed = NodeMask::EMPTY;
+        if self.role == Role::Primary {
+            let up_to_date = self.conns.iter().filter(|c| c.is_up() && c.pds[vidx].disk == DiskState::UpToDate);
+            for c in up_to_date.filter(|c| !self.knows_generation(c, vidx)) {
+                unconfirmed.insert(c.node());
+            }
+        }
+        self.volumes[vidx].unconfirmed = unconfirmed;
+    }
+
+    /// A peer has told that it is at the generation of this Primary. One that is not Zea does not answer in every case: it is
+    /// taken to know what it was sent.
+    pub(crate) fn knows_generation(&self, c: &Connection, vidx: usize) -> bool {
+        let served = self.volumes[vidx].served_uuid() & !1;
+        let answers = served != 0 && c.keeps_bits();
+        !answers || c.pds[vidx].says.uuids.as_ref().is_some_and(|u| u.current & !1 == served)
+    }
+
+    /// Somebody knows the generation that this Primary serves, or nothing depends on that.
+    pub(crate) fn generation_is_kept(&self, vidx: usize) -> bool {
+        let v = &self.volumes[vidx];
+        v.former.is_empty()
+            || v.disk == DiskState::UpToDate
+            || self.conns.iter().any(|c| c.is_up() && self.knows_generation(c, vidx))
+    }
+
+    /// A peer knows the generation of this Primary, or does not count any more: what waited for it goes on.
+    pub(crate) fn confirmed_by(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId) {
+        let unconfirmed = &mut self.volumes[vidx].unconfirmed;
+        if unconfirmed.contains(node) {
+            unconfirmed.remove(node);
+            self.writes_new_uuid(cx, vidx);
         }
     }
 
@@ -207,6 +260,7 @@ impl Resource {
         self.close_epoch();
         let weak = self.rotate_context(vidx, self.dagtag).weak_nodes() | self.not_replicated(vidx);
         self.send_uuids(cx, vidx, UuidFlags::NEW_DATAGEN, weak);
+        self.await_confirmation(vidx);
         if !self.volumes[vidx].has_disk() {
             // The disk was let go meanwhile, and knows this generation: what is written now is of the next one.
             self.new_generation_now(cx, vidx);
@@ -228,6 +282,9 @@ impl Resource {
         if !up || done {
             return;
         }
+        if self.knows_generation(&self.conns[cidx], vidx) {
+            self.confirmed_by(cx, vidx, self.conns[cidx].node());
+        }
         if self.volumes[vidx].attached.is_none() {
             if self.role == Role::Secondary && self.conns[cidx].pds[vidx].disk == DiskState::UpToDate {
                 self.volumes[vidx].exposed_uuid = current;
@@ -246,7 +303,9 @@ impl Resource {
     /// P_CURRENT_UUID: of a node without a disk.
     pub(crate) fn current_uuid_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, packet: CurrentUuid) {
         let says = &mut self.conns[cidx].pds[vidx].says;
-        (says.current_uuid, says.weak_nodes) = (Some(packet.uuid), packet.weak_nodes);
+        let before = says.current_uuid.replace(packet.uuid);
+        says.former.extend(before.filter(|_| says.former.len() < limits::MAX_FORMER_GENERATIONS).map(|u| u & !1));
+        says.weak_nodes = packet.weak_nodes;
         let c = &self.conns[cidx];
         if c.is_up() && c.role == Role::Primary && self.volumes[vidx].disk == DiskState::UpToDate {
             self.new_datagen(cx, cidx, vidx, packet.uuid, packet.weak_nodes);
@@ -255,17 +314,26 @@ impl Resource {
 
     /// The sender began a new generation (5.7).
     fn new_datagen(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, current: u64, weak: NodeMask) {
+        if self.follow_generation(vidx, cidx, current, weak) {
+            self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+        }
+    }
+
+    /// Take over a generation that a peer began. True if this node was at another one.
+    pub(crate) fn follow_generation(&mut self, vidx: usize, cidx: usize, current: u64, weak: NodeMask) -> bool {
         let being_synced = self.conns.iter().any(|c| c.pds[vidx].is_sync_target());
         let rotate = self.rotate_context(vidx, self.conns[cidx].dagtag_received.unwrap_or(0));
         let v = &mut self.volumes[vidx];
         if !v.has_disk() || v.disk == DiskState::Inconsistent {
-            return;
+            return false;
         }
-        if let NewDatagen::Adopted { .. } = v.uuids.received_new_datagen(&rotate, current, weak, being_synced) {
+        let adopted =
+            matches!(v.uuids.received_new_datagen(&rotate, current, weak, being_synced), NewDatagen::Adopted { .. });
+        if adopted {
             v.set_flag(DeviceFlags::ZEA_LOST_WRITES, false);
             v.meta.push(Step::SuperBlock);
-            self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
         }
+        adopted
     }
 
     /// The target's UUIDs say that it finished: it has our generation and no bits.
@@ -294,6 +362,7 @@ impl Resource {
             v.disk = DiskState::Consistent;
         }
         self.state_changed = true;
+        self.primary_back_by = None;
         self.want(Change::Empty, None);
     }
 

@@ -5,7 +5,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
-use zea_wire::packet::{AlgName, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
+use zea_wire::packet::{AlgName, CurrentUuid, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
 use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
 use crate::config::Protocol;
@@ -53,6 +53,7 @@ impl Resource {
             self.send_volume(cx, cidx, vidx, Packet::SyncParam89(Box::new(sync_param())));
             let sizes = self.own_sizes(vidx);
             self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
+            self.tell_former_generations(cx, cidx, vidx);
             self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
             let sent = self.volumes[vidx]
                 .attached
@@ -66,13 +67,29 @@ impl Resource {
         }
     }
 
+    /// A Primary serves the data of its peers.
+    pub(crate) fn serves_peers(&self, vidx: usize) -> bool {
+        let v = &self.volumes[vidx];
+        self.role == Role::Primary && v.disk != DiskState::UpToDate && v.exposed_uuid != 0
+    }
+
+    /// A Primary that serves the data of its peers tells a Zea peer which generations are as good as the one that it tells last.
+    fn tell_former_generations(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let tells = self.serves_peers(vidx) && self.conns[cidx].keeps_bits();
+        let former = if tells { self.volumes[vidx].former.clone() } else { Vec::new() };
+        for &uuid in &former {
+            let packet = Packet::CurrentUuid(CurrentUuid { uuid, weak_nodes: NodeMask::EMPTY });
+            self.send_volume(cx, cidx, vidx, packet);
+        }
+        self.conns[cidx].pds[vidx].sent_former = former;
+    }
+
     /// A Primary whose own disk is behind serves the data of its peers: say which generation that is.
     fn tell_exposed_uuid(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
-        let v = &self.volumes[vidx];
-        let behind = v.attached.is_some() && v.disk != DiskState::UpToDate && v.exposed_uuid != 0;
         let c = &self.conns[cidx];
-        if self.role == Role::Primary && behind && c.keeps_bits() && !c.speaks_84() {
-            let packet = self.exposed(vidx);
+        let tells = c.keeps_bits() && !c.speaks_84();
+        if self.serves_peers(vidx) && self.volumes[vidx].attached.is_some() && tells {
+            let packet = self.exposed(cidx, vidx);
             self.send_volume(cx, cidx, vidx, Packet::CurrentUuid(packet));
         }
     }
@@ -242,6 +259,7 @@ impl Resource {
                 // The peer decided on what it was told: that must still hold.
                 _ if pd.sent_current != self.volumes[vidx].current_uuid() => Verdict::Retry,
                 _ if pd.sent_state != (self.role, self.volumes[vidx].disk) => Verdict::Retry,
+                _ if !pd.sent_former.is_empty() && pd.sent_former != self.volumes[vidx].former => Verdict::Retry,
                 _ => Verdict::Yes,
             });
         }
@@ -385,12 +403,16 @@ impl Resource {
         c.was_connected = true;
         c.retry_at = None;
         c.role = c.pds.iter().find_map(|pd| pd.says.state).map_or(Role::Secondary, |s| s.role);
+        if c.role == Role::Primary {
+            self.primary_back_by = None;
+        }
         self.state_changed = true;
         self.recheck_at = Some(now.plus_ms(limits::RECHECK_MS));
         self.close_epoch();
         for vidx in 0..self.volumes.len() {
             self.conns[cidx].pds[vidx].begin();
             self.apply_decision(cx, cidx, vidx);
+            self.await_confirmation(vidx);
         }
         let tells_uuids = !self.conns[cidx].speaks_84();
         for vidx in 0..self.volumes.len() {
@@ -458,7 +480,7 @@ impl Resource {
                 }
                 self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
                 if full {
-                    self.set_full_bitmap(vidx, node, None);
+                    self.set_full_bitmap(vidx, node);
                 }
             }
             Decision::Retry | Decision::Refuse(_) => unreachable!("not committed"),
@@ -519,7 +541,7 @@ impl Resource {
             return;
         }
         let mine = v.uuids.current & !1;
-        if self.compare_exposed_uuid(vidx, cidx, state) {
+        if self.compare_exposed_uuid(vidx, cidx, state) || self.heed_moved_on(vidx, cidx, state) {
             return;
         }
         let v = &mut self.volumes[vidx];
@@ -549,10 +571,10 @@ impl Resource {
 
     /// This Primary serves the data of its peers, of another generation than that of the disk behind this connection.
     fn shows_other_generation(&self, cidx: usize, vidx: usize) -> bool {
-        let v = &self.volumes[vidx];
-        let serves_peers = self.role == Role::Primary && v.disk != DiskState::UpToDate && v.exposed_uuid != 0;
-        let uuids = self.conns[cidx].pds[vidx].says.uuids.as_ref();
-        serves_peers && uuids.is_some_and(|u| u.current & !1 != v.exposed_uuid & !1)
+        let exposed = self.volumes[vidx].exposed_uuid & !1;
+        let pd = &self.conns[cidx].pds[vidx];
+        let good = |current: u64| current == exposed || pd.sent_former.contains(&current);
+        self.serves_peers(vidx) && pd.says.uuids.as_ref().is_some_and(|u| !good(u.current & !1))
     }
 
     /// A Primary without an UpToDate disk of its own told which generation it serves: this node's data is of that one, and then as
@@ -560,13 +582,25 @@ impl Resource {
     /// a node that knew more: it is good only if the Primary does not name it as one that misses something. True if it is
     /// behind.
     fn compare_exposed_uuid(&mut self, vidx: usize, cidx: usize, state: StateWord) -> bool {
-        let says = &self.conns[cidx].pds[vidx].says;
+        let says = self.conns[cidx].pds[vidx].says.clone();
         let told = says.current_uuid.map_or(0, |u| u & !1);
         let weak = says.weak_nodes.contains(self.config.node_id);
-        let v = &mut self.volumes[vidx];
+        let v = &self.volumes[vidx];
         if told == 0 || state.role != Role::Primary || v.disk < DiskState::Outdated {
             return false;
         }
+        let mine = v.uuids.current & !1;
+        // Nothing was acknowledged since: also a disk that is Outdated because it heard of the Primary from others has everything.
+        if told != mine
+            && (v.disk >= DiskState::Consistent || !v.lost_writes())
+            && let Some(at) = says.former.iter().position(|&uuid| uuid == mine)
+        {
+            // One after the other: each may be what another disk has.
+            for &uuid in says.former[at + 1..].iter().chain([&told]) {
+                self.follow_generation(vidx, cidx, uuid, says.weak_nodes);
+            }
+        }
+        let v = &mut self.volumes[vidx];
         let behind = told != v.uuids.current & !1;
         if v.disk == DiskState::Outdated && (behind || weak) {
             return false;
@@ -580,6 +614,22 @@ impl Resource {
         behind
     }
 
+    /// A Secondary without a disk has seen a generation that this node knows nothing of: its data moved on elsewhere (5.7). True if
+    /// this disk is behind.
+    fn heed_moved_on(&mut self, vidx: usize, cidx: usize, state: StateWord) -> bool {
+        let told = self.conns[cidx].pds[vidx].says.current_uuid.map_or(0, |u| u & !1);
+        let v = &mut self.volumes[vidx];
+        let known = v.uuids.bitmap.iter().chain(&v.uuids.history).chain([&v.uuids.current]);
+        let known = known.into_iter().any(|uuid| uuid & !1 == told);
+        if told == 0 || known || state.role != Role::Secondary || v.disk < DiskState::Consistent {
+            return false;
+        }
+        v.disk = DiskState::Outdated;
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+        v.meta.push(Step::SuperBlock);
+        true
+    }
+
     fn prepare_source_bitmap(&mut self, vidx: usize, node: NodeId, full: bool, copy_from: Option<NodeId>) {
         let v = &mut self.volumes[vidx];
         let from = copy_from.and_then(|n| v.slot(n));
@@ -588,12 +638,12 @@ impl Resource {
             a.bitmap.or_slot(from, to);
             v.meta.push(Step::Bitmap);
         } else if full || copy_from.is_some() {
-            self.set_full_bitmap(vidx, node, Some(Then::BitmapSet(node)));
+            self.set_full_bitmap(vidx, node);
         }
     }
 
     /// Everything is out of sync towards a node; the mark that says so is stable before the bits (4.2).
-    pub(crate) fn set_full_bitmap(&mut self, vidx: usize, node: NodeId, then: Option<Then>) {
+    pub(crate) fn set_full_bitmap(&mut self, vidx: usize, node: NodeId) {
         let v = &mut self.volumes[vidx];
         let Some(slot) = v.slot(node) else { return };
         let Some(a) = v.attached.as_mut() else { return };
@@ -603,9 +653,6 @@ impl Resource {
         v.meta.push(Step::Bitmap);
         v.meta.push(Step::Then(Then::FullSyncWritten(node)));
         v.meta.push(Step::SuperBlock);
-        if let Some(then) = then {
-            v.meta.push(Step::Then(then));
-        }
     }
 }
 

@@ -6,6 +6,7 @@ use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{Packet, PeerBlockDesc};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
 
+use crate::activity_log;
 use crate::limits;
 use crate::meta_queue::Step;
 use crate::resource::{Ctx, Resource};
@@ -20,6 +21,11 @@ impl Resource {
     pub(crate) fn maybe_peers_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize, sector: u64) {
         let start = sector - sector % IN_SYNC_STEP;
         let v = &self.volumes[vidx];
+        // Of writes that no peer ack covers, this node does not know who else has them: the Primary will say.
+        let kept = v.attached.as_ref().is_some_and(|a| a.al.refs(activity_log::extent_of(start)) > 0);
+        if kept && self.role != Role::Primary {
+            return;
+        }
         let len = IN_SYNC_STEP.min(v.size_sectors - start);
         let bytes = u32::try_from(len * 512).expect("4 MiB");
         let mask = self.nodes_in_sync(vidx, start, bytes);
@@ -31,8 +37,10 @@ impl Resource {
         let v = &self.volumes[vidx];
         let mut mask = NodeMask::EMPTY;
         for c in self.conns.iter().filter(|c| c.is_up()) {
-            // What another node is resyncing at this moment is not known here.
-            let known = c.pds[vidx].disk == DiskState::UpToDate || c.pds[vidx].repl == ReplState::SyncSource;
+            let pd = &c.pds[vidx];
+            // What another node is resyncing at this moment is not known here; nor what the node has marked towards this one.
+            let settled = pd.disk == DiskState::UpToDate && pd.says.uuids.as_ref().is_some_and(|u| u.dirty_bits == 0);
+            let known = settled || pd.repl == ReplState::SyncSource;
             if known && v.slot(c.node()).is_some() && !v.any_out_of_sync(c.node(), sector, bytes) {
                 mask.insert(c.node());
             }
@@ -128,6 +136,7 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             self.recheck_own_disk(cx, vidx);
             self.ask_primary_about_bits(cx, vidx);
+            self.tell_cleared_bits(cx, vidx);
         }
         for cidx in self.up_conns() {
             let paused = self.conns[cidx].pds.iter().any(|pd| pd.repl == ReplState::PausedSyncT);
@@ -144,7 +153,15 @@ impl Resource {
 
     /// A disk that is only Outdated, next to an UpToDate Primary of its generation, has everything (2.4 no. 12), or gets it.
     fn recheck_own_disk(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
-        let Some(cidx) = self.primary_peer().and_then(|node| self.cidx(node)) else { return };
+        if self.role == Role::Primary {
+            return self.recheck_disk_of_primary(cx, vidx);
+        }
+        // A Primary without UpToDate data of its own serves that of another peer.
+        let up_to_date = |c: &usize| self.conns[*c].pds[vidx].disk == DiskState::UpToDate;
+        let primary = self.primary_peer().and_then(|node| self.cidx(node));
+        let Some(cidx) = primary.and_then(|c| Some(c).filter(up_to_date).or(self.up_to_date_peer(vidx))) else {
+            return;
+        };
         let node = self.conns[cidx].node();
         let pd = &self.conns[cidx].pds[vidx];
         let unsure = matches!(self.volumes[vidx].disk, DiskState::Outdated | DiskState::Consistent);
@@ -158,8 +175,8 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         let current = v.uuids.current & !1;
         let same_generation = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 == current);
-        if !same_generation || v.dirty_bits(node) > 0 {
-            return self.reconnect(cx, cidx, "this disk is not UpToDate, the Primary's is");
+        if !same_generation || v.dirty_bits(node) > 0 || self.conns[cidx].role != Role::Primary {
+            return self.reconnect(cx, cidx, "this disk is not UpToDate, the Primary's data is");
         }
         v.disk = DiskState::UpToDate;
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
@@ -167,6 +184,23 @@ impl Resource {
         self.state_changed = true;
         self.send_states(cx);
         self.end_paused_targets(cx, vidx);
+    }
+
+    /// A Primary that serves its peers' data, with a disk of its own that nothing brings up to date, compares again.
+    fn recheck_disk_of_primary(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let v = &self.volumes[vidx];
+        let behind = v.has_disk() && v.disk != DiskState::UpToDate && v.closing.is_none();
+        if !behind || self.up_to_date_peer(vidx).is_none() {
+            return;
+        }
+        self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+        let syncs = self.conns.iter().any(|c| {
+            matches!(c.pds[vidx].repl, ReplState::SyncTarget | ReplState::WFBitMapT)
+                && c.pds[vidx].disk >= DiskState::Consistent
+        });
+        if !syncs {
+            self.compare_again(cx, vidx);
+        }
     }
 
     /// Marks towards another neighbour of the Primary are left: the Primary is to say again who is in sync.
@@ -180,6 +214,20 @@ impl Resource {
         if left && self.conns[primary].keeps_bits() {
             self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
             self.send_uuids_to(cx, primary, vidx, UuidFlags::RESYNC, NodeMask::EMPTY);
+        }
+    }
+
+    /// Peers that were told of bits towards them, which are gone since, hear of that.
+    fn tell_cleared_bits(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        for cidx in self.up_conns() {
+            if !self.conns[cidx].pds[vidx].told_bits {
+                continue;
+            }
+            if self.volumes[vidx].dirty_bits(self.conns[cidx].node()) > 0 {
+                self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+            } else {
+                self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+            }
         }
     }
 

@@ -34,6 +34,8 @@ pub const BITMAP_WRITES_IN_FLIGHT: usize = 32;
 pub const MAX_ADMIN_WAITING: usize = 64;
 /// Age at which an epoch with writes is closed even if nobody asked for a flush.
 pub const EPOCH_AGE_MS: u64 = 50;
+/// Generations without an acknowledged write that a Primary remembers, per volume.
+pub const MAX_FORMER_GENERATIONS: usize = 8;
 /// Requests wait this long for a disk or a peer that is coming up.
 pub const HOLD_MS: u64 = 10_000;
 /// Resync reads a source serves at once, per peer device.

@@ -28,13 +28,11 @@ pub(crate) enum Then {
     Detach,
     /// Answer an admin command.
     Reply(AdminTag),
-    /// The full bitmap towards this peer is stable: send it.
-    BitmapSet(NodeId),
     /// This sync UUID of the resync of this peer is stable.
     SyncUuid(NodeId, u64),
     /// Compare with every connected peer again.
     Compare,
-    /// All bits towards this peer are stable: the mark that announced them goes.
+    /// All bits towards this peer are stable: the mark that announced them goes, and a target that waits for them gets them.
     FullSyncWritten(NodeId),
 }
 

@@ -71,6 +71,7 @@ pub(crate) struct ReadReq {
 #[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct FlushReq {
     pub(crate) id: ReqId,
+    pub(crate) vidx: usize,
     pub(crate) local: bool,
     /// Peers whose barrier ack it waits for, and the number of the last such epoch.
     pub(crate) waits: NodeMask,
@@ -262,6 +263,7 @@ impl Resource {
             self.mark_missing(cx, cidx, vidx, req.sector, req.len);
             self.volumes[vidx].exposed_weak.insert(node);
             if tell {
+                self.conns[cidx].pds[vidx].told_out_of_sync = true;
                 let desc = BlockDesc { sector: req.sector, blksize: req.len };
                 self.send_volume(cx, cidx, vidx, Packet::OutOfSync(desc));
             }
@@ -484,6 +486,7 @@ impl Resource {
             let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
             // Its disk is gone, and its P_STATE on the way: no new generation may begin there.
             self.conns[cidx].pds[vidx].disk = DiskState::Failed;
+            self.confirmed_by(cx, vidx, node);
             self.state_changed = true;
             self.mark_missing(cx, cidx, vidx, sector, len);
             self.new_generation_now(cx, vidx);
@@ -506,17 +509,22 @@ impl Resource {
         let w = &mut self.writes[index];
         let local_over = !matches!(w.local, Local::Pending | Local::NoSpace { .. });
         // A write that lost a replica is acknowledged only under a UUID that the lost replica does not have.
-        let generation_ok = !self.volumes[w.vidx].awaits_uuid();
+        let v = &self.volumes[w.vidx];
+        let generation_ok = !v.awaits_uuid() && v.unconfirmed.is_empty();
         let answered = w.waits.is_empty() || broken!(AckEarly);
         if local_over && answered && !w.completed && generation_ok {
             w.completed = true;
-            let result = match w.local {
-                Local::Done => Ok(()),
-                _ if !w.ok.is_empty() => Ok(()),
+            let (id, vidx, local, on_peers) = (w.req.id, w.vidx, w.local, !w.ok.is_empty());
+            let here = local == Local::Done && v.disk == DiskState::UpToDate;
+            let result = match local {
+                _ if here || (on_peers && self.generation_is_kept(vidx)) => Ok(()),
                 Local::Failed(DiskError::NoSpace) => Err(IoError::NoSpace),
                 _ => Err(IoError::Io),
             };
-            cx.complete(w.req.id, result);
+            if result.is_ok() {
+                self.volumes[vidx].former.clear();
+            }
+            cx.complete(id, result);
         }
         self.trim_transfer_log(cx);
     }

@@ -311,6 +311,17 @@ impl Resource {
         self.volumes[vidx].disk == DiskState::UpToDate || self.up_to_date_peer(vidx).is_some()
     }
 
+    /// This node is Primary, and only this peer has UpToDate data of some volume.
+    pub(crate) fn needs_data_of(&self, cidx: usize) -> bool {
+        let up_to_date = |c: &Connection, v: usize| c.is_up() && c.pds[v].disk == DiskState::UpToDate;
+        let others = |v: usize| self.conns.iter().enumerate().any(|(i, c)| i != cidx && up_to_date(c, v));
+        self.role == Role::Primary
+            && (0..self.volumes.len()).any(|v| {
+                let here = self.volumes[v].disk == DiskState::UpToDate;
+                !here && up_to_date(&self.conns[cidx], v) && !others(v)
+            })
+    }
+
     /// A connected peer is Primary.
     pub(crate) fn primary_peer(&self) -> Option<NodeId> {
         self.conns.iter().find(|c| c.is_up() && c.role == Role::Primary).map(Connection::node)

@@ -41,7 +41,7 @@ impl Resource {
     }
 
     /// All bits towards a peer are stable: send them if it waits for them.
-    pub(crate) fn bitmap_set_stable(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId) {
+    pub(crate) fn full_bitmap_stable(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId) {
         if let Some(cidx) = self.cidx(node)
             && self.conns[cidx].is_up()
             && self.conns[cidx].pds[vidx].repl == ReplState::WFBitMapS
@@ -190,6 +190,10 @@ impl Resource {
     /// One source at a time: the peer with the fewest dirty bits (2.4 no. 6).
     pub(crate) fn resync_choose_target(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         if self.sync_source_of(vidx).is_some() || !self.volumes[vidx].has_disk() {
+            return;
+        }
+        if self.volumes[vidx].disk == DiskState::UpToDate {
+            // Resynced from another node meanwhile: what is to be done now shows when they compare again (`waits_for_nothing`).
             return;
         }
         let best = (0..self.conns.len())
@@ -454,6 +458,10 @@ impl Resource {
     /// Bitmap, then the source's UUIDs, stable; only then UpToDate.
     fn resync_finish(&mut self, vidx: usize, cidx: usize) {
         let node = self.conns[cidx].node();
+        if self.serves_peers(vidx) && !self.knows_generation(&self.conns[cidx], vidx) {
+            // This node is Primary and has just begun a generation: the source is about to tell its UUIDs of it.
+            return;
+        }
         let pd = &mut self.conns[cidx].pds[vidx];
         let Some(u) = pd.says.uuids.clone() else { return };
         pd.finishing = true;
@@ -515,6 +523,10 @@ impl Resource {
     /// The result is stable: this disk is as good as its source.
     pub(crate) fn resync_finished(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId) {
         let Some(cidx) = self.cidx(node) else { return };
+        if self.volumes[vidx].closing.is_some() {
+            // The disk is being let go: what it is, its meta data says.
+            return;
+        }
         let up = self.conns[cidx].is_up() && self.conns[cidx].pds[vidx].finishing;
         if !up {
             return self.resync_finished_alone(vidx, node);
@@ -523,7 +535,8 @@ impl Resource {
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.finishing = false;
         let moved_on = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 != self.volumes[vidx].uuids.current & !1);
-        if moved_on {
+        let unnamed = self.serves_peers(vidx) && !self.knows_generation(&self.conns[cidx], vidx);
+        if moved_on || unnamed {
             // A new generation began meanwhile: this node has its writes, it lacks the name.
             return self.resync_finish(vidx, cidx);
         }
@@ -565,6 +578,8 @@ impl Resource {
         }
         self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
         self.send_states(cx);
+        self.await_confirmation(vidx);
+        self.writes_new_uuid(cx, vidx);
         if self.volumes[vidx].disk == DiskState::Consistent {
             self.want(crate::twopc::Change::Empty, None);
         }
@@ -668,8 +683,13 @@ impl Resource {
         self.mark_missing(cx, cidx, vidx, desc.sector, desc.blksize);
         let pd = &self.conns[cidx].pds[vidx];
         let from_primary = self.conns[cidx].role == Role::Primary && pd.repl == ReplState::Established;
-        if from_primary && self.volumes[vidx].disk == DiskState::UpToDate {
+        let v = &mut self.volumes[vidx];
+        if from_primary && v.disk == DiskState::UpToDate {
             // It did not know yet that this disk has become UpToDate: now it is not.
+            v.disk = DiskState::Outdated;
+            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+            v.meta.push(Step::SuperBlock);
+            self.state_changed = true;
             self.reconnect(cx, cidx, "the Primary wrote without this node");
         }
     }

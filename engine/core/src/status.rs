@@ -110,6 +110,12 @@ impl Resource {
         attached.is_some_and(|a| a.al.active(crate::activity_log::extent_of(sector)))
     }
 
+    /// A write in this extent is not stable everywhere, as far as this node knows.
+    pub fn is_al_in_use(&self, volume: VolumeNr, sector: u64) -> bool {
+        let attached = self.vidx(volume).and_then(|v| self.volumes[v].attached.as_ref());
+        attached.is_some_and(|a| a.al.refs(crate::activity_log::extent_of(sector)) > 0)
+    }
+
     /// Assert what must always hold.
     ///
     /// # Panics

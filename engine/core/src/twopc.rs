@@ -209,12 +209,12 @@ impl Resource {
     /// Local checks, then P_TWOPC_PREPARE to everybody who is connected.
     fn twopc_start(&mut self, cx: &mut Ctx<'_>, wanted: Wanted) {
         match self.change_check(cx, wanted.change) {
-            Ok(true) => {}
             Ok(false) => return self.change_over(cx, wanted, Ok(())),
-            Err(_) if self.promotes_too_soon(&wanted) => {
+            _ if self.promotes_too_soon(&wanted) => {
                 self.twopc.not_before = Some(cx.now.plus_ms(limits::PROMOTE_RETRY_MS));
                 return self.twopc.queue.push_back(Wanted { tries: wanted.tries + 1, ..wanted });
             }
+            Ok(true) => {}
             Err(e) => return self.change_over(cx, wanted, Err(e)),
         }
         if self.asks_84(wanted.change) {
@@ -309,7 +309,10 @@ impl Resource {
             }
             Change::Promote { force } => self.promote_check(cx, force),
             Change::Demote => self.demote_check(),
-            Change::Disconnect(peer) => Ok(self.cidx(peer).is_some_and(|c| self.conns[c].is_up())),
+            Change::Disconnect(peer) => match self.cidx(peer).filter(|&c| self.conns[c].is_up()) {
+                Some(cidx) if self.needs_data_of(cidx) => Err(last_data(peer)),
+                up => Ok(up.is_some()),
+            },
             Change::Empty => Ok(true),
         }
     }
@@ -433,6 +436,7 @@ impl Resource {
             return self.twopc_again(cx, i.wanted);
         }
         let error = match i.verdict {
+            Verdict::No if let Change::Disconnect(peer) = i.wanted.change => last_data(peer),
             Verdict::No if !(i.sums.primary & !self.config.node_id.mask()).is_empty() => two_primaries(),
             _ => AdminError { code: ss::CW_FAILED_BY_PEER, message: "refused by a peer node".into() },
         };
@@ -474,8 +478,15 @@ impl Resource {
     }
 
     pub(crate) fn change_over(&mut self, cx: &mut Ctx<'_>, wanted: Wanted, result: Result<(), AdminError>) {
-        if let (Change::Disconnect(peer), Err(_), Some(cidx)) = (wanted.change, &result, self.cidx_of(wanted.change)) {
-            // Asked to go: go, with or without consent.
+        let refused = matches!(&result, Err(e) if e.code == ss::NO_UP_TO_DATE_DISK);
+        if let (Change::Disconnect(_), Err(e), true, Some(tag)) = (wanted.change, &result, refused, self.down) {
+            self.down = None;
+            return cx.reply(tag, Err(e.clone()));
+        }
+        if let (Change::Disconnect(peer), Err(_), false, Some(cidx)) =
+            (wanted.change, &result, refused, self.cidx_of(wanted.change))
+        {
+            // Asked to go: go, also if nobody answers.
             cx.notice(Severity::Warning, format!("node {peer} did not agree to the disconnect; disconnecting anyway"));
             self.disconnected_by_us(cx, cidx);
             if let Some(tag) = wanted.reply {
@@ -500,12 +511,28 @@ impl Resource {
 
 /// The transaction is a connect.
 fn is_connect(request: &TwopcRequest) -> bool {
+    wanted_conn(request) == Some(ConnState::Connected)
+}
+
+/// The transaction is a graceful disconnect.
+fn is_disconnect(request: &TwopcRequest) -> bool {
+    wanted_conn(request) == Some(ConnState::Disconnecting)
+}
+
+fn wanted_conn(request: &TwopcRequest) -> Option<ConnState> {
     match request.body {
-        TwopcBody::Prepare { mask, val } => {
-            mask.names(StateBits::CONN) && val.conn().and_then(|c| c.conn_state()) == Some(ConnState::Connected)
-        }
-        _ => false,
+        TwopcBody::Prepare { mask, val } if mask.names(StateBits::CONN) => val.conn().and_then(|c| c.conn_state()),
+        _ => None,
     }
+}
+
+/// A Primary would be left without UpToDate data.
+fn last_data(peer: NodeId) -> AdminError {
+    let message = format!(
+        "the Primary would lose its last UpToDate data by a disconnect from node {peer}: attach or connect another disk, demote it, or \
+         use --force"
+    );
+    AdminError { code: ss::NO_UP_TO_DATE_DISK, message }
 }
 
 /// Somebody else is Primary.

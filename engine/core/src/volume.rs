@@ -78,8 +78,16 @@ pub(crate) struct Volume {
     pub(crate) uuids: Uuids,
     /// The UUID of the data that a diskless node shows.
     pub(crate) exposed_uuid: u64,
+    /// What the last disk was when it was let go, and its current UUID: its meta data may not have been told.
+    pub(crate) left_as: Option<(DiskState, u64)>,
     /// Nodes that miss something of that generation.
     pub(crate) exposed_weak: NodeMask,
+    /// Generations before the one that this Primary serves, oldest first, since when it has acknowledged nothing: data of one
+    /// of them is as good.
+    pub(crate) former: Vec<u64>,
+    /// UpToDate peers that have not told yet that they know the generation of this Primary. Until then nothing is
+    /// acknowledged in it, so that it does not matter if all who know it are lost.
+    pub(crate) unconfirmed: NodeMask,
     /// Usable size that is agreed, 0: not known.
     pub(crate) size_sectors: u64,
     pub(crate) intervals: IntervalSet<Lock>,
@@ -96,6 +104,8 @@ pub(crate) struct Volume {
     pub(crate) told_disk: DiskState,
     /// Device flags that are certainly on the disk.
     pub(crate) stable_flags: DeviceFlags,
+    /// Whoever held a write that was acknowledged and not stable is gone: the next flush fails.
+    pub(crate) writes_lost: bool,
     /// The next write of a Primary begins a new data generation.
     pub(crate) new_uuid_needed: bool,
     /// The last run of this disk ended as Primary without a clean stop.
@@ -137,7 +147,10 @@ impl Volume {
             attached: None,
             uuids: Uuids::default(),
             exposed_uuid: 0,
+            left_as: None,
             exposed_weak: NodeMask::EMPTY,
+            former: Vec::new(),
+            unconfirmed: NodeMask::EMPTY,
             size_sectors: 0,
             intervals: IntervalSet::new(2 * limits::MAX_TRANSFER_LOG),
             conflict_waiters: VecDeque::new(),
@@ -147,6 +160,7 @@ impl Volume {
             meta: MetaQueue::default(),
             told_disk: DiskState::Diskless,
             stable_flags: DeviceFlags::empty(),
+            writes_lost: false,
             new_uuid_needed: false,
             crashed_primary: false,
             resync_start_uuid: 0,
@@ -220,6 +234,21 @@ impl Volume {
                 touched.is_some_and(|(first, last)| a.bitmap.any_in_range(slot, first, last))
             }
             _ => false,
+        }
+    }
+
+    /// The generation that a Primary serves: of its disk, or of its peers' data.
+    pub(crate) fn served_uuid(&self) -> u64 {
+        if self.disk == DiskState::UpToDate { self.uuids.current } else { self.exposed_uuid }
+    }
+
+    /// A new generation begins after this one, in which nothing is acknowledged yet.
+    pub(crate) fn leave_generation(&mut self, uuid: u64) {
+        if self.former.len() == limits::MAX_FORMER_GENERATIONS {
+            self.former.remove(0);
+        }
+        if uuid != 0 {
+            self.former.push(uuid & !1);
         }
     }
 

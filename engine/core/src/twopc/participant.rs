@@ -5,7 +5,7 @@ use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
 use zea_wire::state::{ConnState, Role, StateBits};
 
-use super::{Change, Participant, Running, Sums, Verdict, is_connect};
+use super::{Change, Participant, Running, Sums, Verdict, is_connect, is_disconnect};
 use crate::connection::LinkPhase;
 use crate::resource::{Ctx, Resource};
 
@@ -91,6 +91,10 @@ impl Resource {
     /// Whether this node can live with the change.
     fn far_away_check(&self, cidx: usize, request: &TwopcRequest) -> Verdict {
         let TwopcBody::Prepare { mask, val } = request.body else { return Verdict::No };
+        if is_disconnect(request) {
+            let asked = request.target_node_id == Some(self.config.node_id);
+            return if asked && self.needs_data_of(cidx) { Verdict::No } else { Verdict::Yes };
+        }
         let becomes_primary = mask.names(StateBits::ROLE) && val.role() == Some(Role::Primary) && !is_connect(request);
         if !becomes_primary {
             return Verdict::Yes;

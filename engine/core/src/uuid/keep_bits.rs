@@ -161,7 +161,9 @@ fn survivor_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> O
     let overwritten = lost_writes(source)
         && !lost_writes(target)
         && same(source.view.current, target.view.current)
-        && [source, target].iter().all(|side| side.disk >= DiskState::Consistent && may_be_overwritten(side));
+        && source.disk >= DiskState::Consistent
+        && target.disk >= DiskState::Outdated
+        && [source, target].iter().all(|side| may_be_overwritten(side));
     if !overwritten {
         return None;
     }
@@ -185,7 +187,13 @@ fn own_is_source(own: &Side<'_>, peer: &Side<'_>) -> bool {
     let rank = |side: &Side<'_>| if side.disk == DiskState::Consistent { DiskState::UpToDate } else { side.disk };
     // A neighbour of a live Primary has what that Primary believes it has; it must not be overwritten with less.
     let neighbour = |side: &Side<'_>| !side.view.flags.contains(UuidFlags::STABLE);
-    if rank(own) != rank(peer) {
+    let survived = |side: &Side<'_>, other: &Side<'_>| {
+        let free = may_be_overwritten(other) && !neighbour(other);
+        side.disk >= DiskState::Outdated && lost_writes(other) && !lost_writes(side) && free
+    };
+    if survived(own, peer) != survived(peer, own) {
+        survived(own, peer)
+    } else if rank(own) != rank(peer) {
         rank(own) > rank(peer)
     } else if own.is_primary() != peer.is_primary() {
         own.is_primary()
