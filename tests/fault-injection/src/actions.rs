@@ -3,6 +3,7 @@
 use zea_core::event::Event as CoreEvent;
 use zea_core::io::{Action, AdminError, AdminTag, BufId, DiskCmd, DiskTag, IoError, LinkId, Payload, ReqId};
 use zea_wire::ids::VolumeNr;
+use zea_wire::state::DiskState;
 
 use crate::checks::Check;
 use crate::codec;
@@ -127,7 +128,8 @@ impl World {
         match (pending.purpose, result) {
             (Purpose::Read(ticket), Ok(())) => {
                 let tags = tags.expect("a read has a buffer");
-                if let Err(error) = self.model.read_ended(&ticket, &tags) {
+                let own_disk = self.nodes[ix].disk_state(volume) == DiskState::UpToDate;
+                if let Err(error) = self.model.read_ended(&ticket, &tags, own_disk) {
                     self.fail(Check::Read, &error);
                 }
             }
@@ -144,7 +146,8 @@ impl World {
                 let nodes = self.holders(ix, volume, true);
                 self.model.flush_acked(ticket, ix, volume.0, &nodes);
             }
-            (Purpose::Read(_) | Purpose::Flush(_), Err(_)) => {}
+            (Purpose::Flush(ticket), Err(_)) => self.model.flush_failed(ticket, ix, volume.0),
+            (Purpose::Read(_), Err(_)) => {}
         }
     }
 

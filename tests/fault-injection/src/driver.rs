@@ -233,6 +233,9 @@ impl Driver {
         let behind: Vec<VolumeNr> = volumes.into_iter().filter(|v| !has_data(*v)).collect();
         for volume in &behind {
             self.world.model.gave_up(ix, volume.0);
+            self.world.model.forked(ix, volume.0);
+            // It is good because somebody says so, not because a resync has ended.
+            self.world.nodes[ix].target_of.remove(volume);
         }
         if !behind.is_empty() {
             self.others(ix).into_iter().for_each(|other| self.world.model.forgive(other));

@@ -96,6 +96,9 @@ struct View {
     /// it follows.
     lost: BTreeMap<Id, Vec<(WriteIx, Witnesses)>>,
     went_on_alone: bool,
+    /// A generation of its own began here without the other replicas, before or after a power loss: writes that were
+    /// acknowledged early (protocols A and B) and had not come here are not in it.
+    took_over: bool,
 }
 
 impl View {
@@ -195,10 +198,17 @@ impl Model {
         ids[sector] as Id
     }
 
-    /// A write begins. Returns its number and the values of its sectors.
-    pub fn write_begins(&mut self, node: usize, key: Key, sectors: u64, zero: bool) -> (WriteIx, Vec<Tag>) {
+    /// A write begins, on its way to the replicas of `followers`. Returns its number and the values of its sectors.
+    pub fn write_begins(
+        &mut self,
+        node: usize,
+        followers: &[usize],
+        key: Key,
+        sectors: u64,
+        zero: bool,
+    ) -> (WriteIx, Vec<Tag>) {
         let submitted = self.tick();
-        self.lineage.attempt(node, key.0);
+        self.lineage.attempt(node, followers, key.0);
         let index = self.writes.len() as WriteIx;
         let epoch = self.order.epoch(node, key.0);
         let write =
@@ -258,7 +268,7 @@ impl Model {
 
     /// Data that was there before the world began, on one node.
     pub fn preset(&mut self, node: usize, key: Key, sectors: u64) -> Vec<Tag> {
-        let (index, tags) = self.write_begins(node, key, sectors, false);
+        let (index, tags) = self.write_begins(node, &[], key, sectors, false);
         self.write_acked(index, &[node], &[node]);
         tags
     }
@@ -307,6 +317,12 @@ impl Model {
         }
     }
 
+    /// A flush that `node` asked for failed: what was completed before it may be lost, and no later flush covers it.
+    pub fn flush_failed(&mut self, ticket: FlushTicket, node: usize, volume: u16) {
+        self.tick();
+        self.order.flush_failed(node, volume, ticket.0);
+    }
+
     /// Without what lies before something that is stable.
     fn prune(&self, list: &[Held]) -> Vec<Held> {
         list.iter().filter(|h| !list.iter().any(|s| s.stable && self.before(h.write, s.write))).copied().collect()
@@ -331,12 +347,13 @@ impl Model {
         }
     }
 
-    /// A node becomes Primary; `alone`: while it is not in sync with every other replica.
-    pub fn promoted(&mut self, node: usize, alone: bool) {
+    /// A node becomes Primary, in sync with the replicas of `followers`; `alone`: not with every other one.
+    pub fn promoted(&mut self, node: usize, followers: &[usize], alone: bool) {
         self.order.promoted(node);
         if alone {
             self.views[node].went_on_alone = true;
-            (0..VOLUMES).for_each(|volume| self.lineage.attempt(node, volume));
+            self.views[node].took_over = true;
+            (0..VOLUMES).for_each(|volume| self.lineage.attempt(node, followers, volume));
         }
     }
 
@@ -395,6 +412,7 @@ impl Model {
         }
         self.views[target].lost = self.views[source].lost.clone();
         self.views[target].went_on_alone = self.views[source].went_on_alone;
+        self.views[target].took_over = self.views[source].took_over;
         lost
     }
 
@@ -406,7 +424,7 @@ impl Model {
         let lost = source_view.lost.get(&id).and_then(|l| l.iter().find(|(w, _)| *w == held.write));
         let witnessed = lost.is_some_and(|(_, witnesses)| witnesses >> target & 1 == 1);
         let excused =
-            (source_view.went_on_alone && (weak || lost.is_some())) || (lost.is_some() && (weak || !witnessed));
+            (source_view.took_over && weak) || (lost.is_some() && (source_view.went_on_alone || weak || !witnessed));
         if overridden || excused {
             return None;
         }
@@ -448,6 +466,11 @@ impl Model {
         }
     }
 
+    /// The replica on this node goes on from data that lacks what others may have.
+    pub fn forked(&mut self, node: usize, volume: u16) {
+        self.lineage.forked(node, volume);
+    }
+
     /// Whether a value may be found in a sector on a node that is the reference for its data, given what it held.
     fn is_allowed(&self, id: Id, held: impl Iterator<Item = WriteIx> + Clone, tag: Tag) -> bool {
         let history = &self.sectors[id].history;
@@ -474,25 +497,28 @@ impl Model {
         self.views[node].of(id).iter().map(|h| h.write)
     }
 
-    /// A read begins.
-    pub fn read_begins(&mut self, node: usize, first: Key, sectors: u64) -> ReadTicket {
+    /// A read begins, of a node that is served by one of the replicas of `servers`.
+    pub fn read_begins(&mut self, node: usize, servers: &[usize], first: Key, sectors: u64) -> ReadTicket {
         let began = self.tick();
         let mut ticket =
             ReadTicket { node, first, began, held: Vec::new(), ends: Vec::with_capacity(sectors as usize) };
         for sector in first.1..first.1 + sectors {
             if let Some(id) = self.id((first.0, sector)) {
-                ticket.held.extend(self.held_writes(node, id));
+                let of_all = |w: &WriteIx| servers.iter().all(|s| self.held_writes(*s, id).any(|h| h == *w));
+                if let Some(server) = servers.first() {
+                    ticket.held.extend(self.held_writes(*server, id).filter(of_all));
+                }
             }
             ticket.ends.push(ticket.held.len());
         }
         ticket
     }
 
-    /// A read ended well with these values.
+    /// A read ended well with these values, those of the node's own disk or of a peer's.
     ///
     /// # Errors
     /// The first sector that holds what it may not.
-    pub fn read_ended(&mut self, ticket: &ReadTicket, tags: &[Tag]) -> Result<(), String> {
+    pub fn read_ended(&mut self, ticket: &ReadTicket, tags: &[Tag], own_disk: bool) -> Result<(), String> {
         self.tick();
         let mut from = 0;
         for ((offset, end), tag) in (0..).zip(&ticket.ends).zip(tags) {
@@ -501,7 +527,9 @@ impl Model {
             match self.id(key) {
                 Some(id) => {
                     self.check_value(ticket.node, id, held.iter().copied(), *tag, "a read")?;
-                    self.observe(ticket, id, *tag);
+                    if own_disk {
+                        self.observe(ticket, id, *tag);
+                    }
                 }
                 None if *tag == 0 => {}
                 None => return Err(self.not_allowed(ticket.node, key, &[], *tag, "a read")),

@@ -31,6 +31,8 @@ pub trait Core: Debug {
     fn is_out_of_sync(&self, volume: VolumeNr, peer: NodeId, sector: u64) -> Option<bool>;
     /// Whether a sector lies in an active extent of the activity log.
     fn is_al_active(&self, volume: VolumeNr, sector: u64) -> bool;
+    /// See [`Resource::is_al_in_use`].
+    fn is_al_in_use(&self, volume: VolumeNr, sector: u64) -> bool;
 }
 
 impl Core for Resource {
@@ -54,6 +56,9 @@ impl Core for Resource {
         Resource::is_out_of_sync(self, volume, peer, sector)
     }
 
+    fn is_al_in_use(&self, volume: VolumeNr, sector: u64) -> bool {
+        Resource::is_al_in_use(self, volume, sector)
+    }
     fn is_al_active(&self, volume: VolumeNr, sector: u64) -> bool {
         Resource::is_al_active(self, volume, sector)
     }

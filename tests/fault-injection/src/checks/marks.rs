@@ -10,6 +10,7 @@ use zea_wire::state::{ConnState, DiskState};
 use super::Check;
 use super::offline::Offline;
 use crate::net::NodeIx;
+use crate::node::Node;
 use crate::world::{World, node_id};
 
 const JUST_CREATED: u64 = 4;
@@ -120,11 +121,16 @@ impl World {
         !(busy || marked(a, b) || marked(b, a) || self.model.write_in_flight((volume.0, sector)))
     }
 
-    /// With protocols A and B a write may be completed before it reaches a third node.
-    fn may_be_on_its_way(&self, a: NodeIx, b: NodeIx, key: (u16, u64)) -> bool {
-        let lazy = !(self.nodes[a].is_protocol_c() && self.nodes[b].is_protocol_c());
-        let writer = self.model.settled_writer(key).filter(|_| lazy);
-        writer.is_some_and(|w| [a, b].iter().any(|x| *x != w && !self.net.is_quiet(w, *x)))
+    /// With protocols A and B a write may be completed before it reaches a third node, or while it waits there for its turn;
+    /// its Primary keeps the extent in use until it is stable everywhere.
+    fn may_be_on_its_way(&self, a: NodeIx, b: NodeIx, (volume, sector): (u16, u64)) -> bool {
+        if self.nodes[a].is_protocol_c() && self.nodes[b].is_protocol_c() {
+            return false;
+        }
+        let in_use = |node: &Node| node.core.as_ref().is_some_and(|core| core.is_al_in_use(VolumeNr(volume), sector));
+        let writer = self.model.settled_writer((volume, sector));
+        self.nodes.iter().any(in_use)
+            || writer.is_some_and(|w| [a, b].iter().any(|x| *x != w && !self.net.is_quiet(w, *x)))
     }
 
     pub(super) fn describe_difference(&self, a: NodeIx, b: NodeIx, volume: VolumeNr, sector: u64) -> String {

@@ -128,6 +128,14 @@ impl World {
         own.into_iter().chain(peers).collect()
     }
 
+    /// The nodes that may serve a read of node `ix`: it itself, or without UpToDate data of its own the peers.
+    pub(crate) fn servers(&self, ix: NodeIx, volume: VolumeNr) -> Vec<NodeIx> {
+        if self.nodes[ix].disk_state(volume) == DiskState::UpToDate {
+            return vec![ix];
+        }
+        (0..self.nodes.len()).filter(|o| *o != ix && self.nodes[ix].sees_in_sync(*o, volume)).collect()
+    }
+
     /// A peer is connected and UpToDate, and writes do not wait until it wrote them (protocols A and B).
     pub(crate) fn in_sync_without_waiting(&self, ix: NodeIx, volume: VolumeNr) -> bool {
         let node = &self.nodes[ix];
@@ -157,9 +165,13 @@ impl World {
     fn note_promotion(&mut self, ix: NodeIx) {
         let volumes: Vec<VolumeNr> = self.nodes[ix].disks.keys().copied().collect();
         let others = (0..self.nodes.len()).filter(|o| *o != ix);
-        let mut pairs = others.flat_map(|o| volumes.iter().map(move |v| (o, *v)));
-        let together = pairs.all(|(other, volume)| self.nodes[ix].sees_in_sync(other, volume));
-        self.model.promoted(ix, !together);
+        let in_sync = |other: &NodeIx, all: bool| {
+            let mut seen = volumes.iter().map(|v| self.nodes[ix].sees_in_sync(*other, *v));
+            if all { seen.all(|s| s) } else { seen.any(|s| s) }
+        };
+        let alone = others.clone().any(|other| !in_sync(&other, true));
+        let followers: Vec<NodeIx> = others.filter(|other| in_sync(other, false)).collect();
+        self.model.promoted(ix, &followers, alone);
     }
 
     /// The first usable state of a disk after its node died: what is on it is a prefix of what was flushed.
@@ -180,11 +192,9 @@ impl World {
     /// Which source a volume is resynced from, and the end of the resync.
     fn follow_resync(&mut self, ix: NodeIx, volume: VolumeNr, old: DiskState) {
         let node = &self.nodes[ix];
-        let target = |p: &NodeIx| {
-            node.peer_device(*p, volume)
-                .is_some_and(|pd| matches!(pd.repl, ReplState::WFBitMapT | ReplState::SyncTarget))
-        };
-        let source = (0..self.nodes.len()).find(target);
+        let in_state =
+            |s: ReplState| (0..self.nodes.len()).find(|p| node.peer_device(*p, volume).is_some_and(|pd| pd.repl == s));
+        let source = in_state(ReplState::SyncTarget).or_else(|| in_state(ReplState::WFBitMapT));
         let disk = node.disk_state(volume);
         if let Some(source) = source
             && self.nodes[ix].target_of.get(&volume).is_none_or(|(s, _)| *s != source)

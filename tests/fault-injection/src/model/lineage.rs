@@ -1,54 +1,90 @@
 //! Whose changes a replica has: a clock for each node, counted up whenever that node writes, or may begin a generation of
-//! its own. Two replicas have diverged when each has changes that the other lacks: then, and only then, is it a split brain.
+//! its own. Two replicas have diverged when each may have changes that the other lacks: then, and only then, is it a split
+//! brain.
 
-/// By volume, by replica, by writer.
+/// By replica, by writer.
+type Clocks = Vec<Vec<u64>>;
+
+/// What is known of the replicas of one volume.
+#[derive(Debug, Clone)]
+struct Volume {
+    /// Changes that a replica certainly has.
+    has: Clocks,
+    /// Changes that it may have: also what is on its way to it.
+    may_have: Clocks,
+}
+
+/// All volumes.
 #[derive(Debug)]
 pub(super) struct Lineage {
     nodes: usize,
-    clocks: Vec<Vec<Vec<u64>>>,
+    volumes: Vec<Volume>,
 }
 
 impl Lineage {
     pub(super) fn new(nodes: usize) -> Lineage {
-        Lineage { nodes, clocks: vec![vec![vec![0; nodes]; nodes]; usize::from(super::VOLUMES)] }
+        let clocks = vec![vec![0; nodes]; nodes];
+        let volume = Volume { has: clocks.clone(), may_have: clocks };
+        Lineage { nodes, volumes: vec![volume; usize::from(super::VOLUMES)] }
     }
 
-    fn of(&mut self, volume: u16) -> &mut Vec<Vec<u64>> {
-        &mut self.clocks[usize::from(volume)]
+    fn of(&mut self, volume: u16) -> &mut Volume {
+        &mut self.volumes[usize::from(volume)]
     }
 
-    /// A node writes, or becomes Primary without the others.
-    pub(super) fn attempt(&mut self, node: usize, volume: u16) {
-        self.of(volume)[node][node] += 1;
+    /// A node writes, or becomes Primary without the others; the replicas of `followers` may come to know of it.
+    pub(super) fn attempt(&mut self, node: usize, followers: &[usize], volume: u16) {
+        let v = self.of(volume);
+        let next = v.may_have[node][node] + 1;
+        v.has[node][node] = next;
+        v.may_have[node][node] = next;
+        for follower in followers {
+            take_over(&mut v.may_have, *follower, node);
+        }
     }
 
     /// What `node` wrote is on these nodes too.
     pub(super) fn shared(&mut self, node: usize, holders: &[usize], volume: u16) {
-        for holder in holders.iter().filter(|h| **h != node) {
-            self.take_over(*holder, node, volume);
+        let v = self.of(volume);
+        for holder in holders {
+            take_over(&mut v.has, *holder, node);
+            take_over(&mut v.may_have, *holder, node);
         }
     }
 
-    fn take_over(&mut self, to: usize, from: usize, volume: u16) {
-        let clocks = self.of(volume);
-        for writer in 0..clocks[to].len() {
-            clocks[to][writer] = clocks[to][writer].max(clocks[from][writer]);
+    /// A replica that lacks what the others have becomes the truth on its node: each has changes now that the other lacks.
+    pub(super) fn forked(&mut self, node: usize, volume: u16) {
+        (0..self.nodes).for_each(|writer| self.attempt(writer, &[], volume));
+        let v = self.of(volume);
+        for replica in (0..v.has.len()).filter(|r| *r != node) {
+            v.has[replica][node] = v.has[replica][node].min(v.has[node][node] - 1);
         }
     }
 
     pub(super) fn resynced(&mut self, target: usize, source: usize, volume: u16) {
-        self.of(volume)[target] = self.clocks[usize::from(volume)][source].clone();
+        let v = self.of(volume);
+        v.has[target] = v.has[source].clone();
+        v.may_have[target] = v.may_have[source].clone();
     }
 
     pub(super) fn joined(&mut self, a: usize, b: usize, volume: u16) {
-        self.take_over(a, b, volume);
-        self.take_over(b, a, volume);
+        let v = self.of(volume);
+        for clocks in [&mut v.has, &mut v.may_have] {
+            take_over(clocks, a, b);
+            take_over(clocks, b, a);
+        }
     }
 
     pub(super) fn diverged(&self, a: usize, b: usize, volume: u16) -> bool {
-        let clocks = &self.clocks[usize::from(volume)];
-        let ahead = |x: usize, y: usize| (0..self.nodes).any(|writer| clocks[x][writer] > clocks[y][writer]);
+        let v = &self.volumes[usize::from(volume)];
+        let ahead = |x: usize, y: usize| (0..self.nodes).any(|writer| v.may_have[x][writer] > v.has[y][writer]);
         ahead(a, b) && ahead(b, a)
+    }
+}
+
+fn take_over(clocks: &mut Clocks, to: usize, from: usize) {
+    for writer in 0..clocks[to].len() {
+        clocks[to][writer] = clocks[to][writer].max(clocks[from][writer]);
     }
 }
 
@@ -59,16 +95,34 @@ mod tests {
     #[test]
     fn sim_lineage_tells_behind_from_diverged() {
         let mut l = Lineage::new(3);
-        l.attempt(0, 0);
+        l.attempt(0, &[], 0);
         l.shared(0, &[1], 0);
         assert!(!l.diverged(0, 1, 0));
-        l.attempt(0, 0);
+        l.attempt(0, &[], 0);
         assert!(!l.diverged(0, 1, 0), "node 1 is behind");
-        l.attempt(1, 0);
+        l.attempt(1, &[], 0);
         assert!(l.diverged(0, 1, 0));
         assert!(!l.diverged(0, 1, 1), "another volume");
         l.resynced(1, 0, 0);
         assert!(!l.diverged(0, 1, 0));
         assert!(!l.diverged(1, 2, 0));
+    }
+
+    #[test]
+    fn sim_lineage_allows_for_what_is_on_its_way() {
+        let mut l = Lineage::new(3);
+        l.attempt(0, &[], 0);
+        l.attempt(2, &[1], 0);
+        assert!(l.diverged(0, 1, 0), "node 1 may have followed node 2");
+        assert!(!l.diverged(1, 2, 0));
+    }
+
+    #[test]
+    fn sim_lineage_of_a_forced_copy_is_its_own() {
+        let mut l = Lineage::new(2);
+        l.attempt(0, &[], 0);
+        l.shared(0, &[1], 0);
+        l.forked(0, 0);
+        assert!(l.diverged(0, 1, 0));
     }
 }

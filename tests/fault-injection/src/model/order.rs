@@ -18,6 +18,8 @@ pub(super) struct Order {
     reign_of: Vec<u32>,
     /// By node and volume.
     floors: Vec<Vec<u64>>,
+    /// By reign and volume: no flush covers what was completed before this instant.
+    failed: std::collections::BTreeMap<(u32, u16), u64>,
 }
 
 impl Order {
@@ -26,6 +28,7 @@ impl Order {
             reigns: nodes as u32,
             reign_of: (0..nodes as u32).collect(),
             floors: vec![vec![0; usize::from(super::VOLUMES)]; nodes],
+            failed: std::collections::BTreeMap::new(),
         }
     }
 
@@ -38,6 +41,11 @@ impl Order {
     pub(super) fn flushed(&mut self, node: usize, volume: u16, began: u64) {
         let floor = &mut self.floors[node][usize::from(volume)];
         *floor = began.max(*floor);
+    }
+
+    pub(super) fn flush_failed(&mut self, node: usize, volume: u16, began: u64) {
+        let failed = self.failed.entry((self.reign_of[node], volume)).or_default();
+        *failed = began.max(*failed);
     }
 
     pub(super) fn epoch(&self, node: usize, volume: u16) -> Epoch {
@@ -66,7 +74,8 @@ impl Model {
             for wanted in &self.sectors[*id].history {
                 let write = &self.writes[*wanted as usize];
                 let (floor, shown) = floors[write.epoch.reign as usize];
-                let covered = write.fate == Fate::Acked && write.ended.is_some_and(|end| end < floor);
+                let failed = self.order.failed.get(&(write.epoch.reign, volume)).copied().unwrap_or(0);
+                let covered = write.fate == Fate::Acked && write.ended.is_some_and(|end| failed < end && end < floor);
                 if covered && !self.is_allowed(*id, std::iter::once(*wanted), *tag) {
                     return Err(format!(
                         "volume {volume} sector {} shows {} in place of write #{wanted}, which a flush put before write #{shown}, and that one is there",
@@ -85,7 +94,7 @@ mod tests {
     use super::*;
 
     fn write(model: &mut Model, sector: u64) -> Tag {
-        let (index, tags) = model.write_begins(0, (0, sector), 1, false);
+        let (index, tags) = model.write_begins(0, &[], (0, sector), 1, false);
         model.write_acked(index, &[0], &[]);
         tags[0]
     }

@@ -5,12 +5,12 @@ use super::*;
 const K: Key = (0, 8);
 
 fn read(model: &mut Model, node: usize, tag: Tag) -> Result<(), String> {
-    let ticket = model.read_begins(node, K, 1);
-    model.read_ended(&ticket, &[tag])
+    let ticket = model.read_begins(node, &[node], K, 1);
+    model.read_ended(&ticket, &[tag], true)
 }
 
 fn acked(model: &mut Model, holders: &[usize]) -> Tag {
-    let (index, tags) = model.write_begins(0, K, 1, false);
+    let (index, tags) = model.write_begins(0, &[], K, 1, false);
     model.write_acked(index, holders, &[]);
     tags[0]
 }
@@ -29,8 +29,8 @@ fn sim_model_wants_the_last_acknowledged_write() {
 #[test]
 fn sim_model_allows_either_order_of_writes_in_flight_together() {
     let mut m = Model::new(1);
-    let (a, tag_a) = m.write_begins(0, K, 1, false);
-    let (b, tag_b) = m.write_begins(0, K, 1, false);
+    let (a, tag_a) = m.write_begins(0, &[], K, 1, false);
+    let (b, tag_b) = m.write_begins(0, &[], K, 1, false);
     assert!(read(&mut m, 0, 0).is_ok());
     m.write_acked(a, &[0], &[]);
     m.write_acked(b, &[0], &[]);
@@ -84,7 +84,7 @@ fn sim_model_keeps_a_promise_that_a_resync_found_kept() {
 #[test]
 fn sim_model_promises_nothing_of_a_node_that_crashed_after_its_ack() {
     let mut m = Model::new(2);
-    let (index, tags) = m.write_begins(0, K, 1, false);
+    let (index, tags) = m.write_begins(0, &[], K, 1, false);
     m.node_crashed(1, &[0]);
     m.write_acked(index, &[0, 1], &[]);
     assert!(read(&mut m, 0, tags[0]).is_ok());

@@ -85,6 +85,10 @@ impl Core for RecordedCore {
     fn is_al_active(&self, volume: VolumeNr, sector: u64) -> bool {
         self.core.is_al_active(volume, sector)
     }
+
+    fn is_al_in_use(&self, volume: VolumeNr, sector: u64) -> bool {
+        self.core.is_al_in_use(volume, sector)
+    }
 }
 
 impl Drop for RecordedCore {

@@ -5,5 +5,6 @@ mod connect;
 mod crash;
 mod dialect84;
 mod disk;
+mod diskless;
 mod resync;
 mod writes;

@@ -279,6 +279,10 @@ impl Core for Mirror {
         Some(self.bits.contains(&(peer, sector)))
     }
 
+    fn is_al_in_use(&self, _volume: VolumeNr, _sector: u64) -> bool {
+        false
+    }
+
     fn is_al_active(&self, _volume: VolumeNr, _sector: u64) -> bool {
         false
     }
