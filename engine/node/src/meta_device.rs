@@ -22,6 +22,9 @@ use device::Device;
 const SLOTS: u32 = 7;
 /// Fewest bytes of a file that is made for external meta data (`ondisk-metadata.md` section 4).
 const MIN_EXTERNAL_BYTES: u64 = 1 << 20;
+/// Highest node id of which all that is known lies in the first 512 bytes of a super block, with the data's own UUID and flags
+/// (`ondisk-metadata.md` section 3; `meta_superblock_torn_at_512_bytes_is_old_or_new`).
+const MAX_NODE_ID_IN_FIRST_SECTOR: u8 = 11;
 
 /// Makes the devices of a resource's volumes, as far as `which` names them, ready to attach on node `own`. Meta data that fits is kept; where there is none it is
 /// created, and every other node gets a bitmap slot. Returns what was done, for people.
@@ -166,6 +169,7 @@ impl<'a> Preparation<'a> {
         new_data: bool,
     ) -> Result<Option<String>, Failure> {
         let meta = external.unwrap_or(data);
+        check_node_ids(self.peers, meta.atomic_bytes()?, meta.path())?;
         let offset = match external {
             None => internal_super_block_offset(data.size_bytes())
                 .ok_or_else(|| Failure::failed(format!("{} is too small", data.path().display())))?,
@@ -287,6 +291,23 @@ impl<'a> Preparation<'a> {
 
 fn compute(params: &LayoutParams) -> Result<Layout, Failure> {
     Layout::compute(params).map_err(|error| Failure::failed(error.to_string()))
+}
+
+/// Refuses nodes whose part of a super block a loss of power could tear from the rest: a device that writes fewer than 4 KiB at
+/// once may keep the first 512 bytes of the new super block and what follows of the old one.
+fn check_node_ids(peers: &[u8], atomic_bytes: u32, path: &Path) -> Result<(), Failure> {
+    let high = peers.iter().find(|id| **id > MAX_NODE_ID_IN_FIRST_SECTOR);
+    match high {
+        Some(id) if (atomic_bytes as usize) < MD_BLOCK_SIZE => Err(Failure::refused(
+            0,
+            format!(
+                "{} has sectors of {atomic_bytes} bytes, and a loss of power may tear what its meta data says of node {id}: choose \
+                 node ids 0 to {MAX_NODE_ID_IN_FIRST_SECTOR}, or a device with physical sectors of 4 KiB",
+                path.display()
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a device on which something is recognised.

@@ -72,6 +72,20 @@ impl Device {
         self.size_bytes
     }
 
+    /// How many bytes the medium writes at once or not at all: its physical sectors; the smallest there are if the system does not tell.
+    pub(super) fn atomic_bytes(&self) -> Result<u32, Failure> {
+        const SMALLEST: u32 = 512;
+        let fail = |error: Errno| failure(&self.path, "cannot be looked at", &error.into());
+        let stat = rustix::fs::fstat(&self.file).map_err(fail)?;
+        let is_device = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::BlockDevice;
+        let number = if is_device { stat.st_rdev } else { stat.st_dev };
+        let device = format!("/sys/dev/block/{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
+        // A partition has no queue of its own.
+        let told = ["queue", "../queue"].map(|queue| format!("{device}/{queue}/physical_block_size"));
+        let told = told.iter().find_map(|path| std::fs::read_to_string(path).ok());
+        Ok(told.and_then(|text| text.trim().parse().ok()).unwrap_or(SMALLEST))
+    }
+
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
         self.file.read_exact_at(buffer, offset).map_err(|error| failure(&self.path, "cannot be read", &error))
     }

@@ -158,3 +158,28 @@ fn meta_device_does_not_trust_old_meta_data_with_a_new_data_file() {
     assert!(failure.message.contains("not there any more"), "{failure}");
     assert!(!disk(&resource).exists());
 }
+
+#[test]
+fn meta_device_refuses_node_ids_whose_part_a_small_sector_could_tear() {
+    let path = Path::new("/dev/vg/r0");
+    for (peers, atomic_bytes, refused) in [
+        (&[0, 5, 11][..], 512, false),
+        (&[0, 12], 512, true),
+        (&[31], 2048, true),
+        (&[0, 12, 31], 4096, false),
+        (&[12], 65_536, false),
+    ] {
+        let result = check_node_ids(peers, atomic_bytes, path);
+        assert_eq!(result.is_err(), refused, "{peers:?} at {atomic_bytes}: {result:?}");
+    }
+    let message = check_node_ids(&[3, 12], 512, path).unwrap_err().message;
+    assert!(message.contains("node 12") && message.contains("0 to 11"), "{message}");
+    // What the medium under this test allows is what counts for a device.
+    let dir = tempfile::tempdir().unwrap();
+    let mut resource = sample_resource("r0", dir.path());
+    resource.nodes[1].id = 12;
+    let result = prepare(&resource, 0, false, |_| true);
+    fs::write(disk(&resource), vec![0; 4 << 20]).unwrap();
+    let atomic_bytes = Device::open(&disk(&resource)).unwrap().atomic_bytes().unwrap();
+    assert_eq!(result.is_ok(), atomic_bytes >= 4096, "{atomic_bytes}: {result:?}");
+}
