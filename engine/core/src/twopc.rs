@@ -244,9 +244,7 @@ impl Resource {
             deadline: cx.now.plus_ms(self.config.twopc_timeout_ms),
         }));
         let request = self.twopc_request(tid, own, wanted.change, !(reachable | asked));
-        for node in asked.iter() {
-            self.send_to(cx, node, Packet::TwopcPrepare(Box::new(request)));
-        }
+        self.send_to_all(cx, asked, &Packet::TwopcPrepare(Box::new(request)));
         if let Change::Connect(peer) = wanted.change {
             let cidx = self.cidx(peer).expect("checked");
             if let Some(link) = self.conns[cidx].link.as_mut() {
@@ -288,6 +286,12 @@ impl Resource {
             Change::Demote => role(Role::Secondary),
             Change::Disconnect(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ConnState::Disconnecting)),
             Change::Empty => (StateBits(0), StateBits(0)),
+        }
+    }
+
+    fn send_to_all(&mut self, cx: &mut Ctx<'_>, nodes: NodeMask, packet: &Packet) {
+        for node in nodes.iter() {
+            self.send_to(cx, node, packet.clone());
         }
     }
 
@@ -393,9 +397,7 @@ impl Resource {
         if let Change::Promote { force: true } = i.wanted.change {
             request.flags.set(TwopcFlags::PRI_INCAPABLE, (0..self.volumes.len()).any(|v| !self.has_data(v)));
         }
-        for node in i.asked.iter() {
-            self.send_to(cx, node, Packet::TwopcCommit(Box::new(request)));
-        }
+        self.send_to_all(cx, i.asked, &Packet::TwopcCommit(Box::new(request)));
         self.change_committed(cx, i.wanted, i.sums.primary);
     }
 
@@ -421,14 +423,18 @@ impl Resource {
         }
     }
 
-    fn twopc_abort(&mut self, cx: &mut Ctx<'_>) {
-        let Some(Running::Initiator(i)) = self.twopc.running.take() else { return };
+    /// Tell everybody who was asked that our transaction is not to be.
+    fn twopc_call_off(&mut self, cx: &mut Ctx<'_>) -> Option<Initiator> {
+        let Some(Running::Initiator(i)) = self.twopc.running.take() else { return None };
         let mut request =
             self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
         request.body = TwopcBody::Abort;
-        for node in i.asked.iter() {
-            self.send_to(cx, node, Packet::TwopcAbort(Box::new(request)));
-        }
+        self.send_to_all(cx, i.asked, &Packet::TwopcAbort(Box::new(request)));
+        Some(i)
+    }
+
+    fn twopc_abort(&mut self, cx: &mut Ctx<'_>) {
+        let Some(i) = self.twopc_call_off(cx) else { return };
         if let Change::Connect(peer) = i.wanted.change {
             return self.connect_refused(cx, peer, i.verdict);
         }

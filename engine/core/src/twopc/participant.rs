@@ -53,9 +53,7 @@ impl Resource {
         }));
         let mut forward = request;
         forward.nodes_to_reach = request.nodes_to_reach & !direct;
-        for node in children.iter() {
-            self.send_to(cx, node, Packet::TwopcPrepare(Box::new(forward)));
-        }
+        self.send_to_all(cx, children, &Packet::TwopcPrepare(Box::new(forward)));
         if connects_us {
             self.handshake_send(cx, cidx);
         }
@@ -64,13 +62,7 @@ impl Resource {
 
     /// A transaction of a node with a lower id goes first; ours starts again later.
     fn twopc_yield(&mut self, cx: &mut Ctx<'_>) {
-        let Some(Running::Initiator(i)) = self.twopc.running.take() else { return };
-        let mut request =
-            self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
-        request.body = TwopcBody::Abort;
-        for node in i.asked.iter() {
-            self.send_to(cx, node, Packet::TwopcAbort(Box::new(request)));
-        }
+        let Some(i) = self.twopc_call_off(cx) else { return };
         if let Change::Connect(peer) = i.wanted.change {
             return self.connect_refused(cx, peer, Verdict::Retry);
         }
@@ -155,9 +147,7 @@ impl Resource {
             return;
         }
         let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("checked above") };
-        for node in p.children.iter() {
-            self.send_to(cx, node, Packet::TwopcCommit(Box::new(commit)));
-        }
+        self.send_to_all(cx, p.children, &Packet::TwopcCommit(Box::new(commit)));
         let primaries = match commit.body {
             TwopcBody::CommitReachable { primary_nodes, .. } | TwopcBody::Commit { primary_nodes, .. } => primary_nodes,
             _ => NodeMask::default(),
@@ -198,13 +188,15 @@ impl Resource {
     pub(crate) fn twopc_abort_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, abort: TwopcRequest) {
         let from = self.conns[cidx].node();
         let fits = self.twopc.participant().is_some_and(|p| p.request.tid == abort.tid && p.parent == from);
-        if !fits {
-            return;
+        if fits {
+            self.twopc_roll_back(cx, abort);
         }
-        let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("checked above") };
-        for node in p.children.iter() {
-            self.send_to(cx, node, Packet::TwopcAbort(Box::new(abort)));
-        }
+    }
+
+    /// The transaction of another node is not to be: tell those it was passed on to.
+    fn twopc_roll_back(&mut self, cx: &mut Ctx<'_>, abort: TwopcRequest) {
+        let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("a participant rolls back") };
+        self.send_to_all(cx, p.children, &Packet::TwopcAbort(Box::new(abort)));
         self.twopc_forget(&p);
     }
 
@@ -229,13 +221,8 @@ impl Resource {
                 self.twopc_abort(cx);
             }
             Some(Running::Participant(p)) if p.parent == node => {
-                let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("matched above") };
-                let mut abort = p.request;
-                abort.body = TwopcBody::Abort;
-                for child in p.children.iter() {
-                    self.send_to(cx, child, Packet::TwopcAbort(Box::new(abort)));
-                }
-                self.twopc_forget(&p);
+                let abort = TwopcRequest { body: TwopcBody::Abort, ..p.request };
+                self.twopc_roll_back(cx, abort);
             }
             Some(Running::Participant(p)) if p.waiting.contains(node) => {
                 p.waiting.remove(node);
