@@ -26,5 +26,6 @@ pub mod rng;
 pub mod runner;
 pub mod scenario;
 pub mod trace;
+pub mod verbs;
 pub mod workload;
 pub mod world;

@@ -166,7 +166,10 @@ impl World {
         let volumes: Vec<VolumeNr> = self.nodes[ix].disks.keys().copied().collect();
         let others = (0..self.nodes.len()).filter(|o| *o != ix);
         let in_sync = |other: &NodeIx, all: bool| {
-            let mut seen = volumes.iter().map(|v| self.nodes[ix].sees_in_sync(*other, *v));
+            let mut seen = volumes
+                .iter()
+                .filter(|v| self.wants_disk(*other, **v))
+                .map(|v| self.nodes[ix].sees_in_sync(*other, *v));
             if all { seen.all(|s| s) } else { seen.any(|s| s) }
         };
         let alone = others.clone().any(|other| !in_sync(&other, true));

@@ -3,15 +3,30 @@
 use zea_wire::ids::VolumeNr;
 
 use super::Check;
+use crate::net::NodeIx;
 use crate::world::World;
 
 impl World {
-    /// Everything is connected, UpToDate, Established.
+    /// Everything is connected, UpToDate, Established; who is to have no disk sees it so.
     pub fn is_converged(&self) -> bool {
         let volumes: Vec<VolumeNr> = self.nodes[0].disks.keys().copied().collect();
         let count = self.nodes.len();
         let up = self.nodes.iter().all(|n| n.is_up() && !n.paused && n.boot.is_empty() && n.boot_waits.is_none());
-        up && volumes.iter().all(|v| (0..count).all(|a| (a + 1..count).all(|b| self.mutually_in_sync(a, b, *v))))
+        up && volumes.iter().all(|v| (0..count).all(|a| (a + 1..count).all(|b| self.is_as_wanted(a, b, *v))))
+    }
+
+    fn is_as_wanted(&self, a: NodeIx, b: NodeIx, volume: VolumeNr) -> bool {
+        match (self.wants_disk(a, volume), self.wants_disk(b, volume)) {
+            (true, true) => self.mutually_in_sync(a, b, volume),
+            (true, false) => self.is_connected(a, b) && self.nodes[b].sees_in_sync(a, volume),
+            (false, true) => self.is_connected(a, b) && self.nodes[a].sees_in_sync(b, volume),
+            (false, false) => self.is_connected(a, b),
+        }
+    }
+
+    /// The node is to have a disk for this volume.
+    pub fn wants_disk(&self, ix: NodeIx, volume: VolumeNr) -> bool {
+        !self.nodes[ix].saved.diskless.contains(&volume)
     }
 
     /// Converged, idle, and no bit is set.
@@ -19,10 +34,15 @@ impl World {
         for ix in 0..self.nodes.len() {
             self.refresh(ix);
         }
-        let clean = |n: &crate::node::Node| {
-            n.status.connections.iter().all(|c| c.peer_devices.iter().all(|p| p.out_of_sync_sectors == 0))
-        };
-        self.is_converged() && self.is_idle() && self.nodes.iter().all(clean)
+        self.is_converged() && self.is_idle() && (0..self.nodes.len()).all(|ix| self.marked_peers(ix).next().is_none())
+    }
+
+    /// Peers with a disk towards which a node has bits, and how many sectors.
+    fn marked_peers(&self, ix: NodeIx) -> impl Iterator<Item = (NodeIx, u64)> {
+        let status = &self.nodes[ix].status;
+        let all = status.connections.iter().flat_map(|c| c.peer_devices.iter().map(move |p| (c.peer.index(), p)));
+        let wanted = all.filter(|(peer, p)| p.out_of_sync_sectors > 0 && self.wants_disk(*peer, p.volume));
+        wanted.map(|(peer, p)| (peer, p.out_of_sync_sectors))
     }
 
     /// Nothing is in flight in a front end or at a disk.
@@ -51,11 +71,8 @@ impl World {
                 let text = format!("node {ix} counts {} requests in flight at rest", device.requests_in_flight);
                 self.fail(Check::Stuck, &text);
             }
-            let peers = node.status.connections.iter().flat_map(|c| c.peer_devices.iter().map(move |p| (c.peer, p)));
-            let marked = peers
-                .filter(|(_, p)| p.out_of_sync_sectors > 0)
-                .map(|(n, p)| format!("n{n} {} sectors", p.out_of_sync_sectors));
-            let marked: Vec<String> = marked.collect();
+            let marked: Vec<String> =
+                self.marked_peers(ix).map(|(peer, sectors)| format!("n{peer} {sectors} sectors")).collect();
             if !marked.is_empty() {
                 let text = format!("node {ix} is Established and UpToDate with bits set: {}", marked.join(", "));
                 self.fail(Check::Convergence, &text);
@@ -67,13 +84,15 @@ impl World {
     fn check_equal(&mut self) {
         let volumes: Vec<VolumeNr> = self.nodes[0].disks.keys().copied().collect();
         for volume in volumes {
-            for ix in 1..self.nodes.len() {
-                let (first, other) = (&self.nodes[0].disks[&volume], &self.nodes[ix].disks[&volume]);
-                let size = self.nodes[0].device(volume).map_or(0, |d| d.size_sectors);
+            let with_disk: Vec<NodeIx> = (0..self.nodes.len()).filter(|ix| self.wants_disk(*ix, volume)).collect();
+            let Some((&reference, rest)) = with_disk.split_first() else { continue };
+            for &ix in rest {
+                let (first, other) = (&self.nodes[reference].disks[&volume], &self.nodes[ix].disks[&volume]);
+                let size = self.nodes[reference].device(volume).map_or(0, |d| d.size_sectors);
                 let differs = (0..size).find(|s| first.sector(*s) != other.sector(*s));
                 if let Some(s) = differs {
                     let text = format!(
-                        "volume {volume} sector {s} is {} on node 0 and {} on node {ix}, at rest",
+                        "volume {volume} sector {s} is {} on node {reference} and {} on node {ix}, at rest",
                         crate::model::describe_tag(first.sector(s)),
                         crate::model::describe_tag(other.sector(s))
                     );
