@@ -102,7 +102,8 @@ impl Resource {
         if v.closing.is_some() && self.down.is_some() {
             return Err(IoError::NoVolume);
         }
-        if self.writes.len() + self.reads.len() + v.held.len() + v.conflict_waiters.len() >= limits::MAX_REQUESTS {
+        let waiting = v.held.len() + v.conflict_waiters.len() + v.al_waiters.len();
+        if self.writes.len() + self.reads.len() + waiting >= limits::MAX_REQUESTS {
             return Err(IoError::Busy);
         }
         let max = match req.op {
