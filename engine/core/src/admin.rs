@@ -5,6 +5,7 @@ use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{Packet, State};
 use zea_wire::state::{ConnState, DiskState, Role, StateBits};
 
+use crate::attach::missing_slots;
 use crate::connection::{Connection, PeerDevice};
 use crate::io::{Action, AdminError, AdminTag, Command};
 use crate::limits;
@@ -62,6 +63,9 @@ impl Resource {
             Err(_) if self.conns.len() >= limits::MAX_PEERS => Err(refuse(0, "too many peers (31)")),
             Err(at) => {
                 let bitmap = config.net.bitmap;
+                if bitmap {
+                    self.check_slots_for(node)?;
+                }
                 self.conns.insert(at, Connection::new(config, self.volumes.len()));
                 for vidx in 0..self.volumes.len() {
                     if bitmap {
@@ -72,6 +76,12 @@ impl Resource {
                 Ok(())
             }
         }
+    }
+
+    /// Every attached disk has a bitmap slot for this node, or one to give.
+    fn check_slots_for(&self, node: NodeId) -> Result<(), AdminError> {
+        let full = self.volumes.iter().find_map(|v| Some((v.nr, missing_slots(&v.attached.as_ref()?.sb, [node])?)));
+        full.map_or(Ok(()), |(nr, why)| Err(refuse(0, format!("volume {nr}: {why}"))))
     }
 
     fn remove_peer(&mut self, peer: NodeId) -> Result<(), AdminError> {
@@ -411,6 +421,7 @@ impl Resource {
             Then::ResyncFinished(node) => self.resync_finished(cx, vidx, node),
             Then::AttachDone => self.attach_done(cx, vidx),
             Then::Detach => self.disk_closed(cx, vidx),
+            Then::Reply(_) if broken!(ForgetReplies) => {}
             Then::Reply(tag) => cx.reply(tag, Ok(())),
             Then::SyncUuid(node, uuid) => self.sync_uuid_stable(cx, vidx, node, uuid),
             Then::FullSyncWritten(node) => {

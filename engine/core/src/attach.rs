@@ -6,6 +6,7 @@ use zea_meta::activity_log::{self as al_disk, ReplayError};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_meta::placement::{Layout, LayoutParams, Placement};
 use zea_meta::superblock::SuperBlock;
+use zea_wire::ids::NodeId;
 use zea_wire::state::{DiskState, ReplState, Role};
 
 use crate::activity_log::ActivityLog;
@@ -52,6 +53,15 @@ fn served_elsewhere(conns: &[Connection], vidx: usize, current: u64) -> bool {
     })
 }
 
+/// Why the meta data has not a bitmap slot for each of these nodes, if so.
+pub(crate) fn missing_slots(sb: &SuperBlock, nodes: impl IntoIterator<Item = NodeId>) -> Option<String> {
+    let mut sb = sb.clone();
+    nodes.into_iter().find_map(|node| {
+        let error = sb.assign_slot(node.0).err()?;
+        Some(format!("no bitmap slot for node {node}: {error}; create the meta data anew with more"))
+    })
+}
+
 fn refuse(message: impl Into<String>) -> AdminError {
     AdminError { code: 0, message: message.into() }
 }
@@ -74,7 +84,9 @@ impl Resource {
             Ok(layout) => layout.super_block_offset_bytes,
             Err(e) => return cx.reply(tag, Err(refuse(format!("the device cannot hold meta data: {e}")))),
         };
-        v.disk = DiskState::Attaching;
+        if !broken!(SkipAttaching) {
+            v.disk = DiskState::Attaching;
+        }
         v.attaching = Some(Attaching { backing, reply: tag, stage: Stage::SuperBlock { offset } });
         self.state_changed = true;
         self.attach_command(cx, vidx);
@@ -164,6 +176,10 @@ impl Resource {
             .map_err(|e| format!("meta data: {e}. Create it first: zea resource create, or drbdmeta create-md"))?;
         if sb.bm_bytes_per_bit != 4096 {
             return Err(format!("a bitmap block size of {} bytes is not supported, only 4096", sb.bm_bytes_per_bit));
+        }
+        let peers = self.conns.iter().filter(|c| c.config.net.bitmap).map(|c| c.node());
+        if let Some(why) = missing_slots(&sb, peers) {
+            return Err(why);
         }
         let params = LayoutParams {
             placement: backing.placement,

@@ -213,7 +213,7 @@ impl Resource {
         if !self.is_of_this_round(cidx, vidx) {
             return;
         }
-        let decision = self.compare(cidx, vidx, state);
+        let decision = self.compare(cx, cidx, vidx, state);
         if let Decision::Refuse(why) = &decision {
             self.conns[cidx].refusal = Some(why.clone());
             cx.notice(
@@ -277,26 +277,44 @@ impl Resource {
 
     // ---- the comparison ------------------------------------------------------------------------------------------
 
-    pub(crate) fn compare(&self, cidx: usize, vidx: usize, state: StateWord) -> Decision {
+    /// Compares a volume with a peer's, and says by which rule.
+    pub(crate) fn compare(&self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, state: StateWord) -> Decision {
+        let decided = match self.compare_uuids(cidx, vidx, state) {
+            Ok(decided) => decided,
+            Err(decision) => return decision,
+        };
+        let (volume, node) = (self.volumes[vidx].nr, self.conns[cidx].node());
+        let (strategy, rule) = (decided.by_table.as_str(), decided.rule);
+        cx.notice(Severity::Info, format!("volume {volume}: compared with node {node}: {strategy} by rule {rule}"));
+        from_uuid_decision(decided)
+    }
+
+    /// What the UUIDs of both say, or what is decided without them.
+    fn compare_uuids(&self, cidx: usize, vidx: usize, state: StateWord) -> Result<uuid::Decision, Decision> {
         if let Err(why) = self.check_sizes(cidx, vidx, state) {
-            return Decision::Refuse(why);
+            return Err(Decision::Refuse(why));
         }
         if self.role == Role::Primary && state.role == Role::Primary {
-            return Decision::Refuse("both nodes are Primary: split brain; demote one of them".into());
+            return Err(Decision::Refuse("both nodes are Primary: split brain; demote one of them".into()));
         }
         let own_disk = self.volumes[vidx].disk;
         if own_disk == DiskState::Attaching || self.volumes[vidx].closing.is_some() {
-            return Decision::Retry;
+            return Err(Decision::Retry);
         }
         let has = |d: DiskState| d >= DiskState::Inconsistent && d != DiskState::DUnknown;
         if !has(own_disk) || !has(state.disk) {
-            return self.compare_diskless(cidx, vidx, state);
+            return Err(self.compare_diskless(cidx, vidx, state));
+        }
+        let node = self.conns[cidx].node();
+        if self.volumes[vidx].slot(node).is_none() {
+            let why = format!("node {node} has a disk, and no bitmap slot is kept for it here: detach it there");
+            return Err(Decision::Refuse(why));
         }
         let pd = &self.conns[cidx].pds[vidx];
         let Some(peer) = pd.says.uuids.as_ref() else {
-            return Decision::Refuse("the peer has a disk but sent no UUIDs".into());
+            return Err(Decision::Refuse("the peer has a disk but sent no UUIDs".into()));
         };
-        let Some(sent) = pd.sent_uuids.as_ref() else { return Decision::Retry };
+        let Some(sent) = pd.sent_uuids.as_ref() else { return Err(Decision::Retry) };
         let now = self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
         let c = &self.conns[cidx];
         let link = c.link.as_ref().expect("a link that connects");
@@ -328,9 +346,9 @@ impl Resource {
         }
         let own_sent = Side { view: sent, ..own_side };
         if broken!(SkipResync | ClearBitsOnHandshake) {
-            return from_uuid_decision(decision);
+            return Ok(decision);
         }
-        from_uuid_decision(uuid::keep_bits(decision, &own_sent, &peer_side, c.keeps_bits()))
+        Ok(uuid::keep_bits(decision, &own_sent, &peer_side, c.keeps_bits()))
     }
 
     /// 3.3: sizes that do not fit are refused, nothing shrinks.
@@ -518,6 +536,13 @@ impl Resource {
                 v.meta.push(Step::SuperBlock);
             }
             cx.out.push(Action::Event(crate::event::Event::Device { volume: v.nr, disk: v.disk, size_sectors: size }));
+            // Bitmaps of another size are on their way there.
+            let exchanging =
+                |c: &usize| matches!(self.conns[*c].pds[vidx].repl, ReplState::WFBitMapS | ReplState::WFBitMapT);
+            let others: Vec<usize> = self.up_conns().filter(|c| *c != cidx).filter(exchanging).collect();
+            for other in others {
+                self.reconnect(cx, other, "the volume got another size");
+            }
         }
     }
 

@@ -67,6 +67,16 @@ mutations! {
     LeakActivityLog = "leak-activity-log",
     /// Changes of state are not announced.
     SkipEvents = "skip-events",
+    /// A request is answered twice.
+    CompleteTwice = "complete-twice",
+    /// A barrier ack counts a write too many.
+    WrongBarrierAck = "wrong-barrier-ack",
+    /// A change of role is not answered when it is stable.
+    ForgetReplies = "forget-replies",
+    /// A disk that comes up does not say so.
+    SkipAttaching = "skip-attaching",
+    /// A node that agreed to a transaction waits for its outcome for good.
+    StayPrepared = "stay-prepared",
     /// The core has randomness of its own.
     OwnRandomness = "own-randomness",
 }

@@ -43,7 +43,8 @@ impl Resource {
             }
             let epoch = self.conns[cidx].recv.pop_front().expect("looked at above");
             self.conns[cidx].recv_base += 1;
-            self.send(cx, cidx, None, Packet::BarrierAck(BarrierAck { barrier: number, set_size: epoch.size }));
+            let set_size = epoch.size + u32::from(broken!(WrongBarrierAck));
+            self.send(cx, cidx, None, Packet::BarrierAck(BarrierAck { barrier: number, set_size }));
             if self.conns[cidx].speaks_84() {
                 // No peer ack will follow.
                 self.forget_kept(cidx, epoch.dagtag);

@@ -51,6 +51,9 @@ impl Ctx<'_> {
 
     pub(crate) fn complete(&mut self, req: ReqId, result: Result<(), IoError>) {
         self.out.push(Action::Complete { req, result });
+        if broken!(CompleteTwice) {
+            self.out.push(Action::Complete { req, result });
+        }
     }
 
     pub(crate) fn free(&mut self, buf: BufId) {

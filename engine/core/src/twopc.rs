@@ -124,6 +124,7 @@ impl TwoPc {
     pub(crate) fn deadline(&self) -> Option<Time> {
         match &self.running {
             Some(Running::Initiator(i)) => Some(i.deadline),
+            Some(Running::Participant(_)) if broken!(StayPrepared) => None,
             Some(Running::Participant(p)) => Some(p.deadline),
             Some(Running::Request(r)) => Some(r.deadline),
             None if self.queue.is_empty() => None,

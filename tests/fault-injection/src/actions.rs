@@ -78,8 +78,10 @@ impl World {
         }
         let peer = link.ends[1 - side].node;
         let bytes = codec::encode(&link.ends[side].negotiated, volume, packet, payload);
-        if let Err(error) = self.checks.two_phase.sent(ix, peer, packet) {
-            self.fail(Check::TwoPhase, &error);
+        match self.checks.two_phase.sent(ix, peer, packet) {
+            Ok(None) => {}
+            Ok(Some((change, commits))) => self.checks.coverage.decided(change, commits),
+            Err(error) => self.fail(Check::TwoPhase, &error),
         }
         self.send_frame(ix, id, codec::stream_index(packet), Frame::Packet { bytes, tags });
     }
@@ -157,6 +159,11 @@ impl World {
                 self.fail(Check::Protocol, &format!("node {ix} accuses its peer, which runs the same code: {text}"));
             }
             self.check_refusal(ix, &text);
+            if !self.nodes[ix].speaks_84()
+                && let Err(step) = self.checks.coverage.compared(&text)
+            {
+                self.fail(Check::Transition, &format!("node {ix} compares by no known rule: {step}"));
+            }
             let notices = &mut self.nodes[ix].notices;
             if notices.len() == 64 {
                 notices.pop_front();

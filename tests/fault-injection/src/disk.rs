@@ -79,7 +79,7 @@ impl Change {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct CachedWrite {
     id: u64,
     change: Change,
@@ -87,7 +87,7 @@ struct CachedWrite {
 }
 
 /// A command between submission and completion.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct InFlight {
     /// The command.
     pub cmd: DiskCmd,
@@ -111,7 +111,7 @@ pub struct Done {
 }
 
 /// A simulated device.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Disk {
     params: DiskParams,
     /// What survives a loss of power, and what a read sees.

@@ -55,7 +55,7 @@ impl Resource {
         pd.says.state = Some(state);
         pd.sent_uuids = Some(sent);
         pd.sent_state = own;
-        let decision = self.compare(cidx, vidx, state);
+        let decision = self.compare(cx, cidx, vidx, state);
         match decision {
             Decision::Source { .. } | Decision::Target { .. } => {}
             Decision::Refuse(why) => return self.stand_alone(cx, cidx, &why),

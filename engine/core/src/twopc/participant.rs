@@ -220,6 +220,7 @@ impl Resource {
                 i.verdict = i.verdict.max(Verdict::Retry);
                 self.twopc_abort(cx);
             }
+            Some(Running::Participant(p)) if p.parent == node && broken!(StayPrepared) => {}
             Some(Running::Participant(p)) if p.parent == node => {
                 let abort = TwopcRequest { body: TwopcBody::Abort, ..p.request };
                 self.twopc_roll_back(cx, abort);

@@ -115,6 +115,8 @@ pub enum BitmapPrep {
 /// The decision of one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
+    /// The strategy of the rule table.
+    pub by_table: Strategy,
     /// The strategy that is carried out.
     pub strategy: Strategy,
     /// The rule that led to it.
@@ -146,8 +148,8 @@ struct Decider<'a> {
 }
 
 impl Decider<'_> {
-    fn decide(&self, strategy: Strategy) -> Decision {
-        let strategy = self.by_disk_states(strategy);
+    fn decide(&self, by_table: Strategy) -> Decision {
+        let strategy = self.by_disk_states(by_table);
         let postponed = strategy == Strategy::SplitBrainAutoRecover && !self.both_stable();
         let strategy = match strategy {
             // Step 4.
@@ -159,6 +161,7 @@ impl Decider<'_> {
         let strategy = self.discard_my_data(self.if_both_failed(strategy));
         let outcome = self.refuse(strategy, if_both_failed);
         Decision {
+            by_table,
             strategy,
             rule: self.rule,
             outcome,

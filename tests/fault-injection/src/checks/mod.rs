@@ -44,6 +44,8 @@ pub enum Check {
     Views,
     /// A handshake cleared bits of UpToDate data.
     KeptBits,
+    /// A step between states that is not legal.
+    Transition,
     /// A change of state without an event.
     Events,
     /// Something was not given back.
@@ -74,6 +76,7 @@ impl Check {
             Check::TwoPhase => "two-phase",
             Check::Views => "views",
             Check::KeptBits => "kept-bits",
+            Check::Transition => "transition",
             Check::Events => "events",
             Check::Leak => "leak",
             Check::Stuck => "stuck",
@@ -145,7 +148,11 @@ impl World {
 
     /// A core reported a change: what follows from it, and what may not be. The new status is in its place.
     pub(crate) fn observe(&mut self, ix: NodeIx, before: &Status) {
-        self.checks.coverage.note(before, &self.nodes[ix].status);
+        if !self.nodes[ix].speaks_84()
+            && let Err(step) = self.checks.coverage.note(before, &self.nodes[ix].status)
+        {
+            self.fail(Check::Transition, &format!("node {ix} makes a step that no table has: {step}"));
+        }
         let volumes: Vec<VolumeNr> = self.nodes[ix].disks.keys().copied().collect();
         for volume in volumes {
             let old = before.devices.iter().find(|d| d.volume == volume).map_or(DiskState::Diskless, |d| d.disk);
@@ -330,6 +337,11 @@ fn state_difference(a: &Status, b: &Status) -> Option<String> {
 }
 
 impl Node {
+    /// It may speak the dialect of 8.4, whose states go other ways.
+    pub(crate) fn speaks_84(&self) -> bool {
+        self.saved.peers.iter().any(|p| p.net.protocol_max < 110)
+    }
+
     /// Every connection of this node uses protocol C.
     pub(crate) fn is_protocol_c(&self) -> bool {
         self.saved.peers.iter().all(|p| p.net.protocol == Protocol::C)

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use zea_wire::packet::Packet;
-use zea_wire::state::{ConnState, DiskState};
+use zea_wire::packet::{Packet, TwopcBody, TwopcRequest};
+use zea_wire::state::{ConnState, DiskState, Role, StateBits};
 
 use super::Check;
 use crate::net::NodeIx;
@@ -12,6 +12,7 @@ use crate::world::World;
 
 #[derive(Debug, Default)]
 struct Transaction {
+    change: &'static str,
     asked: BTreeSet<NodeIx>,
     agreed: BTreeSet<NodeIx>,
     against: Option<NodeIx>,
@@ -23,28 +24,38 @@ struct Transaction {
 pub(crate) struct TwoPhase(BTreeMap<(NodeIx, u32), Transaction>);
 
 impl TwoPhase {
-    /// A node sends a packet.
-    pub(crate) fn sent(&mut self, from: NodeIx, to: NodeIx, packet: &Packet) -> Result<(), String> {
+    /// A node sends a packet. Returns the change that it decides by that, and whether it commits it.
+    ///
+    /// # Errors
+    /// It may not decide so.
+    pub(crate) fn sent(
+        &mut self,
+        from: NodeIx,
+        to: NodeIx,
+        packet: &Packet,
+    ) -> Result<Option<(&'static str, bool)>, String> {
         let (request, commits) = match packet {
             Packet::TwopcPrepare(request) => (request, None),
             Packet::TwopcCommit(request) => (request, Some(true)),
             Packet::TwopcAbort(request) => (request, Some(false)),
-            _ => return Ok(()),
+            _ => return Ok(None),
         };
         if request.initiator_node_id.index() != from {
-            return Ok(());
+            return Ok(None);
         }
         let transaction = self.0.entry((from, request.tid)).or_default();
         let Some(commits) = commits else {
+            transaction.change = change_of(request);
             transaction.asked.insert(to);
-            return Ok(());
+            return Ok(None);
         };
         if transaction.committed.is_some_and(|c| c != commits) {
             return Err(format!("node {from} commits and aborts transaction {}", request.tid));
         }
-        transaction.committed = Some(commits);
+        let first = transaction.committed.replace(commits).is_none();
+        let decided = first.then_some((transaction.change, commits));
         if !commits {
-            return Ok(());
+            return Ok(decided);
         }
         if let Some(node) = transaction.against {
             return Err(format!("node {from} commits transaction {} against the vote of node {node}", request.tid));
@@ -53,7 +64,7 @@ impl TwoPhase {
             Some(node) => {
                 Err(format!("node {from} commits transaction {} without the vote of node {node}", request.tid))
             }
-            None => Ok(()),
+            None => Ok(decided),
         }
     }
 
@@ -73,6 +84,18 @@ impl TwoPhase {
         } else {
             transaction.against = Some(from);
         }
+    }
+}
+
+/// What a P_TWOPC_PREPARE asks for.
+fn change_of(request: &TwopcRequest) -> &'static str {
+    let TwopcBody::Prepare { mask, val } = request.body else { return "empty" };
+    match (val.conn().and_then(|c| c.conn_state()), val.role()) {
+        (Some(ConnState::Connected), _) if mask.names(StateBits::CONN) => "connect",
+        _ if mask.names(StateBits::CONN) => "disconnect",
+        (_, Some(Role::Primary)) if mask.names(StateBits::ROLE) => "promote",
+        _ if mask.names(StateBits::ROLE) => "demote",
+        _ => "empty",
     }
 }
 
@@ -112,7 +135,7 @@ mod tests {
     use super::*;
     use zea_wire::flags::TwopcFlags;
     use zea_wire::ids::{NodeId, NodeMask};
-    use zea_wire::packet::{TwopcBody, TwopcReply, TwopcRequest};
+    use zea_wire::packet::TwopcReply;
 
     fn request(body: TwopcBody) -> Box<TwopcRequest> {
         Box::new(TwopcRequest {
@@ -143,7 +166,7 @@ mod tests {
         seen
     }
 
-    fn commit(seen: &mut TwoPhase) -> Result<(), String> {
+    fn commit(seen: &mut TwoPhase) -> Result<Option<(&'static str, bool)>, String> {
         seen.sent(0, 1, &Packet::TwopcCommit(request(TwopcBody::Abort)))
     }
 

@@ -146,6 +146,31 @@ fn sim_mutation_skip_events() {
     found(Mutation::SkipEvents, &["reset"], 5, &["events"]);
 }
 
+#[test]
+fn sim_mutation_complete_twice() {
+    found(Mutation::CompleteTwice, &["reset"], 5, &["core"]);
+}
+
+#[test]
+fn sim_mutation_wrong_barrier_ack() {
+    found(Mutation::WrongBarrierAck, &["reset"], 5, &["protocol"]);
+}
+
+#[test]
+fn sim_mutation_forget_replies() {
+    found(Mutation::ForgetReplies, &["demote"], 5, &["stuck"]);
+}
+
+#[test]
+fn sim_mutation_skip_attaching() {
+    found(Mutation::SkipAttaching, &["crash"], 5, &["transition"]);
+}
+
+#[test]
+fn sim_mutation_stay_prepared() {
+    found(Mutation::StayPrepared, &["crash", "cut", "isolate"], 40, &["convergence", "stuck"]);
+}
+
 /// Everything is decided by the seed: a core that is not shows in its trace.
 #[test]
 fn sim_mutation_own_randomness() {
@@ -154,6 +179,20 @@ fn sim_mutation_own_randomness() {
     set(Some(Mutation::OwnRandomness));
     assert_ne!(hash(), hash());
     set(None);
+}
+
+/// No check that nothing makes fire: each is named above, or found on the simple core of `tests/world`.
+#[test]
+fn sim_mutations_make_every_check_fire() {
+    let checks = include_str!("../../src/checks/mod.rs");
+    let tests = [include_str!("main.rs"), include_str!("../world/main.rs")].concat();
+    let names = checks.lines().filter_map(|line| line.trim().strip_prefix("Check::")?.split_once(" => \""));
+    let names: Vec<&str> = names.map(|(_, rest)| rest.trim_end_matches("\",")).collect();
+    assert!(names.len() >= 15, "{names:?}");
+    for name in names {
+        let fires = tests.contains(&format!("&[\"{name}\"")) || tests.contains(&format!(", \"{name}\"]"));
+        assert!(fires || tests.contains(&format!("\"[{name}]\"")), "nothing makes [{name}] fire");
+    }
 }
 
 /// No variant without a test that finds it: a new one has to be added above.

@@ -232,7 +232,6 @@ impl Core for Mirror {
     }
 
     fn status(&self) -> Status {
-        let disk = if self.attached { DiskState::UpToDate } else { DiskState::Diskless };
         let connections = self.peers.iter().map(|(peer, (config, link))| ConnectionStatus {
             peer: *peer,
             name: config.name.clone(),
@@ -254,7 +253,7 @@ impl Core for Mirror {
         });
         let device = DeviceStatus {
             volume: VolumeNr(0),
-            disk,
+            disk: DiskState::UpToDate,
             size_sectors: self.size_sectors,
             current_uuid: 1,
             requests_in_flight: self.waiting.len() as u64,
@@ -266,7 +265,8 @@ impl Core for Mirror {
         Status {
             node_id: self.config.node_id,
             role: self.role,
-            devices: vec![device],
+            // Its disk comes up in one step: before there is no device.
+            devices: self.attached.then_some(device).into_iter().collect(),
             connections: connections.collect(),
         }
     }
