@@ -1,11 +1,11 @@
-//! Crashes of the Primary, of secondaries, of everything; split brains.
+//! Crashes of the Primary, of secondaries, of everything.
 
 use zea_core::io::Command;
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::workload::{Mix, Workload};
-use zea_sim::world::{World, node_id};
-use zea_wire::state::{ConnState, DiskState};
+use zea_sim::world::World;
+use zea_wire::state::ConnState;
 
 fn under_load(w: &mut World, ms: u64) {
     let mut load = Workload::new(w.seed, Mix { flushes: 20, ..Mix::default() }, 12, 32_000);
@@ -146,96 +146,6 @@ fn sim_a_crash_right_after_a_resync_loses_nothing() {
         w.checkpoint();
         w.settle();
     }
-}
-
-fn split_brain(nodes: usize) -> World {
-    let mut w = Cluster::new(nodes).synced();
-    w.write_ok(0, 0, 8);
-    w.run_ms(1_000);
-    for peer in 1..nodes {
-        w.cut(0, peer);
-    }
-    w.expect("node 1 notices", |w| w.conn(1, 0) != ConnState::Connected && w.conn(0, 1) != ConnState::Connected);
-    w.run_ms(1_000);
-    w.must(1, Command::Promote { force: false });
-    w.write_ok(0, 8, 8);
-    w.write_ok(0, 16, 8);
-    w.write_ok(1, 8, 8);
-    w.write_ok(1, 24, 8);
-    w
-}
-
-#[test]
-fn sim_split_brain_is_detected_on_both_sides() {
-    let mut w = split_brain(2);
-    // Two Primaries do not connect; as Secondaries they meet.
-    w.must(1, Command::Demote);
-    w.must(0, Command::Demote);
-    let image = |w: &World, ix: usize| (0..32_000).map(|s| w.nodes[ix].disks[&V0].sector(s)).collect::<Vec<_>>();
-    let (before_0, before_1) = (image(&w, 0), image(&w, 1));
-    w.heal(0, 1);
-    w.expect("StandAlone on both", |w| (w.conn(0, 1), w.conn(1, 0)) == (ConnState::StandAlone, ConnState::StandAlone));
-    let errors = [0, 1].map(|ix| {
-        w.refresh(ix);
-        assert_eq!(w.disk(ix), DiskState::UpToDate);
-        w.nodes[ix].connection(1 - ix).and_then(|c| c.last_error.clone()).unwrap_or_default()
-    });
-    // Who is refused before it has compared can only point to the other one.
-    let splits = errors.iter().filter(|e| e.contains("split brain detected")).count();
-    let points = errors.iter().filter(|e| e.contains("its log says why")).count();
-    assert!(splits >= 1 && splits + points == 2, "{errors:?}");
-    assert!(image(&w, 0) == before_0 && image(&w, 1) == before_1, "nobody touched the images");
-    w.model.forgive(1);
-    w.must(1, Command::Connect { peer: node_id(0), discard_my_data: true });
-    w.must(0, Command::Connect { peer: node_id(1), discard_my_data: false });
-    w.settle();
-    w.must(0, Command::Promote { force: false });
-    w.read_ok(0, 0, 64);
-    assert!(image(&w, 1)[..16] == before_0[..16], "node 0's data won");
-}
-
-#[test]
-fn sim_split_brain_with_a_primary_left() {
-    let mut w = split_brain(2);
-    w.must(1, Command::Demote);
-    w.heal(0, 1);
-    w.expect("StandAlone on both", |w| (w.conn(0, 1), w.conn(1, 0)) == (ConnState::StandAlone, ConnState::StandAlone));
-    w.write_ok(0, 64, 8);
-    w.model.forgive(1);
-    w.must(0, Command::Connect { peer: node_id(1), discard_my_data: false });
-    w.must(1, Command::Connect { peer: node_id(0), discard_my_data: true });
-    w.settle();
-}
-
-#[test]
-fn sim_two_primaries_do_not_connect() {
-    let mut w = split_brain(2);
-    w.heal(0, 1);
-    w.run_ms(20_000);
-    assert!(!w.is_connected(0, 1), "{}", w.summary());
-    w.write_ok(0, 64, 8);
-    w.write_ok(1, 72, 8);
-}
-
-#[test]
-fn sim_split_brain_of_three() {
-    let mut w = split_brain(3);
-    w.must(1, Command::Demote);
-    w.must(0, Command::Demote);
-    w.heal(0, 1);
-    w.heal(0, 2);
-    w.expect("node 0 is alone", |w| {
-        [(0, 1), (0, 2), (1, 0), (2, 0)].iter().all(|&(a, b)| w.conn(a, b) == ConnState::StandAlone)
-    });
-    assert!(w.mutually_in_sync(1, 2, V0), "{}", w.summary());
-    w.model.forgive(0);
-    for peer in [1, 2] {
-        if w.conn(peer, 0) == ConnState::StandAlone {
-            w.must(peer, Command::Connect { peer: node_id(0), discard_my_data: false });
-        }
-        w.must(0, Command::Connect { peer: node_id(peer), discard_my_data: true });
-    }
-    w.settle();
 }
 
 #[test]

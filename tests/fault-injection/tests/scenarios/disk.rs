@@ -4,7 +4,6 @@ use zea_core::io::{Command, IoError};
 use zea_sim::disk::DiskFaults;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::workload::{Mix, Workload};
-use zea_sim::world::World;
 use zea_wire::state::{ConnState, DiskState};
 
 const WRITES: DiskFaults = DiskFaults { reads: false, writes: true, flushes: false, meta: false, no_space: false };
@@ -12,13 +11,6 @@ const READS: DiskFaults = DiskFaults { reads: true, writes: false, flushes: fals
 const META: DiskFaults = DiskFaults { reads: false, writes: false, flushes: false, meta: true, no_space: false };
 const FLUSHES: DiskFaults = DiskFaults { reads: false, writes: false, flushes: true, meta: false, no_space: false };
 const FULL: DiskFaults = DiskFaults { reads: false, writes: false, flushes: false, meta: false, no_space: true };
-
-fn reattach(w: &mut World, ix: usize) {
-    w.set_disk_faults(ix, V0, DiskFaults::default());
-    w.expect("the disk is closed", |w| w.nodes[ix].attached.is_empty());
-    let backing = w.nodes[ix].disks[&V0].backing();
-    w.must(ix, Command::Attach { volume: V0, backing });
-}
 
 #[test]
 fn sim_a_primary_whose_disk_fails_goes_on_through_its_peers() {
@@ -35,7 +27,7 @@ fn sim_a_primary_whose_disk_fails_goes_on_through_its_peers() {
         w.expect("node 0 detaches", |w| w.disk(0) == DiskState::Diskless);
         w.write_ok(0, 80, 8);
         w.read_ok(0, 80, 8);
-        reattach(&mut w, 0);
+        w.attach(0);
         w.settle();
     }
 }
@@ -46,7 +38,7 @@ fn sim_a_disk_that_a_primary_attached_again_counts_as_in_use() {
         let mut w = Cluster { seed, ..Cluster::new(2) }.synced();
         w.must(0, Command::Detach { volume: V0, force: false });
         w.write_ok(0, 0, 8);
-        reattach(&mut w, 0);
+        w.attach(0);
         w.settle();
         for block in 0..30 {
             w.write_ok(0, block * 8, 8);
@@ -74,7 +66,7 @@ fn sim_a_failing_disk_under_load() {
             }
             w.checkpoint();
             w.expect("the victim detaches", move |w| w.disk(victim) == DiskState::Diskless);
-            reattach(&mut w, victim);
+            w.attach(victim);
             w.settle();
         }
     }
@@ -92,7 +84,7 @@ fn sim_a_secondary_whose_disk_fails_is_resynced_later() {
         w.flush_ok(0);
         w.expect("node 1 detaches", |w| w.disk(1) == DiskState::Diskless);
         w.write_ok(0, 80, 8);
-        reattach(&mut w, 1);
+        w.attach(1);
         w.settle();
     }
 }
@@ -132,7 +124,7 @@ fn sim_a_full_disk_with_a_good_peer_goes_on() {
         w.read_ok(0, 0, 24);
         w.set_disk_faults(victim, V0, DiskFaults::default());
         if w.disk(victim) == DiskState::Diskless || w.disk(victim) == DiskState::Failed {
-            reattach(&mut w, victim);
+            w.attach(victim);
         }
         w.settle();
     }

@@ -179,16 +179,6 @@ fn sim_generations_in_turn_resync_in_the_right_direction() {
 }
 
 #[test]
-fn sim_invalidate_resyncs_everything() {
-    let mut w = Cluster::new(2).synced();
-    w.write_ok(0, 0, 64);
-    w.model.forgive(1);
-    w.must(1, Command::Invalidate { volume: V0 });
-    w.settle();
-    assert!(received(&mut w, 1, 0) >= 32_768);
-}
-
-#[test]
 fn sim_detach_and_attach_resyncs_what_was_missed() {
     let mut w = Cluster::new(3).synced();
     w.must(1, Command::Detach { volume: V0, force: false });

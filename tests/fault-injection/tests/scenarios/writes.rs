@@ -71,22 +71,6 @@ fn sim_overlapping_writes_end_equal_everywhere() {
 }
 
 #[test]
-fn sim_discards_and_zeroes() {
-    for discard in [true, false] {
-        let mut w = Cluster { discard, ..Cluster::new(2) }.synced();
-        w.write_ok(0, 0, 256);
-        for (op, sector) in
-            [(Op::Discard, 0), (Op::WriteZeroes { unmap: false }, 64), (Op::WriteZeroes { unmap: true }, 128)]
-        {
-            let req = w.submit(0, V0, op, sector, 32, false);
-            assert_eq!(w.wait(req), Ok(()));
-        }
-        w.read_ok(0, 0, 256);
-        w.settle();
-    }
-}
-
-#[test]
 fn sim_a_flush_covers_every_replica() {
     for seed in 0..10 {
         let mut w = Cluster { seed, ..Cluster::new(3) }.synced();
