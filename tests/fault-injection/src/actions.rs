@@ -159,7 +159,7 @@ impl World {
                 self.fail(Check::Protocol, &format!("node {ix} accuses its peer, which runs the same code: {text}"));
             }
             self.check_refusal(ix, &text);
-            if !self.nodes[ix].speaks_84()
+            if !self.speaks_84()
                 && let Err(step) = self.checks.coverage.compared(&text)
             {
                 self.fail(Check::Transition, &format!("node {ix} compares by no known rule: {step}"));

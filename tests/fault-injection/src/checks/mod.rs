@@ -146,9 +146,14 @@ impl World {
         lazy.any(|p| node.sees_in_sync(p.node_id.index(), volume))
     }
 
+    /// Somebody may speak the dialect of 8.4, in which states go other ways.
+    pub(crate) fn speaks_84(&self) -> bool {
+        self.nodes.iter().flat_map(|n| &n.saved.peers).any(|p| p.net.protocol_max < 110)
+    }
+
     /// A core reported a change: what follows from it, and what may not be. The new status is in its place.
     pub(crate) fn observe(&mut self, ix: NodeIx, before: &Status) {
-        if !self.nodes[ix].speaks_84()
+        if !self.speaks_84()
             && let Err(step) = self.checks.coverage.note(before, &self.nodes[ix].status)
         {
             self.fail(Check::Transition, &format!("node {ix} makes a step that no table has: {step}"));
@@ -337,11 +342,6 @@ fn state_difference(a: &Status, b: &Status) -> Option<String> {
 }
 
 impl Node {
-    /// It may speak the dialect of 8.4, whose states go other ways.
-    pub(crate) fn speaks_84(&self) -> bool {
-        self.saved.peers.iter().any(|p| p.net.protocol_max < 110)
-    }
-
     /// Every connection of this node uses protocol C.
     pub(crate) fn is_protocol_c(&self) -> bool {
         self.saved.peers.iter().all(|p| p.net.protocol == Protocol::C)

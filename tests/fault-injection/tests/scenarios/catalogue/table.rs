@@ -40,6 +40,7 @@ fn tests_below(dir: &Path, names: &mut BTreeSet<String>) {
 fn id_of(test: &str) -> Option<String> {
     let id = test.strip_prefix("sim_")?.split('_').next()?;
     let (section, number) = id.split_at_checked(1)?;
+    section.chars().all(|c| c.is_ascii_alphabetic()).then_some(())?;
     number.parse::<u32>().ok()?;
     Some(format!("{}{number}", section.to_uppercase()))
 }
