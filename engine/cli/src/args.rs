@@ -8,6 +8,8 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use zea_wire::packet::rule;
 
+use zea_node::config::VerifyAlg;
+
 use crate::create::{NodeArg, VolumeArg};
 use crate::exit;
 
@@ -135,6 +137,34 @@ pub enum Command {
         /// Do not ask the cluster, do not wait for the device
         #[arg(long)]
         force: bool,
+    },
+    /// Compare volumes with the copies of peers, block by block, while they are in use
+    ///
+    /// Blocks that differ are marked on both nodes and reported; nothing is overwritten. The result shows in `zea status`
+    /// and `zea events`, and with --wait here.
+    #[command(after_help = "Examples:
+  zea verify r0 --wait
+  zea verify r0 bravo --volume 0 --start 0 --stop 2097152    the first GiB, from the begin")]
+    Verify {
+        /// Resource
+        name: String,
+        /// Peer, by name or node id; all that are connected if left out
+        peer: Option<String>,
+        /// Volume number; all if left out
+        #[arg(long, value_name = "NR")]
+        volume: Option<u16>,
+        /// First sector of 512 bytes; where the last verify was interrupted if left out, else 0
+        #[arg(long, value_name = "SECTOR")]
+        start: Option<u64>,
+        /// Sector to stop at; the end if left out
+        #[arg(long, value_name = "SECTOR")]
+        stop: Option<u64>,
+        /// Wait for the end and print what was found; exit code 1 if copies differ
+        #[arg(long)]
+        wait: bool,
+        /// Print what was found as JSON, in KiB
+        #[arg(long, requires = "wait")]
+        json: bool,
     },
     /// Throw away this node's copy of a volume and fetch all of it from a peer
     Invalidate {
@@ -290,6 +320,9 @@ pub struct Create {
     /// File with the secret that all nodes share
     #[arg(long, requires = "cram_hmac_alg", value_name = "FILE")]
     pub secret_file: Option<PathBuf>,
+    /// Digests of online verify: crc32c, md5, sha1, sha224, sha256, sha384 or sha512
+    #[arg(long, value_name = "ALGORITHM")]
+    pub verify_alg: Option<VerifyAlg>,
     /// Flush backing devices; no only where they have no volatile write cache
     #[arg(long, default_value = "yes", value_enum)]
     pub disk_flushes: YesNo,
@@ -392,6 +425,8 @@ mod tests {
             vec!["zea", "promote"],
             vec!["zea", "demote", "r0", "--force"],
             vec!["zea", "invalidate", "r0"],
+            vec!["zea", "verify", "r0", "--json"],
+            vec!["zea", "verify", "r0", "--start", "-1"],
             vec!["zea", "attach", "r0", "65536"],
             vec!["zea", "wait", "r0"],
             vec!["zea", "wait", "r0", "--for", "ever"],
@@ -403,6 +438,7 @@ mod tests {
             with(&["--protocol", "D"]),
             with(&["--cram-hmac-alg", "sha256"]),
             with(&["--secret-file", "f"]),
+            with(&["--verify-alg", "crc64"]),
             with(&["--node", "alpha"]),
             with(&["--volume", "0"]),
             with(&["--disk-flushes", "maybe"]),

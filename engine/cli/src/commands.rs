@@ -12,7 +12,7 @@ use zea_node::store::{read_bounded, read_secret};
 
 use crate::args::{Args, Command, Resource};
 use crate::exit::{self, CliError};
-use crate::{create, dissect, view, wait};
+use crate::{create, dissect, verify, view, wait};
 
 /// How often `status --watch` looks.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,6 +27,10 @@ pub(crate) fn run(args: Args) -> Result<(), CliError> {
         Command::Events { name, json } => return events(&socket, name, json),
         Command::Wait { name, goal, timeout } => {
             return wait::wait(&mut Client::connect(&socket)?, &name, goal, Duration::from_secs(timeout));
+        }
+        Command::Verify { name, peer, volume, start, stop, wait, json } => {
+            let request = Request::Verify { name: name.clone(), peer, volume, start, stop };
+            return verify::verify(&mut Client::connect(&socket)?, &name, &request, wait, json);
         }
         Command::Version => return version(&socket),
         Command::Dissect(line) => return dissect::dissect(&line),

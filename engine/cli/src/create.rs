@@ -80,6 +80,7 @@ pub(crate) fn request(create: Create) -> Result<Request, CliError> {
                 args::Algorithm::Sha256 => Algorithm::Sha256,
             }),
             secret_file: create.secret_file,
+            verify_alg: create.verify_alg,
             ..Net::default()
         },
         disk: Disk {

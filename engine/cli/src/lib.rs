@@ -22,6 +22,7 @@ mod commands;
 mod create;
 mod dissect;
 pub mod exit;
+mod verify;
 mod view;
 mod wait;
 

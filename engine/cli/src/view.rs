@@ -4,14 +4,19 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use serde::Serialize;
 use zea_node::api::{ConnectionStatus, DeviceStatus, Event, Listed, PeerDeviceStatus, ResourceStatus, StatusReply};
 
 use crate::exit::{self, CliError};
 
 /// The list of resources as `drbdsetup status --json` prints it, with a line end.
 pub(crate) fn json(resources: &[ResourceStatus]) -> Result<String, CliError> {
-    let text = serde_json::to_string_pretty(resources);
-    text.map(|text| text + "\n").map_err(|error| CliError::new(exit::FAILED, error.to_string()))
+    Ok(json_text(&resources)? + "\n")
+}
+
+/// Anything as indented JSON.
+pub(crate) fn json_text(value: &impl Serialize) -> Result<String, CliError> {
+    serde_json::to_string_pretty(value).map_err(|error| CliError::new(exit::FAILED, error.to_string()))
 }
 
 /// One event as one line.
@@ -192,8 +197,10 @@ fn notes(text: &mut String, resource: &ResourceStatus) {
         }
         for peer_device in connection.peer_devices.iter().filter(|peer_device| peer_device.unverified) {
             let nr = peer_device.volume;
-            let _ =
-                writeln!(text, "{name}/{nr}: {peer} may have ignored out-of-sync marks: fetch one of the copies anew");
+            let _ = writeln!(
+                text,
+                "{name}/{nr}: {peer} ignored out-of-sync marks, and they are not compared yet: zea verify {name} {peer}"
+            );
         }
     }
 }

@@ -17,13 +17,9 @@ const INTERVAL: Duration = Duration::from_millis(200);
 pub(crate) fn wait(client: &mut Client, name: &str, goal: Goal, timeout: Duration) -> Result<(), CliError> {
     let begin = Instant::now();
     let mut bar = Bar::default();
-    let request = Request::Status { name: Some(name.to_owned()) };
     loop {
-        let reply: StatusReply = client.call(&request)?;
-        let Some(resource) = reply.resources.first() else {
-            return Err(CliError::new(exit::REFUSED, format!("{name} is down: bring it up with `zea up {name}`")));
-        };
-        let Err(reason) = judge(goal, resource) else {
+        let resource = status(client, name)?;
+        let Err(reason) = judge(goal, &resource) else {
             bar.finish();
             return Ok(());
         };
@@ -32,9 +28,16 @@ pub(crate) fn wait(client: &mut Client, name: &str, goal: Goal, timeout: Duratio
             let seconds = timeout.as_secs();
             return Err(CliError::new(exit::TIMEOUT, format!("{name}: after {seconds} s still not there: {reason}")));
         }
-        bar.show(resource);
+        bar.show(&resource);
         thread::sleep(INTERVAL.min(timeout.saturating_sub(begin.elapsed())));
     }
+}
+
+/// The state of a resource that is up.
+pub(crate) fn status(client: &mut Client, name: &str) -> Result<ResourceStatus, CliError> {
+    let reply: StatusReply = client.call(&Request::Status { name: Some(name.to_owned()) })?;
+    let down = || CliError::new(exit::REFUSED, format!("{name} is down: bring it up with `zea up {name}`"));
+    reply.resources.into_iter().next().ok_or_else(down)
 }
 
 /// `Err` says what is still missing.
@@ -93,29 +96,37 @@ fn synced(resource: &str, connection: &ConnectionStatus) -> Result<(), String> {
 
 /// The bar, while there is something to show. Indicatif draws on a terminal only.
 #[derive(Default)]
-struct Bar(Option<ProgressBar>);
+pub(crate) struct Bar(Option<ProgressBar>);
 
 impl Bar {
-    fn show(&mut self, resource: &ResourceStatus) {
+    pub(crate) fn show(&mut self, resource: &ResourceStatus) {
         let Some((done, total)) = progress(resource) else {
             return self.finish();
         };
         let bar = self.0.get_or_insert_with(|| {
-            let template = "resync {bar:40} {percent}% of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
-            ProgressBar::new(0).with_style(ProgressStyle::with_template(template).expect("the template is well formed"))
+            let what = if verifies(resource) { "verify" } else { "resync" };
+            let template = "{prefix} {bar:40} {percent}% of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
+            let style = ProgressStyle::with_template(template).expect("the template is well formed");
+            ProgressBar::new(0).with_style(style).with_prefix(what)
         });
         bar.set_length(total);
         bar.set_position(done);
     }
 
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Some(bar) = self.0.take() {
             bar.finish_and_clear();
         }
     }
 }
 
-/// Bytes that are resynced and bytes that are to be, over all resyncs that run.
+/// An online verify runs.
+pub(crate) fn verifies(resource: &ResourceStatus) -> bool {
+    let mut peer_devices = resource.connections.iter().flat_map(|connection| &connection.peer_devices);
+    peer_devices.any(|it| it.has_online_verify_details)
+}
+
+/// Bytes that are resynced or verified and bytes that are to be, over all that runs.
 fn progress(resource: &ResourceStatus) -> Option<(u64, u64)> {
     let peer_devices = resource.connections.iter().flat_map(|connection| &connection.peer_devices);
     let one = |total_sectors: u64, percent: f64| ((total_sectors * 512) as f64 * percent / 100.0) as u64;

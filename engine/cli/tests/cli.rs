@@ -148,6 +148,29 @@ fn cli_status_is_a_table_or_json() {
 }
 
 #[test]
+fn cli_verify_waits_and_says_what_was_found() {
+    let lab = Lab::new();
+    lab.create("r0");
+    let (code, message) = lab.fails("verify r0");
+    assert!(code == 3 && message.contains("(-15) no peer is connected"), "{message}");
+    let found = |out_of_sync: u64| {
+        lab.node.engine.edit("r0", |r0| {
+            let result = zea_node::api::VerifyResult { complete: true, compared: 4096, skipped: 8, out_of_sync };
+            r0.connections[0].connection_state = "Connected".into();
+            r0.connections[0].peer_devices[0].last_verify = Some(result);
+        });
+    };
+    found(0);
+    assert_eq!(lab.ok("verify r0 --wait"), "r0/0 bravo: 4.00 MiB compared, 8.00 KiB skipped, 0 B out of sync\n");
+    let json: serde_json::Value = serde_json::from_str(&lab.ok("verify r0 --wait --json")).unwrap();
+    assert_eq!((json[0]["conn-name"].as_str(), json[0]["compared"].as_u64()), (Some("bravo"), Some(4096)));
+    assert_eq!(lab.ok("verify r0 --wait --volume 0 bravo").lines().count(), 1);
+    found(12);
+    let (code, message) = lab.fails("verify r0 --wait");
+    assert!(code == 1 && message.contains("zea disconnect r0 bravo, then zea connect r0 bravo"), "{message}");
+}
+
+#[test]
 fn cli_json_status_has_the_keys_of_drbdsetup() {
     let lab = Lab::new();
     lab.create("r0");

@@ -34,6 +34,12 @@ impl Resource {
             },
             Command::Down => return self.start_down(cx, tag),
             Command::Invalidate { volume } => return self.invalidate(cx, tag, volume),
+            Command::Verify { peer, volume, start_sector, stop_sector } => {
+                match self.verify_command(tag, (peer, volume), start_sector, stop_sector) {
+                    Ok(()) => return,
+                    Err(e) => Err(e),
+                }
+            }
             Command::AddPeer(config) => self.add_peer(cx, config),
             Command::RemovePeer { peer } => self.remove_peer(peer),
             Command::SetNetOptions { peer, net } => match self.cidx(peer) {

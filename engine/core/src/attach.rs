@@ -375,6 +375,7 @@ impl Resource {
                         self.volumes[vidx].intervals.remove(q.interval);
                     }
                 }
+                self.verify_interrupt(cx, cidx, vidx);
             }
         }
         self.volumes[vidx].retry_waiters = true;

@@ -1,6 +1,7 @@
 //! Configuration of a resource as the core needs it. The text form lives in the node daemon.
 
 use rkyv::{Archive, Deserialize, Serialize};
+use zea_wire::digest::DigestAlg;
 use zea_wire::ids::{NodeId, VolumeNr};
 
 use crate::limits;
@@ -45,6 +46,8 @@ pub struct NetOptions {
     pub cram_hmac_alg: Option<String>,
     /// At most 64 bytes.
     pub shared_secret: String,
+    /// Digests of online verify. `None`: what the peer has configured, or crc32c with another Zea node.
+    pub verify_alg: Option<DigestAlg>,
     /// The peer is known to keep no disk: no bitmap slot for it.
     pub bitmap: bool,
     /// Offer Zea's private feature bit (see `docs/adr`). Off only to act like a kernel peer in tests.
@@ -63,6 +66,7 @@ impl Default for NetOptions {
             ko_count: 7,
             cram_hmac_alg: None,
             shared_secret: String::new(),
+            verify_alg: None,
             bitmap: true,
             keep_bits: true,
             protocol_max: limits::PROTOCOL_MAX,

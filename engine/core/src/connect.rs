@@ -343,6 +343,7 @@ impl Resource {
         add(self.recheck_at);
         add(self.primary_back_by);
         for pd in self.conns.iter().flat_map(|c| &c.pds) {
+            add(pd.verify.due);
             add(pd.resync.as_ref().and_then(|r| r.retry_at).filter(|&t| t > now));
         }
         next
@@ -421,6 +422,8 @@ impl Resource {
         let had_disk = pd.disk >= DiskState::Inconsistent && pd.disk != DiskState::DUnknown;
         pd.repl = ReplState::Off;
         self.volumes[vidx].unconfirmed.remove(node);
+        self.verify_interrupt(cx, cidx, vidx);
+        let pd = &mut self.conns[cidx].pds[vidx];
         if pd.disk > DiskState::Outdated || pd.disk < DiskState::Inconsistent {
             pd.disk = DiskState::DUnknown;
         }

@@ -12,6 +12,7 @@ use crate::config::PeerConfig;
 use crate::handshake::Decision;
 use crate::interval::IntervalId;
 use crate::io::{LinkId, Time};
+use crate::verify::{Verify, VerifyAlgs};
 
 /// How far the set-up of a link has come (wire-protocol.md 4, 6; handshake-and-states.md 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
@@ -127,6 +128,7 @@ pub(crate) struct Connection {
     pub(crate) kept: VecDeque<Kept>,
     /// Peer requests of this connection that are not finished.
     pub(crate) active_peer_reqs: u32,
+    pub(crate) verify_algs: VerifyAlgs,
     /// By index of the volume in the resource.
     pub(crate) pds: Vec<PeerDevice>,
 }
@@ -151,6 +153,7 @@ impl Connection {
             dagtag_received: None,
             kept: VecDeque::new(),
             active_peer_reqs: 0,
+            verify_algs: VerifyAlgs::default(),
             pds: (0..volumes).map(|_| PeerDevice::new()).collect(),
         }
     }
@@ -226,6 +229,7 @@ pub(crate) struct PeerDevice {
     pub(crate) bitmap_in: Option<zea_wire::bitmap::Receiver>,
     pub(crate) resync: Option<ResyncTarget>,
     pub(crate) resync_total_bits: u64,
+    pub(crate) verify: Verify,
     pub(crate) sent_sectors: u64,
     pub(crate) received_sectors: u64,
     /// Volume packets that arrived while a state change of ours is being written.
@@ -253,6 +257,7 @@ impl PeerDevice {
             bitmap_in: None,
             resync: None,
             resync_total_bits: 0,
+            verify: Verify::default(),
             sent_sectors: 0,
             received_sectors: 0,
             finishing: false,
@@ -274,6 +279,11 @@ impl PeerDevice {
             DiskState::Outdated => self.is_sync_source(),
             _ => false,
         }
+    }
+
+    /// Both disks are complete, as far as it is known, and nothing is moved.
+    pub(crate) fn is_established(&self) -> bool {
+        matches!(self.repl, ReplState::Established | ReplState::VerifyS | ReplState::VerifyT)
     }
 
     /// Counters and sequence numbers of a new connection.

@@ -2,7 +2,7 @@
 
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, VolumeNr};
-use zea_wire::packet::{Data, FlushAck, Packet, Trim};
+use zea_wire::packet::{BlockReqDigest, Data, FlushAck, OvVerdict, Packet, Trim};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
 use crate::connection::{LinkPhase, PeerSays};
@@ -34,7 +34,7 @@ impl Resource {
             self.heard(cx, cidx);
         }
         let vidx = volume.and_then(|nr| self.vidx(nr));
-        if let Some(packet) = self.connection_packet(cx, cidx, packet, vidx.is_some()) {
+        if let Some(packet) = self.connection_packet(cx, cidx, packet, volume) {
             match vidx {
                 Some(vidx) => self.volume_packet(cx, cidx, vidx, packet, payload),
                 None => {
@@ -48,7 +48,13 @@ impl Resource {
     }
 
     /// Packets about the connection; gives back what is about a volume.
-    fn connection_packet(&mut self, cx: &mut Ctx<'_>, cidx: usize, packet: Packet, has_volume: bool) -> Option<Packet> {
+    fn connection_packet(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        packet: Packet,
+        volume: Option<VolumeNr>,
+    ) -> Option<Packet> {
         let connecting = !self.conns[cidx].is_up();
         match packet {
             Packet::Ping => self.send(cx, cidx, None, Packet::PingAck),
@@ -62,7 +68,7 @@ impl Resource {
                 let why = format!("{} before the connection was set up", packet.name());
                 self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
             }
-            Packet::TwopcPrepare(r) => self.twopc_prepare(cx, cidx, *r),
+            Packet::TwopcPrepare(r) => self.twopc_prepare(cx, cidx, volume, *r),
             Packet::TwopcCommit(r) => self.twopc_commit_received(cx, cidx, *r),
             Packet::TwopcAbort(r) if broken!(CommitAfterAbort) => self.twopc_commit_received(cx, cidx, *r),
             Packet::TwopcAbort(r) => self.twopc_abort_received(cx, cidx, *r),
@@ -71,8 +77,8 @@ impl Resource {
             Packet::TwopcRetry(r) => self.twopc_reply(cx, cidx, &r, Verdict::Retry),
             Packet::ConnStChgReply(_) | Packet::StateChgReply(_) if connecting => {}
             Packet::ConnStChgReply(r) | Packet::StateChgReply(r) => self.request_replied(cx, cidx, r),
-            Packet::SyncParam89(_)
-            | Packet::DelayProbe(_)
+            Packet::SyncParam89(p) => self.conns[cidx].verify_algs.peer = p.verify_alg.as_str().to_owned(),
+            Packet::DelayProbe(_)
             | Packet::UnplugRemote
             | Packet::PeerDagtag(_)
             | Packet::EnableReplication(_)
@@ -92,7 +98,7 @@ impl Resource {
                 let why = format!("{} before the connection was established", packet.name());
                 self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
             }
-            Packet::State(s) if !has_volume => {
+            Packet::State(s) if volume.and_then(|nr| self.vidx(nr)).is_none() => {
                 if let Some(role) = s.state.role() {
                     self.peer_role(cx, cidx, role);
                 }
@@ -149,13 +155,7 @@ impl Resource {
             Packet::DataRequest(r) => self.peer_read(cx, cidx, vidx, r.sector, r.blksize, r.block_id),
             Packet::RsDagtagReq(r) | Packet::RsThinDagtagReq(r) => self.resync_read(cx, cidx, vidx, r),
             Packet::RsDataRequest(r) | Packet::RsThinReq(r) => {
-                let r = zea_wire::packet::RsReq {
-                    sector: r.sector,
-                    block_id: r.block_id,
-                    blksize: r.blksize,
-                    dagtag_node_id: self.config.node_id,
-                    dagtag: 0,
-                };
+                let r = self.undated(r.sector, r.block_id, r.blksize);
                 self.resync_read(cx, cidx, vidx, r);
             }
             Packet::WriteAck(a) | Packet::RecvAck(a) => self.write_ack(cx, cidx, a, true),
@@ -170,6 +170,29 @@ impl Resource {
             Packet::NegAck(a) if a.block_id == BlockId::SYNCER => self.resync_written(cx, cidx, vidx, a, false),
             Packet::NegAck(a) => self.write_ack(cx, cidx, a, false),
             Packet::NegDreply(a) => self.neg_data_reply(cx, cidx, a),
+            Packet::NegRsDreply(a) | Packet::RsCancel(a) | Packet::RsCancelAhead(a)
+                if self.conns[cidx].pds[vidx].verify.source.is_some() =>
+            {
+                self.verify_not_served(cidx, vidx, a);
+            }
+            Packet::OvDagtagReq(r) => self.verify_request(cx, cidx, vidx, r),
+            Packet::OvRequest(r) => {
+                let r = self.undated(r.sector, r.block_id, r.blksize);
+                self.verify_request(cx, cidx, vidx, r);
+            }
+            Packet::OvDagtagReply(r) => self.verify_reply(cx, cidx, vidx, r.req, r.digest),
+            Packet::OvReply(BlockReqDigest { req: r, digest }) => {
+                let r = self.undated(r.sector, r.block_id, r.blksize);
+                self.verify_reply(cx, cidx, vidx, r, digest);
+            }
+            Packet::OvResultId(r) => {
+                let verdict = OvVerdict::from_result(r.result);
+                self.verify_told(cx, cidx, vidx, (r.sector, r.blksize), verdict);
+            }
+            Packet::OvResult(r) => {
+                let verdict = OvVerdict::from_block_id(r.block_id);
+                self.verify_told(cx, cidx, vidx, (r.sector, r.blksize), Some(verdict));
+            }
             Packet::NegRsDreply(a) => self.resync_not_served(cx, cidx, vidx, a, true),
             Packet::RsCancel(a) | Packet::RsCancelAhead(a) => self.resync_not_served(cx, cidx, vidx, a, false),
             Packet::RsNegAck(a) => self.resync_written(cx, cidx, vidx, a, false),
@@ -219,6 +242,7 @@ impl Resource {
             return;
         }
         self.source_sees_state(cx, cidx, vidx, word);
+        self.verify_sees_state(cx, cidx, vidx, word);
         self.peer_disk(cx, cidx, vidx, word);
         self.peer_role(cx, cidx, word.role);
         self.begin_generation_for_peer(cx, cidx, vidx);
@@ -249,6 +273,7 @@ impl Resource {
             if pd.repl > ReplState::Established {
                 pd.repl = ReplState::Established;
                 self.drop_resync(vidx, cidx);
+                self.verify_interrupt(cx, cidx, vidx);
             }
             if self.role == Role::Primary {
                 self.volumes[vidx].new_uuid_needed = true;

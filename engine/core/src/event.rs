@@ -52,6 +52,32 @@ pub enum Event {
         /// The peer's disk.
         peer_disk: DiskState,
     },
+    /// An online verify found different data.
+    OutOfSync {
+        /// Peer.
+        peer: NodeId,
+        /// Volume.
+        volume: VolumeNr,
+        /// First sector.
+        sector: u64,
+        /// Number of sectors.
+        sectors: u64,
+    },
+    /// An online verify ended. Counts in sectors.
+    VerifyDone {
+        /// Peer.
+        peer: NodeId,
+        /// Volume.
+        volume: VolumeNr,
+        /// Compared.
+        compared_sectors: u64,
+        /// Different, among them.
+        different_sectors: u64,
+        /// Not compared, because they were written to.
+        skipped_sectors: u64,
+        /// All was looked at; else it was interrupted.
+        complete: bool,
+    },
     /// A message for people.
     Notice {
         /// How serious.
@@ -131,10 +157,29 @@ pub struct PeerDeviceStatus {
     pub unverified: bool,
     /// Sectors that had to be resynced when the running resync began; 0 when none runs.
     pub resync_total_sectors: u64,
+    /// The running online verify.
+    pub verify: Option<VerifyStatus>,
+    /// What came of the last one.
+    pub last_verify: Option<VerifyStatus>,
     /// Sectors sent to the peer since connect.
     pub sent_sectors: u64,
     /// Sectors received from the peer since connect.
     pub received_sectors: u64,
     /// Bitmap UUID towards this peer.
     pub bitmap_uuid: u64,
+}
+
+/// An online verify that runs or is over. Counts in sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// To be looked at. On the side that is asked: up to the end of the volume.
+    pub total_sectors: u64,
+    /// Looked at.
+    pub done_sectors: u64,
+    /// Different, among them.
+    pub different_sectors: u64,
+    /// Not compared, because they were written to.
+    pub skipped_sectors: u64,
+    /// It looked at everything that it was to look at.
+    pub complete: bool,
 }

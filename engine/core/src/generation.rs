@@ -400,9 +400,8 @@ impl Resource {
         self.lost_primary = None;
         for cidx in self.up_conns() {
             let node = self.conns[cidx].node();
-            let dirty = (0..self.volumes.len()).any(|v| {
-                self.conns[cidx].pds[v].repl == ReplState::Established && self.volumes[v].dirty_bits(node) > 0
-            });
+            let dirty = (0..self.volumes.len())
+                .any(|v| self.conns[cidx].pds[v].is_established() && self.volumes[v].dirty_bits(node) > 0);
             if dirty && self.conns[cidx].keeps_bits() && self.conns[cidx].is_up() {
                 cx.notice(
                     Severity::Info,

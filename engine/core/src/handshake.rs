@@ -3,6 +3,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
+use zea_wire::digest::DigestAlg;
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{AlgName, CurrentUuid, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
@@ -50,7 +51,9 @@ impl Resource {
     /// Sizes, UUIDs and state of every volume.
     pub(crate) fn handshake_packets(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         for vidx in 0..self.volumes.len() {
-            self.send_volume(cx, cidx, vidx, Packet::SyncParam89(Box::new(sync_param())));
+            let alg = self.conns[cidx].config.net.verify_alg;
+            self.conns[cidx].verify_algs.own = alg;
+            self.send_volume(cx, cidx, vidx, Packet::SyncParam89(Box::new(sync_param(alg))));
             let sizes = self.own_sizes(vidx);
             self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
             self.tell_former_generations(cx, cidx, vidx);
@@ -461,6 +464,7 @@ impl Resource {
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.disk = if stale { state.disk.min(DiskState::Outdated) } else { state.disk };
         pd.unverified = false;
+        (pd.verify.found, pd.verify.due) = (false, None);
         pd.resync_total_bits = 0;
         match decision {
             Decision::Established { unverified } => {
@@ -471,6 +475,7 @@ impl Resource {
                 }
                 let pd = &mut self.conns[cidx].pds[vidx];
                 pd.unverified = unverified;
+                pd.verify.due = unverified.then_some(cx.now);
                 if unverified {
                     let text = format!(
                         "volume {}: node {node} ignores blocks that are marked out of sync here; they are kept and unverified",
@@ -713,10 +718,10 @@ fn from_uuid_decision(d: uuid::Decision) -> Decision {
     }
 }
 
-fn sync_param() -> SyncParam89 {
+fn sync_param(verify_alg: Option<DigestAlg>) -> SyncParam89 {
     SyncParam89 {
         resync_rate: 250,
-        verify_alg: AlgName::default(),
+        verify_alg: verify_alg.and_then(|alg| AlgName::new(alg.as_str())).unwrap_or_default(),
         csums_alg: AlgName::default(),
         controller: SyncController { c_plan_ahead: 20, c_delay_target: 10, c_fill_target: 100, c_max_rate: 102_400 },
     }

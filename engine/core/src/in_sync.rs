@@ -92,7 +92,9 @@ impl Resource {
         let c = &self.conns[cidx];
         let from_primary = c.role == Role::Primary && c.pds[vidx].disk == DiskState::UpToDate;
         for node in desc.mask.iter().filter(|&n| n != own && n != sender) {
-            if from_primary || self.believes_in_sync(cx, vidx, node) {
+            // What a verify found different is not equal because somebody else says so.
+            let found = self.cidx(node).is_some_and(|c| self.conns[c].pds[vidx].verify.found);
+            if !found && (from_primary || self.believes_in_sync(cx, vidx, node)) {
                 self.volumes[vidx].set_in_sync(node, desc.sector, desc.size);
                 self.retire_if_in_sync(vidx, node);
             }
@@ -235,7 +237,8 @@ impl Resource {
         let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
         let quiet = self.conns.iter().all(|c| c.pds[vidx].repl <= ReplState::Established);
         let both = v.disk == DiskState::UpToDate && c.pds[vidx].disk == DiskState::UpToDate;
-        quiet && both && c.keeps_bits() && v.dirty_bits(c.node()) > 0 && !self.have_common_primary(cidx, vidx)
+        let wanted = c.keeps_bits() && !c.pds[vidx].verify.found;
+        quiet && both && wanted && v.dirty_bits(c.node()) > 0 && !self.have_common_primary(cidx, vidx)
     }
 
     /// A resync that waited for another one, which has made this disk UpToDate meanwhile.

@@ -3,6 +3,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::placement::Placement;
+use zea_wire::digest::DigestAlg;
 use zea_wire::features::Negotiated;
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::Packet;
@@ -60,6 +61,10 @@ pub struct ReqId(pub u64);
 /// Names a disk command between action and completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskTag(pub u64);
+
+/// Names a digest between action and result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DigestTag(pub u64);
 
 /// Names an admin command between input and reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
@@ -256,6 +261,13 @@ pub enum Input<'a> {
         /// The block of a [`DiskCmd::MetaWrite`], for reuse.
         block: Option<MetaBlock>,
     },
+    /// A digest is computed.
+    DigestDone {
+        /// Which.
+        tag: DigestTag,
+        /// As the algorithm gives it, 1 to 64 bytes.
+        digest: &'a [u8],
+    },
     /// Both streams to a peer are up.
     LinkUp {
         /// Peer.
@@ -342,6 +354,15 @@ pub enum Action {
         volume: VolumeNr,
         /// Command.
         cmd: DiskCmd,
+    },
+    /// Compute the digest of a payload; [`Input::DigestDone`] follows. Until then the core keeps the buffer.
+    Digest {
+        /// Echoed in the result.
+        tag: DigestTag,
+        /// How.
+        alg: DigestAlg,
+        /// Of what.
+        payload: Payload,
     },
     /// Close the backing device of a volume: no command is in flight, none will follow.
     CloseDisk {
@@ -441,6 +462,17 @@ pub enum Command {
     Invalidate {
         /// Which volume.
         volume: VolumeNr,
+    },
+    /// Compare a volume with a peer's, block by block, while it is in use. Answered when it has begun.
+    Verify {
+        /// Which peer.
+        peer: NodeId,
+        /// Which volume.
+        volume: VolumeNr,
+        /// First sector; `None`: where the last verify was interrupted, else 0.
+        start_sector: Option<u64>,
+        /// The sector to stop at; `None`: the end.
+        stop_sector: Option<u64>,
     },
     /// Demote, disconnect and detach everything.
     Down,

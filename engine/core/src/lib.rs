@@ -63,6 +63,7 @@ mod status;
 mod table;
 mod twopc;
 pub mod uuid;
+mod verify;
 mod volume;
 mod waiters;
 

@@ -44,6 +44,12 @@ pub const MAX_RESYNC_READS: usize = 1024;
 pub const MAX_RESYNC_REQUESTS: usize = 128;
 /// Pause before a resync request that was not served is made again.
 pub const RESYNC_RETRY_MS: u64 = 100;
+/// Blocks a verify asks for at once, per peer device.
+pub const MAX_VERIFY_REQUESTS: usize = 256;
+/// Verify requests a target serves at once, per peer device. Kernel DRBD sends some two thousand at once.
+pub const MAX_VERIFY_READS: usize = 4096;
+/// Pause before marked blocks that could not be compared are tried again.
+pub const VERIFY_RETRY_MS: u64 = 30_000;
 /// Barriers without an ack, per connection, beyond which epochs end only where they must.
 pub const MAX_UNACKED_BARRIERS: usize = 32;
 /// Open epochs of a peer, per connection.

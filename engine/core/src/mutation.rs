@@ -65,6 +65,8 @@ mutations! {
     LeakBuffers = "leak-buffers",
     /// References on activity log extents are not dropped.
     LeakActivityLog = "leak-activity-log",
+    /// A verify compares blocks that are written to meanwhile.
+    VerifyIgnoresWrites = "verify-ignores-writes",
     /// Changes of state are not announced.
     SkipEvents = "skip-events",
     /// A request is answered twice.

@@ -8,7 +8,7 @@ use zea_wire::ids::{BlockId, NodeId, VolumeNr};
 use zea_wire::packet::{BlockAck, Data, Packet, PeerAck, RsReq};
 use zea_wire::state::{ConnState, DiskState, Role};
 
-use crate::connection::Kept;
+use crate::connection::{Kept, PeerDevice};
 use crate::interval::IntervalId;
 use crate::io::{BufId, DiskCmd, DiskError, Op, Payload};
 use crate::limits;
@@ -27,6 +27,10 @@ pub(crate) enum Kind {
     ResyncRead,
     /// Resync data of a SyncSource, to be written here.
     ResyncWrite,
+    /// A read of the target of a verify, for its digest.
+    VerifyTarget,
+    /// A read of the source of a verify, for its digest.
+    VerifySource,
 }
 
 /// How far a peer request has come.
@@ -42,6 +46,8 @@ pub(crate) enum Stage {
     ActivityLog,
     /// Given to the disk.
     Disk,
+    /// Verify: read, the digest is being computed.
+    Digest,
     /// Resync read: sent, holds its range until the peer wrote it.
     Sent,
 }
@@ -76,7 +82,7 @@ impl PeerReq {
         match self.kind {
             Kind::Write => Lock::PeerWrite(self.node),
             Kind::ResyncWrite => Lock::ResyncWrite(self.node),
-            Kind::Read | Kind::ResyncRead => Lock::ResyncRead(self.node),
+            Kind::Read | Kind::ResyncRead | Kind::VerifyTarget | Kind::VerifySource => Lock::ResyncRead(self.node),
         }
     }
 
@@ -197,7 +203,7 @@ impl Resource {
                     }
                     let kind = self.peer_reqs[index].kind;
                     // What is read for a peer includes every write that arrived before, also one that has no range yet.
-                    let reads = matches!(kind, Kind::Read | Kind::ResyncRead);
+                    let reads = !matches!(kind, Kind::Write | Kind::ResyncWrite);
                     let behind = reads && self.queued_write(vidx, sector, sectors);
                     if behind || self.conflict(vidx, sector, sectors, lock) {
                         let v = &mut self.volumes[vidx];
@@ -205,11 +211,11 @@ impl Resource {
                             // Tried as the first of its queue it stays the first.
                             Kind::Write if first => v.conflict_waiters.push_front(Waiter::Peer(index)),
                             Kind::Write => v.conflict_waiters.push_back(Waiter::Peer(index)),
-                            Kind::Read | Kind::ResyncRead | Kind::ResyncWrite => v.resync_waiters.push_back(index),
+                            _ => v.resync_waiters.push_back(index),
                         }
                         return;
                     }
-                    let id = self.lock_range(vidx, sector, sectors, lock);
+                    let id = self.volumes[vidx].lock_range(sector, sectors, lock);
                     let p = &mut self.peer_reqs[index];
                     p.interval = Some(id);
                     p.stage = if p.kind == Kind::Write { Stage::Epoch } else { Stage::Disk };
@@ -242,13 +248,13 @@ impl Resource {
                     }
                     self.peer_reqs[index].stage = Stage::Range;
                 }
-                Stage::Disk | Stage::Sent => return,
+                Stage::Disk | Stage::Digest | Stage::Sent => return,
             }
         }
     }
 
     /// A peer's write in this range waits for its turn.
-    fn queued_write(&self, vidx: usize, sector: u64, sectors: u64) -> bool {
+    pub(crate) fn queued_write(&self, vidx: usize, sector: u64, sectors: u64) -> bool {
         self.volumes[vidx].conflict_waiters.iter().any(|waiter| match waiter {
             Waiter::Request(_) => false,
             Waiter::Peer(i) => {
@@ -272,7 +278,7 @@ impl Resource {
         p.stage = Stage::Disk;
         let (vidx, sector, len) = (p.vidx, p.sector, p.len);
         let cmd = match p.kind {
-            Kind::Read | Kind::ResyncRead => DiskCmd::ReadNew { sector, len },
+            Kind::Read | Kind::ResyncRead | Kind::VerifyTarget | Kind::VerifySource => DiskCmd::ReadNew { sector, len },
             Kind::Write => {
                 let fua = p.flags.contains(DpFlags::FUA) && self.volumes[vidx].config.disk.disk_flushes;
                 write_cmd(p.op, sector, len, p.payload, fua)
@@ -305,6 +311,7 @@ impl Resource {
             Kind::Write => self.peer_write_done(cx, index, result),
             Kind::Read | Kind::ResyncRead => self.peer_read_done(cx, index, result, buf),
             Kind::ResyncWrite => self.resync_write_done(cx, index, result),
+            Kind::VerifyTarget | Kind::VerifySource => self.verify_read_done(cx, index, result, buf),
         }
     }
 
@@ -383,6 +390,7 @@ impl Resource {
         if !broken!(SkipBitmap) {
             self.volumes[vidx].set_out_of_sync(node, sector, len);
         }
+        self.volumes[vidx].void_verify(sector, u64::from(len) / 512);
         self.conns[cidx].pds[vidx].marked_at = Some(cx.now);
         self.tell_out_of_sync(cx, cidx, vidx, sector, len);
     }
@@ -466,7 +474,7 @@ impl Resource {
             let p = &mut self.peer_reqs[index];
             p.orphan = true;
             match (p.kind, p.stage) {
-                (_, Stage::Disk) | (Kind::Write, Stage::Range | Stage::ActivityLog) => {}
+                (_, Stage::Disk | Stage::Digest) | (Kind::Write, Stage::Range | Stage::ActivityLog) => {}
                 (Kind::Write, _) => self.peer_req_go(cx, index),
                 _ => {
                     let vidx = p.vidx;
@@ -524,7 +532,7 @@ impl Resource {
         self.peer_req_go(cx, index);
     }
 
-    fn new_peer_read(
+    pub(crate) fn new_peer_read(
         &mut self,
         cidx: usize,
         vidx: usize,
@@ -569,7 +577,8 @@ impl Resource {
 
     /// A dagtag advanced, or its sender is gone: resync reads that waited for it.
     pub(crate) fn dagtag_arrived(&mut self, cx: &mut Ctx<'_>) {
-        if !self.conns.iter().any(|c| c.pds.iter().any(|pd| pd.is_sync_source())) {
+        let waits = |pd: &PeerDevice| pd.is_sync_source() || pd.verify.tally().is_some();
+        if !self.conns.iter().any(|c| c.pds.iter().any(waits)) {
             return;
         }
         let waiting: Vec<usize> =

@@ -180,11 +180,6 @@ impl Resource {
         self.volumes[vidx].intervals.conflicts(sector, sectors).any(|i| i.kind.excludes(lock))
     }
 
-    /// Take a range that no one excludes. The population is bounded by the limits on requests.
-    pub(crate) fn lock_range(&mut self, vidx: usize, sector: u64, sectors: u64, lock: Lock) -> IntervalId {
-        self.volumes[vidx].intervals.insert(sector, sectors, lock, 0).expect("as many ranges as requests are admitted")
-    }
-
     /// Take references on every activity log extent of a range, or none.
     pub(crate) fn al_get(&mut self, vidx: usize, sector: u64, len: u32) -> bool {
         let Some(a) = self.volumes[vidx].attached.as_mut() else { return false };
@@ -215,7 +210,7 @@ impl Resource {
         }
         self.epoch_writes += 1;
         self.dagtag += sectors;
-        let interval = has_disk.then(|| self.lock_range(vidx, req.sector, sectors, Lock::AppWrite));
+        let interval = has_disk.then(|| self.volumes[vidx].lock_range(req.sector, sectors, Lock::AppWrite));
         let index = self.writes.insert(WriteReq {
             req,
             vidx,

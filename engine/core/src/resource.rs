@@ -175,6 +175,7 @@ impl Resource {
         match input {
             Input::Request(request) => self.front_end_request(cx, request),
             Input::DiskDone { tag, result, buf, meta, block } => self.disk_done(cx, tag, result, buf, meta, block),
+            Input::DigestDone { tag, digest } => self.digest_done(cx, tag, digest),
             Input::LinkUp { peer, link, resolve_conflicts } => self.link_up(cx, peer, link, resolve_conflicts),
             Input::LinkDown { peer, link, lost } => self.link_down(cx, peer, link, lost),
             Input::Packet { peer, link, volume, packet, payload } => {
@@ -204,6 +205,7 @@ impl Resource {
                 self.tell_disk_state(cx, vidx);
             }
             self.resync_steps(cx);
+            self.verify_steps(cx);
             self.epochs_step(cx);
             if !self.again && !self.volumes.iter().any(|v| v.meta.can_begin()) {
                 break;

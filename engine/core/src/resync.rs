@@ -305,7 +305,7 @@ impl Resource {
             r.blocked = r.in_flight.is_empty();
             return;
         }
-        let interval = self.lock_range(vidx, sector, sectors, Lock::ResyncRequest(node));
+        let interval = self.volumes[vidx].lock_range(sector, sectors, Lock::ResyncRequest(node));
         let block_id = self.conns[cidx].resync_id(BlockId(self.next_block_id));
         self.next_block_id += 1;
         if self.role == Role::Primary {
@@ -326,7 +326,7 @@ impl Resource {
     }
 
     /// What the source must have received before it reads (wire-protocol.md 11.1).
-    fn resync_dagtag(&self) -> (NodeId, u64) {
+    pub(crate) fn resync_dagtag(&self) -> (NodeId, u64) {
         if self.role == Role::Primary {
             return (self.config.node_id, self.dagtag);
         }
@@ -682,7 +682,7 @@ impl Resource {
         }
         self.mark_missing(cx, cidx, vidx, desc.sector, desc.blksize);
         let pd = &self.conns[cidx].pds[vidx];
-        let from_primary = self.conns[cidx].role == Role::Primary && pd.repl == ReplState::Established;
+        let from_primary = self.conns[cidx].role == Role::Primary && pd.is_established();
         let v = &mut self.volumes[vidx];
         if from_primary && v.disk == DiskState::UpToDate {
             // It did not know yet that this disk has become UpToDate: now it is not.

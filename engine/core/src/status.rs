@@ -51,6 +51,8 @@ impl Resource {
                     } else {
                         0
                     },
+                    verify: pd.verify.tally().map(|t| t.status(false)),
+                    last_verify: pd.verify.last,
                     sent_sectors: pd.sent_sectors,
                     received_sectors: pd.received_sectors,
                     bitmap_uuid: v.uuids.bitmap[usize::from(c.node().0)],
@@ -140,6 +142,11 @@ impl Resource {
                 assert!(
                     pd.resync.is_some() == (pd.repl == ReplState::SyncTarget),
                     "requests go out exactly while this is a sync target"
+                );
+                assert!(
+                    pd.verify.source.is_some() == (pd.repl == ReplState::VerifyS)
+                        && pd.verify.target.is_some() == (pd.repl == ReplState::VerifyT),
+                    "what is known of a verify is known while it runs"
                 );
             }
         }

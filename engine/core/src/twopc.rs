@@ -6,9 +6,9 @@ use std::collections::VecDeque;
 
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::flags::TwopcFlags;
-use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::ids::{NodeId, NodeMask, VolumeNr};
 use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
-use zea_wire::state::{ConnState, DiskState, Role, StateBits};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits};
 
 use crate::connection::LinkPhase;
 use crate::dialect::request::Request;
@@ -16,15 +16,21 @@ use crate::event::Severity;
 use crate::io::{AdminError, AdminTag, Time};
 use crate::limits;
 use crate::resource::{Ctx, Resource};
+use crate::verify::VerifyPlan;
 
 /// DRBD's codes for the outcome of a state change (handshake-and-states.md 2.3).
 pub(crate) mod ss {
     pub(crate) const SUCCESS: i32 = 1;
     pub(crate) const TWO_PRIMARIES: i32 = -1;
     pub(crate) const NO_UP_TO_DATE_DISK: i32 = -2;
+    pub(crate) const NO_LOCAL_DISK: i32 = -4;
+    pub(crate) const NO_REMOTE_DISK: i32 = -5;
+    pub(crate) const RESYNC_RUNNING: i32 = -8;
     pub(crate) const ALREADY_STANDALONE: i32 = -9;
     pub(crate) const CW_FAILED_BY_PEER: i32 = -10;
     pub(crate) const DEVICE_IN_USE: i32 = -12;
+    pub(crate) const NO_VERIFY_ALG: i32 = -14;
+    pub(crate) const NEED_CONNECTION: i32 = -15;
     pub(crate) const NOT_SUPPORTED: i32 = -17;
     pub(crate) const IN_TRANSIENT_STATE: i32 = -18;
     pub(crate) const CONCURRENT_ST_CHG: i32 = -19;
@@ -42,8 +48,29 @@ pub(crate) enum Change {
     Demote,
     /// Graceful disconnect from this peer.
     Disconnect(NodeId),
+    /// Established to VerifyS, for the target to VerifyT.
+    Verify(VerifyPlan),
     /// No change: learn who is Primary after a peer was lost.
     Empty,
+}
+
+impl Change {
+    /// The volume that it is about, if it is about one.
+    fn volume(self) -> Option<VolumeNr> {
+        match self {
+            Change::Verify(plan) => Some(plan.volume),
+            _ => None,
+        }
+    }
+
+    /// The node that it is about, if it is about one.
+    fn target(self) -> Option<NodeId> {
+        match self {
+            Change::Connect(n) | Change::Disconnect(n) => Some(n),
+            Change::Verify(plan) => Some(plan.peer),
+            _ => None,
+        }
+    }
 }
 
 /// A change in the queue.
@@ -94,6 +121,7 @@ pub(crate) struct Initiator {
 #[derive(Debug, Archive, Serialize, Deserialize)]
 pub(crate) struct Participant {
     request: TwopcRequest,
+    volume: Option<VolumeNr>,
     parent: NodeId,
     /// The nodes it was passed on to, and those of them that have not answered.
     children: NodeMask,
@@ -245,7 +273,7 @@ impl Resource {
             deadline: cx.now.plus_ms(self.config.twopc_timeout_ms),
         }));
         let request = self.twopc_request(tid, own, wanted.change, !(reachable | asked));
-        self.send_to_all(cx, asked, &Packet::TwopcPrepare(Box::new(request)));
+        self.send_to_all(cx, asked, wanted.change.volume(), &Packet::TwopcPrepare(Box::new(request)));
         if let Change::Connect(peer) = wanted.change {
             let cidx = self.cidx(peer).expect("checked");
             if let Some(link) = self.conns[cidx].link.as_mut() {
@@ -258,15 +286,11 @@ impl Resource {
 
     fn twopc_request(&self, tid: u32, initiator: NodeId, change: Change, to_reach: NodeMask) -> TwopcRequest {
         let (mask, val) = self.mask_val(change);
-        let target_node_id = match change {
-            Change::Connect(n) | Change::Disconnect(n) => Some(n),
-            _ => None,
-        };
         TwopcRequest {
             tid,
             flags: TwopcFlags::HAS_REACHABLE,
             initiator_node_id: initiator,
-            target_node_id,
+            target_node_id: change.target(),
             nodes_to_reach: to_reach,
             body: TwopcBody::Prepare { mask, val },
         }
@@ -286,22 +310,23 @@ impl Resource {
             ),
             Change::Demote => role(Role::Secondary),
             Change::Disconnect(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ConnState::Disconnecting)),
+            Change::Verify(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ReplState::VerifyS)),
             Change::Empty => (StateBits(0), StateBits(0)),
         }
     }
 
-    fn send_to_all(&mut self, cx: &mut Ctx<'_>, nodes: NodeMask, packet: &Packet) {
+    fn send_to_all(&mut self, cx: &mut Ctx<'_>, nodes: NodeMask, volume: Option<VolumeNr>, packet: &Packet) {
         for node in nodes.iter() {
-            self.send_to(cx, node, packet.clone());
+            self.send_to(cx, node, volume, packet.clone());
         }
     }
 
-    fn send_to(&mut self, cx: &mut Ctx<'_>, node: NodeId, packet: Packet) {
+    fn send_to(&mut self, cx: &mut Ctx<'_>, node: NodeId, volume: Option<VolumeNr>, packet: Packet) {
         // A link that was made anew in the middle of a transaction knows nothing of it.
         if let Some(cidx) = self.cidx(node)
             && self.conns[cidx].link.as_ref().is_some_and(|link| link.phase >= LinkPhase::Connecting)
         {
-            self.send(cx, cidx, None, packet);
+            self.send(cx, cidx, volume, packet);
         }
     }
 
@@ -317,6 +342,10 @@ impl Resource {
             Change::Disconnect(peer) => match self.cidx(peer).filter(|&c| self.conns[c].is_up()) {
                 Some(cidx) if self.needs_data_of(cidx) => Err(last_data(peer)),
                 up => Ok(up.is_some()),
+            },
+            Change::Verify(plan) => match (self.cidx(plan.peer), self.vidx(plan.volume)) {
+                (Some(cidx), Some(vidx)) => self.verify_check(cidx, vidx).map(|_| true),
+                _ => Ok(false),
             },
             Change::Empty => Ok(true),
         }
@@ -398,7 +427,7 @@ impl Resource {
         if let Change::Promote { force: true } = i.wanted.change {
             request.flags.set(TwopcFlags::PRI_INCAPABLE, (0..self.volumes.len()).any(|v| !self.has_data(v)));
         }
-        self.send_to_all(cx, i.asked, &Packet::TwopcCommit(Box::new(request)));
+        self.send_to_all(cx, i.asked, i.wanted.change.volume(), &Packet::TwopcCommit(Box::new(request)));
         self.change_committed(cx, i.wanted, i.sums.primary);
     }
 
@@ -415,6 +444,7 @@ impl Resource {
                 let cidx = self.cidx(peer).expect("checked");
                 self.disconnected_by_us(cx, cidx);
             }
+            Change::Verify(plan) => self.verify_begin(cx, plan),
             Change::Empty => {}
         }
         self.members_learned(cx, primaries);
@@ -430,7 +460,7 @@ impl Resource {
         let mut request =
             self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
         request.body = TwopcBody::Abort;
-        self.send_to_all(cx, i.asked, &Packet::TwopcAbort(Box::new(request)));
+        self.send_to_all(cx, i.asked, i.wanted.change.volume(), &Packet::TwopcAbort(Box::new(request)));
         Some(i)
     }
 
@@ -509,10 +539,7 @@ impl Resource {
     }
 
     fn cidx_of(&self, change: Change) -> Option<usize> {
-        match change {
-            Change::Connect(n) | Change::Disconnect(n) => self.cidx(n),
-            _ => None,
-        }
+        self.cidx(change.target()?)
     }
 }
 
@@ -540,6 +567,16 @@ fn last_data(peer: NodeId) -> AdminError {
          use --force"
     );
     AdminError { code: ss::NO_UP_TO_DATE_DISK, message }
+}
+
+/// The transaction starts a verify of its target by its initiator.
+fn is_verify(request: &TwopcRequest) -> bool {
+    match request.body {
+        TwopcBody::Prepare { mask, val } => {
+            mask.names(StateBits::CONN) && val.conn().and_then(|c| c.repl_state()) == Some(ReplState::VerifyS)
+        }
+        _ => false,
+    }
 }
 
 /// Somebody else is Primary.

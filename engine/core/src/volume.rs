@@ -13,7 +13,7 @@ use crate::activity_log::ActivityLog;
 use crate::attach::Attaching;
 use crate::bitmap::Bitmap;
 use crate::config::VolumeConfig;
-use crate::interval::IntervalSet;
+use crate::interval::{IntervalId, IntervalSet};
 use crate::io::{AdminTag, Backing, Request, Time};
 use crate::limits;
 use crate::meta_queue::MetaQueue;
@@ -30,21 +30,31 @@ pub(crate) enum Lock {
     ResyncRequest(NodeId),
     /// Resync data being written: keeps everything away.
     ResyncWrite(NodeId),
-    /// A resync read on the source: shared among its kind. The target.
+    /// A read for a peer, by the source of a resync or by either end of a verify: shared among its kind. The peer.
     ResyncRead(NodeId),
+    /// No lock, a mark: a block that was asked for by a verify. `void`: it was written to since.
+    Verify {
+        /// Whether the comparison has become meaningless.
+        void: bool,
+    },
 }
 
 impl Lock {
     /// Whether a holder of `self` and a newcomer `other` exclude each other.
     pub(crate) fn excludes(self, other: Lock) -> bool {
-        use Lock::{AppWrite, PeerWrite, ResyncRead, ResyncRequest, ResyncWrite};
+        use Lock::{AppWrite, PeerWrite, ResyncRead, ResyncRequest, ResyncWrite, Verify};
         match (self, other) {
+            (Verify { .. }, _) | (_, Verify { .. }) => false,
             (ResyncRead(_), ResyncRead(_)) => false,
             (ResyncRequest(a), PeerWrite(b)) | (PeerWrite(a), ResyncRequest(b)) => a != b,
             (AppWrite, AppWrite | PeerWrite(_)) | (PeerWrite(_), AppWrite | PeerWrite(_)) => true,
             (AppWrite | PeerWrite(_), ResyncRequest(_) | ResyncRead(_) | ResyncWrite(_)) => true,
             (ResyncRequest(_) | ResyncWrite(_), _) | (ResyncRead(_), _) => true,
         }
+    }
+
+    fn writes(self) -> bool {
+        matches!(self, Lock::AppWrite | Lock::PeerWrite(_) | Lock::ResyncWrite(_))
     }
 }
 
@@ -91,6 +101,8 @@ pub(crate) struct Volume {
     /// Usable size that is agreed, 0: not known.
     pub(crate) size_sectors: u64,
     pub(crate) intervals: IntervalSet<Lock>,
+    /// [`Lock::Verify`] among them.
+    pub(crate) verify_marks: usize,
     /// Writes that wait for a range, strictly in order: a later one must not take what an earlier one waits for.
     pub(crate) conflict_waiters: VecDeque<Waiter>,
     /// Resync reads and writes, and reads, that wait for a range; in any order.
@@ -152,7 +164,8 @@ impl Volume {
             former: Vec::new(),
             unconfirmed: NodeMask::EMPTY,
             size_sectors: 0,
-            intervals: IntervalSet::new(2 * limits::MAX_TRANSFER_LOG),
+            intervals: IntervalSet::new(2 * limits::MAX_TRANSFER_LOG + limits::MAX_VERIFY_READS),
+            verify_marks: 0,
             conflict_waiters: VecDeque::new(),
             resync_waiters: VecDeque::new(),
             al_waiters: VecDeque::new(),
@@ -211,6 +224,28 @@ impl Volume {
             && let Some((first, last)) = a.bitmap.bits_touched(sector, u64::from(len_bytes) / 512)
         {
             a.bitmap.set_range(slot, first, last);
+        }
+    }
+
+    /// Take a range that no one excludes. The population is bounded by the limits on requests.
+    pub(crate) fn lock_range(&mut self, sector: u64, sectors: u64, lock: Lock) -> IntervalId {
+        if lock.writes() {
+            self.void_verify(sector, sectors);
+        }
+        self.intervals.insert(sector, sectors, lock, 0).expect("as many ranges as requests are admitted")
+    }
+
+    /// Something happens to these sectors: what a verify is about to find out about them means nothing.
+    pub(crate) fn void_verify(&mut self, sector: u64, sectors: u64) {
+        if self.verify_marks == 0 || broken!(VerifyIgnoresWrites) {
+            return;
+        }
+        let good = |set: &IntervalSet<Lock>| {
+            let mut marks = set.conflicts(sector, sectors).filter(|i| i.kind == Lock::Verify { void: false });
+            marks.next().map(|i| i.id)
+        };
+        while let Some(id) = good(&self.intervals) {
+            self.intervals.set_kind(id, Lock::Verify { void: true });
         }
     }
 

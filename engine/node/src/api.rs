@@ -13,6 +13,7 @@ pub mod status;
 pub use event::{Event, EventAction, EventBody};
 pub use status::{
     Broken, ConnectionStatus, DeviceStatus, PathStatus, PeerDeviceStatus, ResourceStatus, SocketAddress, StatusReply,
+    VerifyResult,
 };
 
 /// Longest request line in bytes, the end of line included.
@@ -105,6 +106,19 @@ pub enum Request {
         volume: Option<u16>,
         /// Do not ask the cluster, do not wait for the disk.
         force: bool,
+    },
+    /// Begin to compare volumes with a peer's, or with those of all connected peers. Reply: [`Done`].
+    Verify {
+        /// Resource.
+        name: String,
+        /// Peer, by name or node id.
+        peer: Option<String>,
+        /// Volume; all if left out.
+        volume: Option<u16>,
+        /// First sector; left out: where the last verify was interrupted, else 0.
+        start: Option<u64>,
+        /// Sector to stop at; left out: the end.
+        stop: Option<u64>,
     },
     /// Throw away the data of a volume on this node and resync all of it. Reply: [`Done`].
     Invalidate {

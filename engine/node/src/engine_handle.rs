@@ -51,6 +51,17 @@ pub enum Command {
     },
     /// Become Secondary.
     Demote,
+    /// Begin to compare a volume with a peer's.
+    Verify {
+        /// Node id of the peer.
+        peer: u8,
+        /// Volume.
+        volume: u16,
+        /// First sector; `None`: where the last one was interrupted, else 0.
+        start: Option<u64>,
+        /// Sector to stop at; `None`: the end.
+        stop: Option<u64>,
+    },
     /// Throw away the data of a volume and resync it.
     Invalidate {
         /// Volume.

@@ -109,9 +109,13 @@ fn connection(peer: &Peer, volumes: &[Volume]) -> ConnectionStatus {
         sent: 0,
         out_of_sync: 0,
         has_sync_details: false,
+        has_online_verify_details: false,
         percent_in_sync: 100.0,
         rs_total: None,
         percent_resync_done: None,
+        ov_left: None,
+        ov_skipped: None,
+        last_verify: None,
         bitmap_uuid: "0000000000000000".into(),
         unverified: false,
     };
@@ -165,6 +169,11 @@ impl Engine for FakeEngine {
             Command::Attach { volume } => device_of(resource, volume)?.disk_state = "Inconsistent".into(),
             Command::Invalidate { volume } => device_of(resource, volume)?.disk_state = "Inconsistent".into(),
             Command::Detach { volume, .. } => device_of(resource, volume)?.disk_state = "Diskless".into(),
+            Command::Verify { peer, volume, .. } => {
+                let connection = connection_of(resource, peer)?;
+                let found = connection.peer_devices.iter_mut().find(|it| it.volume == volume);
+                found.ok_or_else(|| Failure::failed("no such volume"))?.replication_state = "VerifyS".into();
+            }
             Command::Connect { peer, .. } => connection_of(resource, peer)?.connection_state = "Connecting".into(),
             Command::Disconnect { peer, .. } => connection_of(resource, peer)?.connection_state = "StandAlone".into(),
             Command::Promote { force } => {

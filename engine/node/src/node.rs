@@ -173,6 +173,9 @@ impl Node {
             Request::Disconnect { name, peer, force } => self.disconnect(&name, peer.as_deref(), force),
             Request::Attach { name, volume } => self.attach(&name, volume),
             Request::Detach { name, volume, force } => self.detach(&name, volume, force),
+            Request::Verify { name, peer, volume, start, stop } => {
+                self.verify(&name, peer.as_deref(), volume, (start, stop))
+            }
             Request::Invalidate { name, volume } => self.invalidate(&name, volume),
             Request::Up { name } => self.up(&name),
             Request::Down { name } => self.down(&name),

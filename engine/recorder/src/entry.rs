@@ -5,7 +5,7 @@
 use rkyv::rancor::Error as RkyvError;
 use thiserror::Error;
 use zea_core::io::{
-    AdminTag, BufId, Command, DiskError, DiskTag, Input, LinkId, LinkLost, Op, Payload, ReqId, Request,
+    AdminTag, BufId, Command, DigestTag, DiskError, DiskTag, Input, LinkId, LinkLost, Op, Payload, ReqId, Request,
 };
 use zea_wire::header::{Header, HeaderFormat};
 use zea_wire::ids::{NodeId, VolumeNr};
@@ -23,6 +23,7 @@ const ADMIN: u8 = 6;
 const TIMER: u8 = 7;
 const RANDOM: u8 = 8;
 const END: u8 = 9;
+const DIGEST_DONE: u8 = 10;
 
 /// What cannot be written down: a packet that is not legal on its link. A framer lets none through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +81,11 @@ pub(crate) fn put_input(out: &mut Vec<u8>, links: &Links, since: u64, input: &In
             head(DISK_DONE);
             put_disk_done(out, *tag, *result, *buf, block.is_some());
             out.extend_from_slice(meta);
+        }
+        Input::DigestDone { tag, digest } => {
+            head(DIGEST_DONE);
+            put_number(out, tag.0);
+            out.extend_from_slice(digest);
         }
         Input::LinkUp { peer, link, resolve_conflicts } => {
             head(LINK_UP);
@@ -142,6 +148,7 @@ fn get_input<'a>(r: &mut Reader<'a>, kind: u8, links: &Links) -> Result<Input<'a
     Ok(match kind {
         REQUEST => Input::Request(get_request(r)?),
         DISK_DONE => get_disk_done(r)?,
+        DIGEST_DONE => Input::DigestDone { tag: DigestTag(r.number()?), digest: std::mem::take(&mut r.0) },
         LINK_UP => {
             let (peer, flag) = (node(r)?, r.byte()?);
             Input::LinkUp { peer, link: LinkId(r.number()?), resolve_conflicts: flag != 0 }

@@ -1,7 +1,8 @@
 //! What cores want done: links, packets, disk commands, completions, answers.
 
 use zea_core::event::Event as CoreEvent;
-use zea_core::io::{Action, AdminError, AdminTag, BufId, DiskCmd, DiskTag, IoError, LinkId, Payload, ReqId};
+use zea_core::io::{Action, AdminError, AdminTag, BufId, DigestTag, DiskCmd, DiskTag, IoError, LinkId, Payload, ReqId};
+use zea_wire::digest::{Digest, DigestAlg, MAX_DIGEST_LEN};
 use zea_wire::ids::VolumeNr;
 use zea_wire::state::DiskState;
 
@@ -11,6 +12,9 @@ use crate::disk;
 use crate::net::{EndState, Frame, NodeIx};
 use crate::node::Purpose;
 use crate::world::{Event, Outcome, World};
+
+/// Time that a digest takes.
+const DIGEST_NS: u64 = 5_000;
 
 impl World {
     pub(crate) fn carry_out(&mut self, ix: NodeIx, action: Action) {
@@ -32,6 +36,7 @@ impl World {
                 self.send(ix, id, volume, &packet, payload)
             }
             Action::Disk { tag, volume, cmd } => self.disk_submit(ix, volume, tag, cmd),
+            Action::Digest { tag, alg, payload } => self.digest(ix, tag, alg, payload),
             Action::CloseDisk { volume } => {
                 let node = &mut self.nodes[ix];
                 assert!(
@@ -83,6 +88,7 @@ impl World {
             Ok(Some((change, commits))) => self.checks.coverage.decided(change, commits),
             Err(error) => self.fail(Check::TwoPhase, &error),
         }
+        self.check_verdict(ix, peer, volume, packet, id);
         self.send_frame(ix, id, codec::stream_index(packet), Frame::Packet { bytes, tags });
     }
 
@@ -117,6 +123,16 @@ impl World {
         let latency = node.disks.get_mut(&volume).expect("it is attached").submit(tag, cmd, tags, &mut self.disk_rng);
         let run = node.run;
         self.at(self.now + latency, Event::Disk { node: ix, run, volume, tag });
+    }
+
+    /// What a digest stands for here: the tags of the sectors.
+    fn digest(&mut self, ix: NodeIx, tag: DigestTag, alg: DigestAlg, payload: Payload) {
+        let bytes: Vec<u8> = self.nodes[ix].pool.read(payload).iter().flat_map(|tag| tag.to_le_bytes()).collect();
+        let mut out = [0; MAX_DIGEST_LEN];
+        let len = alg.compute(&bytes, &mut out);
+        let digest = Digest::new(&out[..len]).expect("1 to 64 bytes");
+        let run = self.nodes[ix].run;
+        self.at(self.now + DIGEST_NS, Event::Digest { node: ix, run, tag, digest });
     }
 
     fn complete(&mut self, ix: NodeIx, req: ReqId, result: Result<(), IoError>) {

@@ -219,6 +219,17 @@ impl Driver {
                 self.world.admin(node, Command::Down);
                 self.ends_in(ms, Undo::Up(node));
             }
+            Fault::Verify { node, peer, volume, per_mille, sectors } if self.usable(node) => {
+                let size = self.world.nodes[node].disks[&volume].data_sectors();
+                let start = size * per_mille / 1000;
+                let command = Command::Verify {
+                    peer: node_id(peer),
+                    volume,
+                    start_sector: Some(start),
+                    stop_sector: Some(start + sectors),
+                };
+                self.world.admin(node, command);
+            }
             _ => {}
         }
     }

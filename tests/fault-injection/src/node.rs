@@ -270,10 +270,15 @@ impl Node {
 
     /// Connected, replicating, UpToDate as this node sees it.
     pub fn sees_in_sync(&self, peer: NodeIx, volume: VolumeNr) -> bool {
+        let replicates =
+            |repl: ReplState| matches!(repl, ReplState::Established | ReplState::VerifyS | ReplState::VerifyT);
         self.conn_state(peer) == ConnState::Connected
-            && self
-                .peer_device(peer, volume)
-                .is_some_and(|p| p.repl == ReplState::Established && p.peer_disk == DiskState::UpToDate)
+            && self.peer_device(peer, volume).is_some_and(|p| replicates(p.repl) && p.peer_disk == DiskState::UpToDate)
+    }
+
+    /// No resync and no verify runs.
+    pub fn is_quiet(&self) -> bool {
+        self.status.connections.iter().all(|c| c.peer_devices.iter().all(|p| p.repl <= ReplState::Established))
     }
 
     /// One line for people.

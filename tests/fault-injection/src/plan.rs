@@ -50,6 +50,8 @@ pub enum Fault {
     Detach { node: NodeIx, volume: VolumeNr, force: bool, ms: u64 },
     /// A resource goes down on a node, and comes up again.
     DownUp { node: NodeIx, ms: u64 },
+    /// A part of a volume is compared with a peer's.
+    Verify { node: NodeIx, peer: NodeIx, volume: VolumeNr, per_mille: u64, sectors: u64 },
 }
 
 /// A fault and when it comes.
@@ -63,7 +65,7 @@ pub struct Planned {
 
 impl Fault {
     /// Names of all kinds.
-    pub const KINDS: [&'static str; 19] = [
+    pub const KINDS: [&'static str; 20] = [
         "crash",
         "pause",
         "clock-jump",
@@ -83,6 +85,7 @@ impl Fault {
         "invalidate",
         "detach",
         "down-up",
+        "verify",
     ];
 
     /// Its kind.
@@ -107,6 +110,7 @@ impl Fault {
             Fault::Invalidate { .. } => 16,
             Fault::Detach { .. } => 17,
             Fault::DownUp { .. } => 18,
+            Fault::Verify { .. } => VERIFY,
         }]
     }
 }
@@ -116,6 +120,9 @@ impl fmt::Display for Planned {
         write!(f, "at {:>6} ms {:?}", self.at_ms, self.fault)
     }
 }
+
+/// The number of [`Fault::Verify`] among the kinds.
+const VERIFY: usize = 19;
 
 /// What a plan is made for.
 #[derive(Debug, Clone)]
@@ -130,9 +137,14 @@ impl Planner {
     /// Picks which kinds of faults a run may meet: a seed leaves some of them out, so that the others go deeper.
     pub fn new(nodes: usize, volumes: usize, phase_ms: u64, rng: &mut Stream) -> Planner {
         let share = *rng.pick(&[200, 400, 700]);
-        let mut kinds: Vec<usize> = (0..Fault::KINDS.len()).filter(|_| rng.chance(share)).collect();
+        let mut kinds: Vec<usize> = (0..VERIFY).filter(|_| rng.chance(share)).collect();
         kinds.push(*rng.pick(&[0, 3, 5]));
         Planner { nodes: nodes as u64, volumes: volumes as u64, phase_ms, kinds }
+    }
+
+    /// Verifies are among the faults. Who draws that has a stream of its own, so that older seeds keep their plans.
+    pub fn add_verify(&mut self) {
+        self.kinds.push(VERIFY);
     }
 
     /// Only these kinds, if there are any.
@@ -193,7 +205,11 @@ impl Planner {
             15 => Fault::Disconnect { node, peer: other, force, ms },
             16 => Fault::Invalidate { node, volume },
             17 => Fault::Detach { node, volume, force, ms },
-            _ => Fault::DownUp { node, ms },
+            18 => Fault::DownUp { node, ms },
+            _ => {
+                let (per_mille, sectors) = (rng.below(1000), rng.between(8, 6_000));
+                Fault::Verify { node, peer: other, volume, per_mille, sectors }
+            }
         }
     }
 }

@@ -90,6 +90,9 @@ impl Run {
         };
         let hot_blocks = rng.between(2, 40);
         let mut planner = Planner::new(cluster.nodes, cluster.volume_sectors.len(), phase_ms, &mut rng);
+        if Stream::new(self.seed, "verify").chance(250) {
+            planner.add_verify();
+        }
         planner.restrict(&self.kinds);
         let plan = planner.plan(&mut Stream::new(self.seed, "plan"));
         let skewed = rng.chance(500);

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use zea_core::event::Event as CoreEvent;
 use zea_core::io::{
-    Action, AdminError, AdminTag, Command, DiskCmd, DiskTag, Input, IoError, LinkId, LinkLost, Outbox, Payload, ReqId,
-    Time,
+    Action, AdminError, AdminTag, Command, DigestTag, DiskCmd, DiskTag, Input, IoError, LinkId, LinkLost, Outbox,
+    Payload, ReqId, Time,
 };
+use zea_wire::digest::Digest;
 use zea_wire::ids::{NodeId, VolumeNr};
 
 use crate::checks::{Check, Checks};
@@ -27,6 +28,8 @@ const TIMERS_AT_ONE_INSTANT: u32 = 1000;
 pub enum Event {
     /// A disk command ends.
     Disk { node: NodeIx, run: u32, volume: VolumeNr, tag: DiskTag },
+    /// A digest is computed.
+    Digest { node: NodeIx, run: u32, tag: DigestTag, digest: Digest },
     /// The deadline of a core.
     Timer { node: NodeIx, run: u32, at: u64 },
     /// Both ends of a new link.
@@ -49,6 +52,7 @@ impl Event {
     fn target(&self) -> Option<(NodeIx, u32)> {
         match *self {
             Event::Disk { node, run, .. }
+            | Event::Digest { node, run, .. }
             | Event::Timer { node, run, .. }
             | Event::LinkUp { node, run, .. }
             | Event::LinkDown { node, run, .. }
@@ -213,6 +217,9 @@ impl World {
         }
         match event {
             Event::Disk { node, volume, tag, .. } => self.disk_done(node, volume, tag),
+            Event::Digest { node, tag, digest, .. } => {
+                self.feed(node, Input::DigestDone { tag, digest: digest.as_slice() });
+            }
             Event::Timer { node, at, .. } => self.timer(node, at),
             Event::LinkUp { node, link, .. } => self.link_up(node, link),
             Event::LinkDown { node, link, lost, .. } => self.link_down(node, link, lost),

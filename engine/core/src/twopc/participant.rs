@@ -1,23 +1,29 @@
 //! The node that is asked: prepare, answer, commit, abort (handshake-and-states.md 8.3).
 
 use zea_wire::flags::TwopcFlags;
-use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::ids::{NodeId, NodeMask, VolumeNr};
 use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
 use zea_wire::state::{ConnState, Role, StateBits};
 
-use super::{Change, Participant, Running, Sums, Verdict, is_connect, is_disconnect};
+use super::{Change, Participant, Running, Sums, Verdict, is_connect, is_disconnect, is_verify};
 use crate::connection::LinkPhase;
 use crate::resource::{Ctx, Resource};
 
 impl Resource {
     /// P_TWOPC_PREPARE.
-    pub(crate) fn twopc_prepare(&mut self, cx: &mut Ctx<'_>, cidx: usize, request: TwopcRequest) {
+    pub(crate) fn twopc_prepare(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        volume: Option<VolumeNr>,
+        request: TwopcRequest,
+    ) {
         let parent = self.conns[cidx].node();
         let connects_us = request.target_node_id == Some(self.config.node_id) && is_connect(&request);
         match self.twopc.running.as_ref() {
             Some(Running::Participant(p)) if p.request.tid == request.tid => {
                 let sums = self.own_sums();
-                return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Yes);
+                return self.twopc_send_reply(cx, (parent, volume), &request, sums, Verdict::Yes);
             }
             Some(Running::Initiator(_)) if request.initiator_node_id < self.config.node_id => {
                 self.twopc_yield(cx);
@@ -27,22 +33,23 @@ impl Resource {
                     self.handshake_packets(cx, cidx);
                 }
                 let sums = self.own_sums();
-                return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Retry);
+                return self.twopc_send_reply(cx, (parent, volume), &request, sums, Verdict::Retry);
             }
             None => {}
         }
         let connecting = self.in_phase(cidx, LinkPhase::Connecting);
         if connecting != connects_us {
             let sums = self.own_sums();
-            return self.twopc_send_reply(cx, parent, &request, sums, Verdict::Retry);
+            return self.twopc_send_reply(cx, (parent, volume), &request, sums, Verdict::Retry);
         }
         let direct = self.reachable();
         let mut children = direct & request.nodes_to_reach;
         children.remove(self.config.node_id);
         children.remove(parent);
-        let verdict = self.far_away_check(cidx, &request);
+        let verdict = self.far_away_check(cidx, volume, &request);
         self.twopc.running = Some(Running::Participant(Participant {
             request,
+            volume,
             parent,
             children,
             waiting: children,
@@ -53,7 +60,7 @@ impl Resource {
         }));
         let mut forward = request;
         forward.nodes_to_reach = request.nodes_to_reach & !direct;
-        self.send_to_all(cx, children, &Packet::TwopcPrepare(Box::new(forward)));
+        self.send_to_all(cx, children, volume, &Packet::TwopcPrepare(Box::new(forward)));
         if connects_us {
             self.handshake_send(cx, cidx);
         }
@@ -81,7 +88,12 @@ impl Resource {
     }
 
     /// Whether this node can live with the change.
-    fn far_away_check(&self, cidx: usize, request: &TwopcRequest) -> Verdict {
+    fn far_away_check(&self, cidx: usize, volume: Option<VolumeNr>, request: &TwopcRequest) -> Verdict {
+        if is_verify(request) && request.target_node_id == Some(self.config.node_id) {
+            let vidx = volume.and_then(|nr| self.vidx(nr));
+            let can = vidx.is_some_and(|vidx| self.verify_check(cidx, vidx).is_ok());
+            return if can { Verdict::Yes } else { Verdict::No };
+        }
         let TwopcBody::Prepare { mask, val } = request.body else { return Verdict::No };
         if is_disconnect(request) {
             let asked = request.target_node_id == Some(self.config.node_id);
@@ -105,7 +117,7 @@ impl Resource {
         if p.answered || !p.waiting.is_empty() {
             return;
         }
-        let (request, parent) = (p.request, p.parent);
+        let (request, parent, volume) = (p.request, p.parent, p.volume);
         if request.target_node_id == Some(self.config.node_id) && is_connect(&request) {
             let cidx = self.cidx(parent).expect("a connection that connects");
             let Some(v) = self.handshake_verdict(cidx) else { return };
@@ -119,10 +131,17 @@ impl Resource {
         sums.primary |= own.primary;
         sums.weak |= own.weak;
         let verdict = p.verdict;
-        self.twopc_send_reply(cx, parent, &request, sums, verdict);
+        self.twopc_send_reply(cx, (parent, volume), &request, sums, verdict);
     }
 
-    fn twopc_send_reply(&mut self, cx: &mut Ctx<'_>, to: NodeId, request: &TwopcRequest, sums: Sums, verdict: Verdict) {
+    fn twopc_send_reply(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        (to, volume): (NodeId, Option<VolumeNr>),
+        request: &TwopcRequest,
+        sums: Sums,
+        verdict: Verdict,
+    ) {
         let reply = TwopcReply {
             tid: request.tid,
             initiator_node_id: request.initiator_node_id,
@@ -135,7 +154,7 @@ impl Resource {
             Verdict::No => Packet::TwopcNo(reply),
             Verdict::Retry => Packet::TwopcRetry(reply),
         };
-        self.send_to(cx, to, packet);
+        self.send_to(cx, to, volume, packet);
     }
 
     /// P_TWOPC_COMMIT.
@@ -147,18 +166,18 @@ impl Resource {
             return;
         }
         let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("checked above") };
-        self.send_to_all(cx, p.children, &Packet::TwopcCommit(Box::new(commit)));
+        self.send_to_all(cx, p.children, p.volume, &Packet::TwopcCommit(Box::new(commit)));
         let primaries = match commit.body {
             TwopcBody::CommitReachable { primary_nodes, .. } | TwopcBody::Commit { primary_nodes, .. } => primary_nodes,
             _ => NodeMask::default(),
         };
-        self.apply_commit(cx, &p.request);
+        self.apply_commit(cx, p.volume, &p.request);
         if !commit.flags.contains(TwopcFlags::PRI_INCAPABLE) {
             self.members_learned(cx, primaries);
         }
     }
 
-    fn apply_commit(&mut self, cx: &mut Ctx<'_>, request: &TwopcRequest) {
+    fn apply_commit(&mut self, cx: &mut Ctx<'_>, volume: Option<VolumeNr>, request: &TwopcRequest) {
         let Some(cidx) = self.cidx(request.initiator_node_id) else { return };
         let TwopcBody::Prepare { mask, val } = request.body else { return };
         let about_us = request.target_node_id == Some(self.config.node_id);
@@ -171,6 +190,10 @@ impl Resource {
                     self.drop_link(cx, cidx, ConnState::TearDown, "the state changed while it connected");
                 }
                 _ => {}
+            }
+        } else if is_verify(request) {
+            if let Some(vidx) = volume.and_then(|nr| self.vidx(nr)).filter(|_| about_us) {
+                self.verify_begin_target(cx, cidx, vidx);
             }
         } else if mask.names(StateBits::CONN) {
             if about_us {
@@ -196,7 +219,7 @@ impl Resource {
     /// The transaction of another node is not to be: tell those it was passed on to.
     fn twopc_roll_back(&mut self, cx: &mut Ctx<'_>, abort: TwopcRequest) {
         let Some(Running::Participant(p)) = self.twopc.running.take() else { unreachable!("a participant rolls back") };
-        self.send_to_all(cx, p.children, &Packet::TwopcAbort(Box::new(abort)));
+        self.send_to_all(cx, p.children, p.volume, &Packet::TwopcAbort(Box::new(abort)));
         self.twopc_forget(&p);
     }
 

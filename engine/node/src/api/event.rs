@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::status::ResourceStatus;
+use super::status::{ResourceStatus, VerifyResult};
 
 /// What an event says about its object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +78,31 @@ pub enum EventBody {
         replication: String,
         /// State of the peer's disk.
         peer_disk: String,
+    },
+    /// An online verify found different data.
+    OutOfSync {
+        /// Node id of the peer.
+        peer_node_id: u8,
+        /// Name of the peer.
+        conn_name: String,
+        /// Volume number.
+        volume: u16,
+        /// First sector.
+        start: u64,
+        /// Number of sectors.
+        size: u64,
+    },
+    /// An online verify ended.
+    Verify {
+        /// Node id of the peer.
+        peer_node_id: u8,
+        /// Name of the peer.
+        conn_name: String,
+        /// Volume number.
+        volume: u16,
+        /// What it found.
+        #[serde(flatten)]
+        result: VerifyResult,
     },
     /// A message for people.
     Text {
@@ -172,6 +197,20 @@ impl fmt::Display for Event {
                 "{action} peer-device name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} volume:{volume} \
                  replication:{replication} peer-disk:{peer_disk}"
             ),
+            EventBody::OutOfSync { peer_node_id, conn_name, volume, start, size } => write!(
+                f,
+                "{action} out-of-sync name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} volume:{volume} \
+                 start:{start} size:{size}"
+            ),
+            EventBody::Verify { peer_node_id, conn_name, volume, result } => {
+                let VerifyResult { complete, compared, skipped, out_of_sync } = result;
+                write!(
+                    f,
+                    "{action} verify name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} volume:{volume} \
+                     complete:{} compared:{compared} skipped:{skipped} out-of-sync:{out_of_sync}",
+                    if *complete { "yes" } else { "no" }
+                )
+            }
             EventBody::Text { severity, text } => {
                 write!(f, "{action} {severity} name:{name} {text}")
             }
@@ -191,14 +230,21 @@ mod tests {
             body: EventBody::Device { volume: 0, disk: "UpToDate".into(), size: 16344 },
         };
         assert_eq!(event.to_string(), "change device name:r0 volume:0 disk:UpToDate size:16344");
+        let range = EventBody::OutOfSync { peer_node_id: 1, conn_name: "bravo".into(), volume: 0, start: 8, size: 16 };
+        let range = Event { action: EventAction::Notice, name: "r0".into(), body: range };
+        let text = "notice out-of-sync name:r0 peer-node-id:1 conn-name:bravo volume:0 start:8 size:16";
+        assert_eq!(range.to_string(), text);
         assert_eq!(Event::end_of_dump().to_string(), "exists -");
         assert_eq!(Event::skipped(7).to_string(), "- skipped 7");
     }
 
     #[test]
     fn events_survive_json() {
+        let result = VerifyResult { complete: true, compared: 4, skipped: 0, out_of_sync: 4 };
+        let verify = EventBody::Verify { peer_node_id: 1, conn_name: "bravo".into(), volume: 0, result };
         for event in [
             Event::end_of_dump(),
+            Event { action: EventAction::Notice, name: "r0".into(), body: verify },
             Event { action: EventAction::Destroy, name: "r0".into(), body: EventBody::Resource { role: None } },
         ] {
             let text = serde_json::to_string(&event).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! Keys that Zea cannot know (device minors, TLS, requests in flight per connection) are left out rather than made up;
 //! keys of its own are `open-count`, `backing-dev`, `export`, `current-uuid`, `bitmap-uuid`, `unverified`,
-//! `last-error`, `protocol-version`. Sizes are in KiB.
+//! `last-verify`, `last-error`, `protocol-version`. Sizes are in KiB.
 
 use serde::{Deserialize, Serialize};
 
@@ -149,6 +149,8 @@ pub struct PeerDeviceStatus {
     pub out_of_sync: u64,
     /// A resync or verify runs: `rs-total` and `percent-resync-done` are there.
     pub has_sync_details: bool,
+    /// An online verify runs: `ov-left` and `ov-skipped` are there.
+    pub has_online_verify_details: bool,
     /// Percent of the volume that is in sync.
     pub percent_in_sync: f64,
     /// Sectors that had to be resynced when the resync began.
@@ -157,10 +159,33 @@ pub struct PeerDeviceStatus {
     /// Percent of the resync that is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent_resync_done: Option<f64>,
+    /// Sectors that the online verify has still to look at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ov_left: Option<u64>,
+    /// Sectors that it did not compare, because they were written to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ov_skipped: Option<u64>,
+    /// What the last online verify found, since the resource is up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_verify: Option<VerifyResult>,
     /// Bitmap UUID towards the peer, 16 hex digits.
     pub bitmap_uuid: String,
     /// The peer may have ignored out-of-sync marks: nothing proves those blocks equal.
     pub unverified: bool,
+}
+
+/// What an online verify found, in KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VerifyResult {
+    /// It looked at everything that it was to look at; else it was interrupted.
+    pub complete: bool,
+    /// Compared.
+    pub compared: u64,
+    /// Not compared, because it was written to meanwhile.
+    pub skipped: u64,
+    /// Different, among what was compared.
+    pub out_of_sync: u64,
 }
 
 impl PeerDeviceStatus {

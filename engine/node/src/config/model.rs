@@ -1,8 +1,10 @@
 //! What a resource file says. Options that are left out have DRBD's defaults.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zea_wire::digest::DigestAlg;
 
 use super::units::{Address, Size};
 
@@ -122,6 +124,33 @@ impl Algorithm {
     }
 }
 
+/// Digest of online verify, by the name that is on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifyAlg(pub DigestAlg);
+
+impl Serialize for VerifyAlg {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.0.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for VerifyAlg {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl FromStr for VerifyAlg {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        DigestAlg::from_name(name).map(VerifyAlg).ok_or_else(|| {
+            let known = DigestAlg::ALL.map(DigestAlg::as_str).join(", ");
+            format!("`{name}` is no algorithm to verify with; there are {known}")
+        })
+    }
+}
+
 /// `[net]`: options of all connections of the resource.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -134,6 +163,9 @@ pub struct Net {
     /// File with the shared secret, relative to the directory of the resource file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_file: Option<PathBuf>,
+    /// Digests of online verify. Left out: what the peer has, or crc32c with another Zea node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verify_alg: Option<VerifyAlg>,
     /// Idle time after which a peer is pinged.
     pub ping_int_ms: u64,
     /// Time a peer has to answer a ping.
@@ -150,6 +182,7 @@ impl Default for Net {
             protocol: Protocol::C,
             cram_hmac_alg: None,
             secret_file: None,
+            verify_alg: None,
             ping_int_ms: 10_000,
             ping_timeout_ms: 500,
             timeout_ms: 6_000,

@@ -1,7 +1,7 @@
 //! Between the control plane's words and the core's.
 
 use zea_core::config as core;
-use zea_core::event::{Event as CoreEvent, PeerDeviceStatus as CorePeerDevice, Severity, Status};
+use zea_core::event::{Event as CoreEvent, PeerDeviceStatus as CorePeerDevice, Severity, Status, VerifyStatus};
 use zea_core::io::{AdminError, Command as CoreCommand};
 use zea_shard::ShardError;
 use zea_tcp::{PathConfig, PathOptions};
@@ -11,7 +11,7 @@ use zea_wire::state::ConnState;
 use super::Command;
 use crate::api::{
     ConnectionStatus, DeviceStatus, EventBody, Failure, PathStatus, PeerDeviceStatus, ResourceStatus, Secret,
-    SocketAddress,
+    SocketAddress, VerifyResult,
 };
 use crate::config::{Address, Peer, Protocol, ResourceFile, Volume};
 
@@ -40,6 +40,7 @@ pub(super) fn net_options(file: &ResourceFile, secret: Option<&Secret>) -> core:
         ping_timeout_ms: net.ping_timeout_ms,
         timeout_ms: net.timeout_ms,
         ko_count: net.ko_count,
+        verify_alg: net.verify_alg.map(|alg| alg.0),
         cram_hmac_alg: net.cram_hmac_alg.map(|algorithm| algorithm.name().to_owned()),
         shared_secret: secret.map(|secret| secret.0.clone()).unwrap_or_default(),
         ..core::NetOptions::default()
@@ -79,6 +80,9 @@ pub(super) fn command(command: &Command) -> Option<CoreCommand> {
         Command::Disconnect { peer, force } => CoreCommand::Disconnect { peer: NodeId(peer), force },
         Command::Promote { force } => CoreCommand::Promote { force },
         Command::Demote => CoreCommand::Demote,
+        Command::Verify { peer, volume, start, stop } => {
+            CoreCommand::Verify { peer: NodeId(peer), volume: VolumeNr(volume), start_sector: start, stop_sector: stop }
+        }
         Command::Invalidate { volume } => CoreCommand::Invalidate { volume: VolumeNr(volume) },
     })
 }
@@ -166,19 +170,30 @@ fn connection(
 fn peer_device(status: &Status, it: &CorePeerDevice) -> PeerDeviceStatus {
     let size_sectors =
         status.devices.iter().find(|device| device.volume == it.volume).map_or(0, |device| device.size_sectors);
-    let (left, total) = (it.out_of_sync_sectors, it.resync_total_sectors);
-    let resync = total > 0;
+    let resync = (it.resync_total_sectors > 0).then_some((it.resync_total_sectors, it.out_of_sync_sectors));
+    let verify = it.verify.map(|v| (v.total_sectors, v.total_sectors.saturating_sub(v.done_sectors)));
+    let progress = resync.or(verify);
+    let kib = |v: VerifyStatus| VerifyResult {
+        complete: v.complete,
+        compared: (v.done_sectors - v.skipped_sectors) / 2,
+        skipped: v.skipped_sectors / 2,
+        out_of_sync: v.different_sectors / 2,
+    };
     PeerDeviceStatus {
         volume: it.volume.0,
         replication_state: it.repl.to_string(),
         peer_disk_state: it.peer_disk.to_string(),
         received: it.received_sectors / 2,
         sent: it.sent_sectors / 2,
-        out_of_sync: left / 2,
-        has_sync_details: resync,
-        percent_in_sync: PeerDeviceStatus::percent_in_sync(size_sectors, left),
-        rs_total: resync.then_some(total),
-        percent_resync_done: resync.then(|| PeerDeviceStatus::percent_resync_done(total, left)),
+        out_of_sync: it.out_of_sync_sectors / 2,
+        has_sync_details: progress.is_some(),
+        has_online_verify_details: verify.is_some(),
+        percent_in_sync: PeerDeviceStatus::percent_in_sync(size_sectors, it.out_of_sync_sectors),
+        rs_total: progress.map(|(total, _)| total),
+        percent_resync_done: progress.map(|(total, left)| PeerDeviceStatus::percent_resync_done(total, left)),
+        ov_left: verify.map(|(_, left)| left),
+        ov_skipped: it.verify.map(|v| v.skipped_sectors),
+        last_verify: it.last_verify.map(kib),
         bitmap_uuid: zea_meta::uuid::format_uuid(it.bitmap_uuid),
         unverified: it.unverified,
     }
@@ -216,6 +231,26 @@ pub(super) fn event(event: &CoreEvent, file: Option<&ResourceFile>) -> EventBody
             replication: repl.to_string(),
             peer_disk: peer_disk.to_string(),
         },
+        CoreEvent::OutOfSync { peer, volume, sector, sectors } => EventBody::OutOfSync {
+            peer_node_id: peer.0,
+            conn_name: name_of(peer),
+            volume: volume.0,
+            start: *sector,
+            size: *sectors,
+        },
+        CoreEvent::VerifyDone { peer, volume, compared_sectors, different_sectors, skipped_sectors, complete } => {
+            EventBody::Verify {
+                peer_node_id: peer.0,
+                conn_name: name_of(peer),
+                volume: volume.0,
+                result: VerifyResult {
+                    complete: *complete,
+                    compared: compared_sectors / 2,
+                    skipped: skipped_sectors / 2,
+                    out_of_sync: different_sectors / 2,
+                },
+            }
+        }
         CoreEvent::Notice { severity, text } => {
             EventBody::Text { severity: severity_name(*severity).into(), text: text.clone() }
         }
@@ -271,6 +306,8 @@ mod tests {
                     out_of_sync_sectors: 2048,
                     unverified: false,
                     resync_total_sectors: 8192,
+                    verify: None,
+                    last_verify: None,
                     sent_sectors: 6144,
                     received_sectors: 0,
                     bitmap_uuid: 1,
@@ -284,6 +321,36 @@ mod tests {
             link_error: &|_| Some("not shown when connected".into()),
         };
         insta::assert_json_snapshot!(status(&core, &around));
+    }
+
+    #[test]
+    fn engine_status_of_a_verify_that_runs_after_another() {
+        let verify = |done, complete| VerifyStatus {
+            total_sectors: 4000,
+            done_sectors: done,
+            different_sectors: 16,
+            skipped_sectors: 8,
+            complete,
+        };
+        let it = CorePeerDevice {
+            volume: VolumeNr(0),
+            repl: ReplState::VerifyS,
+            peer_disk: DiskState::UpToDate,
+            out_of_sync_sectors: 16,
+            unverified: false,
+            resync_total_sectors: 0,
+            verify: Some(verify(1000, false)),
+            last_verify: Some(verify(4000, true)),
+            sent_sectors: 0,
+            received_sectors: 0,
+            bitmap_uuid: 1,
+        };
+        let nobody = Status { node_id: NodeId(0), role: Role::Primary, devices: vec![], connections: vec![] };
+        let shown = peer_device(&nobody, &it);
+        assert_eq!((shown.rs_total, shown.percent_resync_done, shown.ov_left), (Some(4000), Some(25.0), Some(3000)));
+        assert_eq!((shown.has_online_verify_details, shown.ov_skipped), (true, Some(8)));
+        let last = VerifyResult { complete: true, compared: 1996, skipped: 4, out_of_sync: 8 };
+        assert_eq!(shown.last_verify, Some(last));
     }
 
     #[test]

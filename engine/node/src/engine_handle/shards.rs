@@ -356,8 +356,12 @@ impl EventPump {
                 Severity::Error => error!("{name}: {text}{again}"),
             }
         }
-        let action =
-            if matches!(event.event, CoreEvent::Notice { .. }) { EventAction::Notice } else { EventAction::Change };
+        let action = match event.event {
+            CoreEvent::Notice { .. } | CoreEvent::OutOfSync { .. } | CoreEvent::VerifyDone { .. } => {
+                EventAction::Notice
+            }
+            _ => EventAction::Change,
+        };
         let resource = lock(&self.running).get(&**name).cloned();
         let file = resource.as_ref().map(|resource| lock(&resource.file));
         let body = convert::event(&event.event, file.as_deref());

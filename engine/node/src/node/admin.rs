@@ -9,6 +9,8 @@ use crate::store::{Intent, Saved};
 
 /// DRBD's code and text for a demotion while somebody has a volume open.
 const SS_DEVICE_IN_USE: i32 = -12;
+/// DRBD's code for what needs a connection.
+const SS_NEED_CONNECTION: i32 = -15;
 /// DRBD's code for disconnecting what is not connected.
 const SS_ALREADY_STANDALONE: i32 = -9;
 
@@ -95,6 +97,36 @@ impl Node {
         volumes(&resource.saved(), Some(volume))?;
         let about = format!("{name}/{volume}");
         self.engine.command(name, Command::Invalidate { volume }).map_err(|failure| failure.about(&about))?;
+        Ok(Done::default())
+    }
+
+    pub(super) fn verify(
+        &self,
+        name: &str,
+        peer: Option<&str>,
+        volume: Option<u16>,
+        (start, stop): (Option<u64>, Option<u64>),
+    ) -> Result<Done, Failure> {
+        let resource = self.running(name)?;
+        let status = self.engine.status(name).map_err(|failure| failure.about(name))?;
+        let connected = |id: &u8| {
+            let mut peers = status.connections.iter().filter(|c| c.peer_node_id == *id);
+            peers.any(|c| c.connection_state == "Connected")
+        };
+        let mut peers = self.peers(&resource.saved(), peer)?;
+        if peer.is_none() {
+            peers.retain(connected);
+        }
+        if peers.is_empty() {
+            return Err(Failure::state_change(SS_NEED_CONNECTION, "no peer is connected").about(name));
+        }
+        for volume in volumes(&resource.saved(), volume)? {
+            let about = format!("{name}/{volume}");
+            for &peer in &peers {
+                let command = Command::Verify { peer, volume, start, stop };
+                self.engine.command(name, command).map_err(|failure| failure.about(&about))?;
+            }
+        }
         Ok(Done::default())
     }
 

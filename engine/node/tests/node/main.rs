@@ -7,3 +7,4 @@ mod clients;
 mod common;
 mod crashes;
 mod three_daemons;
+mod verify;

@@ -1,7 +1,8 @@
 //! Inputs into a core, and its actions out of it.
 
 use zea_core::event::Event;
-use zea_core::io::{Action, AdminTag, BufId, DiskCmd, Input, LinkLost, Payload};
+use zea_core::io::{Action, AdminTag, BufId, DigestTag, DiskCmd, Input, LinkLost, Payload};
+use zea_wire::digest::{DigestAlg, MAX_DIGEST_LEN};
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::VolumeNr;
 use zea_wire::packet::Packet;
@@ -14,6 +15,15 @@ use crate::frontend::LOCAL_BITS;
 use crate::limits::INPUTS_PER_CHECK;
 use crate::metrics::Metrics;
 use crate::pool::Buf;
+
+/// A digest that a core waits for. The core keeps the buffer until it has it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Digesting {
+    slot: usize,
+    tag: DigestTag,
+    alg: DigestAlg,
+    payload: Payload,
+}
 
 impl Shard {
     /// One input, and everything that the core wants done about it. Nothing here feeds a core again: what comes of an
@@ -87,6 +97,7 @@ impl Shard {
                 self.config.links.connect(resource.id, peer);
             }
             Action::Disconnect { peer } => self.disconnect(slot, peer),
+            Action::Digest { tag, alg, payload } => self.digests.push_back(Digesting { slot, tag, alg, payload }),
             Action::CloseDisk { volume } => self.close_disk(slot, volume),
             Action::Event(event) => self.event(slot, event),
             Action::Reply { tag, result } => self.reply(slot, tag, result),
@@ -146,6 +157,17 @@ impl Shard {
         };
         self.feed(done.owner.resource as usize, input);
         self.meta = meta;
+    }
+
+    /// Computes a digest that a core asked for, and tells it.
+    pub(super) fn digest(&mut self, Digesting { slot, tag, alg, payload }: Digesting) {
+        let mut bytes = std::mem::take(&mut self.meta);
+        bytes.resize(payload.len as usize, 0);
+        self.pool.copy_out(Buf(payload.buf.0), payload.offset, &mut bytes);
+        let mut digest = [0; MAX_DIGEST_LEN];
+        let len = alg.compute(&bytes, &mut digest);
+        self.meta = bytes;
+        self.feed(slot, Input::DigestDone { tag, digest: &digest[..len] });
     }
 
     /// Gives a link up, of which the core is told in [`Shard::settle`].

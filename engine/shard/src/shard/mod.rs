@@ -32,6 +32,7 @@ use crate::ring::{Done, Ring, RingConfig, RingError};
 use crate::token::Token;
 use crate::{LinkMaker, ResourceId};
 
+use actions::Digesting;
 use fronts::Listener;
 use legs::Legs;
 use links::Lost;
@@ -113,6 +114,8 @@ pub struct Shard {
     subscribers: Vec<Subscriber>,
     /// Links that were lost and whose core does not know yet.
     lost: VecDeque<Lost>,
+    /// Digests that cores wait for.
+    digests: VecDeque<Digesting>,
     /// Front ends that may have something.
     touched: Vec<usize>,
     /// Front ends that wait for buffers.
@@ -206,6 +209,7 @@ impl Shard {
             closers: Vec::new(),
             subscribers: Vec::new(),
             lost: VecDeque::new(),
+            digests: VecDeque::new(),
             touched: Vec::new(),
             starved_fronts: Vec::new(),
             looked_at: 0,
@@ -299,6 +303,10 @@ impl Shard {
             let mut progress = false;
             while let Some(done) = self.disks.take_done() {
                 self.disk_done(done);
+                progress = true;
+            }
+            while let Some(digesting) = self.digests.pop_front() {
+                self.digest(digesting);
                 progress = true;
             }
             while let Some(lost) = self.lost.pop_front() {

@@ -6,6 +6,7 @@ mod marks;
 mod offline;
 mod rest;
 mod two_phase;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,6 +35,8 @@ pub enum Check {
     Order,
     /// A connection without a resync between replicas that differ.
     UuidTruth,
+    /// An online verify is wrong.
+    Verify,
     /// A split brain that is none.
     SplitBrain,
     /// Two Primaries.
@@ -71,6 +74,7 @@ impl Check {
             Check::Bitmap => "bitmap",
             Check::Order => "order",
             Check::UuidTruth => "uuid-truth",
+            Check::Verify => "verify",
             Check::SplitBrain => "split-brain",
             Check::OnePrimary => "one-primary",
             Check::TwoPhase => "two-phase",
@@ -99,6 +103,8 @@ pub struct Checks {
     pub split_brains_expected: bool,
     /// The cores under test do not tell each other their roles.
     pub roles_untold: bool,
+    /// Verdicts of online verify, by their number on the wire.
+    pub verdicts: BTreeMap<u32, u64>,
     /// Resyncs that ended, by target and volume.
     pub resyncs: BTreeMap<(NodeIx, VolumeNr), u32>,
     /// Cluster-wide changes.

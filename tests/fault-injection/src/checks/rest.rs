@@ -4,6 +4,7 @@ use zea_wire::ids::VolumeNr;
 
 use super::Check;
 use crate::net::NodeIx;
+use crate::node::Node;
 use crate::world::World;
 
 impl World {
@@ -11,7 +12,8 @@ impl World {
     pub fn is_converged(&self) -> bool {
         let volumes: Vec<VolumeNr> = self.nodes[0].disks.keys().copied().collect();
         let count = self.nodes.len();
-        let up = self.nodes.iter().all(|n| n.is_up() && !n.paused && n.boot.is_empty() && n.boot_waits.is_none());
+        let settled = |n: &Node| n.is_quiet() && n.boot.is_empty() && n.boot_waits.is_none();
+        let up = self.nodes.iter().all(|n| n.is_up() && !n.paused && settled(n));
         up && volumes.iter().all(|v| (0..count).all(|a| (a + 1..count).all(|b| self.is_as_wanted(a, b, *v))))
     }
 

@@ -142,6 +142,11 @@ fn sim_mutation_leak_activity_log() {
 }
 
 #[test]
+fn sim_mutation_verify_ignores_writes() {
+    found(Mutation::VerifyIgnoresWrites, &["verify"], 20, &["verify"]);
+}
+
+#[test]
 fn sim_mutation_skip_events() {
     found(Mutation::SkipEvents, &["reset"], 5, &["events"]);
 }

@@ -7,4 +7,5 @@ mod dialect84;
 mod disk;
 mod diskless;
 mod resync;
+mod verify;
 mod writes;

@@ -222,7 +222,7 @@ impl Core for Mirror {
                 out.push(Action::SetNegotiated { peer, link, negotiated });
             }
             Input::LinkDown { peer, .. } => self.link_down(peer, out),
-            Input::Timer => {}
+            Input::Timer | Input::DigestDone { .. } => {}
         }
         out.push(Action::Event(Event::Role { role: self.role }));
     }
@@ -246,6 +246,8 @@ impl Core for Mirror {
                 out_of_sync_sectors: self.bits.iter().filter(|(p, _)| p == peer).count() as u64,
                 unverified: false,
                 resync_total_sectors: 0,
+                verify: None,
+                last_verify: None,
                 sent_sectors: 0,
                 received_sectors: 0,
                 bitmap_uuid: 0,
