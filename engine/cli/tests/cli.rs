@@ -166,8 +166,11 @@ fn cli_verify_waits_and_says_what_was_found() {
     assert_eq!((json[0]["conn-name"].as_str(), json[0]["compared"].as_u64()), (Some("bravo"), Some(4096)));
     assert_eq!(lab.ok("verify r0 --wait --volume 0 bravo").lines().count(), 1);
     found(12);
-    let (code, message) = lab.fails("verify r0 --wait");
-    assert!(code == 1 && message.contains("zea disconnect r0 bravo, then zea connect r0 bravo"), "{message}");
+    let output = lab.zea("verify r0 --wait");
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(out.contains("12.00 KiB out of sync"), "{out}");
+    assert!(err.contains("zea disconnect r0 bravo, then zea connect r0 bravo"), "{err}");
 }
 
 #[test]

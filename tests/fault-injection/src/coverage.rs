@@ -24,10 +24,14 @@ const CONNECTIONS: Table<ConnState> = {
 };
 
 const REPLICATION: Table<ReplState> = {
-    use ReplState::{Established, Off, PausedSyncS, PausedSyncT, SyncSource, SyncTarget, WFBitMapS, WFBitMapT};
+    use ReplState::{
+        Established, Off, PausedSyncS, PausedSyncT, SyncSource, SyncTarget, VerifyS, VerifyT, WFBitMapS, WFBitMapT,
+    };
     &[
         (Off, &[Established, WFBitMapS, WFBitMapT]),
-        (Established, &[Off]),
+        (Established, &[Off, VerifyS, VerifyT]),
+        (VerifyS, &[Off, Established]),
+        (VerifyT, &[Off, Established]),
         (WFBitMapS, &[Off, Established, SyncSource, PausedSyncS]),
         (WFBitMapT, &[Off, Established, SyncTarget, PausedSyncT]),
         (SyncSource, &[Off, Established]),
