@@ -122,11 +122,12 @@ fn have_common_primary(own: &Side<'_>, peer: &Side<'_>) -> bool {
     up_to_date && !(own.view.primaries & peer.view.primaries).is_empty()
 }
 
-/// A node that is being resynced shows its source's generation, but still its own past: whether the two have a split brain can
-/// be told when the resync is over.
+/// A node that is being resynced shows its source's generation, but still its own past, or none yet: whether the two have a split
+/// brain, or nothing in common, can be told when the resync is over.
 fn is_premature(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> bool {
     let being_synced = |side: &Side<'_>| side.view.flags.contains(UuidFlags::SYNC_TARGET);
-    decision.outcome == Outcome::Disconnect(Reason::SplitBrain) && (being_synced(own) || being_synced(peer))
+    let apart = matches!(decision.outcome, Outcome::Disconnect(Reason::SplitBrain | Reason::Unrelated));
+    apart && (being_synced(own) || being_synced(peer))
 }
 
 /// An UpToDate neighbour of a Primary gets what it lacks from that Primary, and from nobody else at the same generation: the
