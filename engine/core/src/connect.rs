@@ -373,6 +373,9 @@ impl Resource {
         // The peer may have given up for the same reason, a moment before.
         let silent = self.silent_volume(cx.now, cidx).filter(|_| state == ConnState::BrokenPipe);
         let why = silent.as_deref().unwrap_or(why);
+        for vidx in 0..self.volumes.len() {
+            self.target_may_have_finished(cidx, vidx);
+        }
         let c = &mut self.conns[cidx];
         let node = c.node();
         let was_up = c.is_up();

@@ -74,6 +74,16 @@ impl Resource {
         self.conns[cidx].pds[vidx].says.uuids = Some(same);
     }
 
+    /// The link is lost while this node is the source: a target that has everything may have taken our generation without having told.
+    /// What is written from now on must be of another one, also if that makes the next resync a full one.
+    pub(crate) fn target_may_have_finished(&mut self, cidx: usize, vidx: usize) {
+        let c = &self.conns[cidx];
+        let complete = c.pds[vidx].is_sync_source() && self.volumes[vidx].dirty_bits(c.node()) == 0;
+        if complete && c.speaks_84() {
+            self.peer_has_our_uuids(cidx, vidx);
+        }
+    }
+
     /// The longest resync request for this peer in bitmap blocks: 8.4 stays below what the source takes at once (6.4).
     pub(crate) fn longest_request(&self, cidx: usize, vidx: usize) -> Option<u64> {
         let c = &self.conns[cidx];

@@ -53,11 +53,13 @@ impl Resource {
     /// The UUIDs of a volume as an 8.4 peer understands them.
     pub(crate) fn uuids_for_84(&self, cidx: usize, vidx: usize, mut full: Uuids110) -> Box<Uuids110> {
         let uuids = &self.volumes[vidx].uuids;
+        let node = self.conns[cidx].node();
+        let bitmap = uuids.bitmap[node.index()] & !1;
         // The history in its own order; what only slots of other nodes still know comes after it.
         let known: Vec<u64> = uuids.history.into_iter().filter(|uuid| uuid & !1 != 0).collect();
-        let other = full.history.iter().filter(|uuid| **uuid != 0 && !known.contains(uuid)).copied();
+        let news = |uuid: &&u64| **uuid != 0 && **uuid & !1 != bitmap && !known.contains(uuid);
+        let other = full.history.iter().filter(news).copied();
         full.history = known.iter().copied().chain(other).take(2).collect();
-        let node = self.conns[cidx].node();
         from_packet(node, &to_packet(node, &full))
     }
 }

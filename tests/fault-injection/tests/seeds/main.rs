@@ -88,3 +88,12 @@ fn sim_seeds_pass() {
     };
     report(&runner::run(&plan, || {}, |_, _, _| {}));
 }
+
+#[test]
+fn sim_84_seeds_pass() {
+    let stands = ["pause", "clock-jump", "slow-disk", "slow-stream", "stall", "cut", "reset"];
+    let number = |kind: &&str| Fault::KINDS.iter().position(|k| k == kind).expect("a kind of fault");
+    let kinds = stands.iter().map(number).collect();
+    let plan = Plan { nodes: Some(2), protocol: 101, kinds, ..Plan::new(101, 60) };
+    report(&runner::run(&plan, || {}, |_, _, _| {}));
+}
