@@ -2,6 +2,7 @@
 //! (ondisk-metadata.md 4, 6, 7; handshake-and-states.md 2.5, 13).
 
 use rkyv::{Archive, Deserialize, Serialize};
+use zea_meta::SuperBlockV08;
 use zea_meta::activity_log::{self as al_disk, ReplayError};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_meta::placement::{Layout, LayoutParams, Placement};
@@ -32,7 +33,7 @@ pub(crate) struct Attaching {
 #[derive(Debug, Archive, Serialize, Deserialize)]
 enum Stage {
     SuperBlock { offset: u64 },
-    ActivityLog { sb: Box<SuperBlock>, layout: Layout },
+    ActivityLog { sb: Box<SuperBlock>, v08_peer: Option<u8>, layout: Layout },
     Bitmap { attached: Box<Attached>, hot: Hot, next_block: u32, blocks: u32 },
 }
 
@@ -139,11 +140,12 @@ impl Resource {
     fn attach_step(&mut self, cx: &mut Ctx<'_>, vidx: usize, a: &mut Attaching, bytes: &[u8]) -> Result<bool, String> {
         match &mut a.stage {
             Stage::SuperBlock { .. } => {
-                let (sb, layout) = self.read_super_block(vidx, &a.backing, bytes)?;
-                a.stage = Stage::ActivityLog { sb: Box::new(sb), layout };
+                let (sb, v08_peer) = self.decode_super_block(bytes)?;
+                let layout = self.layout_of(vidx, &a.backing, &sb)?;
+                a.stage = Stage::ActivityLog { sb: Box::new(sb), v08_peer, layout };
                 Ok(false)
             }
-            Stage::ActivityLog { sb, layout } => {
+            Stage::ActivityLog { sb, v08_peer, layout } => {
                 let (hot, tr_number) = read_activity_log(cx, sb, layout, bytes)?;
                 let bits = layout.usable_sectors.min(sized(sb, layout)).div_ceil(8);
                 let bitmap = Bitmap::new(bits, sb.bm_max_peers as usize, 12);
@@ -155,6 +157,7 @@ impl Resource {
                     backing: a.backing,
                     layout: *layout,
                     sb: (**sb).clone(),
+                    v08_peer: *v08_peer,
                     bitmap,
                     al: ActivityLog::new(extents, tr_number),
                 };
@@ -171,9 +174,21 @@ impl Resource {
         }
     }
 
-    fn read_super_block(&self, vidx: usize, backing: &Backing, bytes: &[u8]) -> Result<(SuperBlock, Layout), String> {
+    /// The super block, and of one of DRBD 8.4 the peer that it is about.
+    fn decode_super_block(&self, bytes: &[u8]) -> Result<(SuperBlock, Option<u8>), String> {
+        if let Ok(old) = SuperBlockV08::decode(bytes) {
+            let [peer] = self.conns.as_slice() else {
+                return Err("DRBD 8.4 meta data is about one peer: this resource has another number of peers".into());
+            };
+            let peer = peer.node().0;
+            return Ok((SuperBlock::from_v08(&old, self.config.node_id.0, peer), Some(peer)));
+        }
         let sb = SuperBlock::decode(bytes)
             .map_err(|e| format!("meta data: {e}. Create it first: zea resource create, or drbdmeta create-md"))?;
+        Ok((sb, None))
+    }
+
+    fn layout_of(&self, vidx: usize, backing: &Backing, sb: &SuperBlock) -> Result<Layout, String> {
         if sb.bm_bytes_per_bit != 4096 {
             return Err(format!("a bitmap block size of {} bytes is not supported, only 4096", sb.bm_bytes_per_bit));
         }
@@ -192,7 +207,7 @@ impl Resource {
         };
         let layout = Layout::compute(&params).map_err(|e| e.to_string())?;
         layout
-            .check(&sb, self.config.node_id.0)
+            .check(sb, self.config.node_id.0)
             .map_err(|e| format!("meta data does not fit the device or this node: {e}"))?;
         let usable =
             self.volumes[vidx].config.size_sectors.map_or(layout.usable_sectors, |u| u.min(layout.usable_sectors));
@@ -202,7 +217,7 @@ impl Resource {
                 sb.effective_size_sectors
             ));
         }
-        Ok((sb, layout))
+        Ok(layout)
     }
 
     fn attach_complete(&mut self, cx: &mut Ctx<'_>, vidx: usize, reply: AdminTag, mut attached: Attached, hot: Hot) {

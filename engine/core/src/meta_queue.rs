@@ -213,9 +213,13 @@ impl Resource {
         v.meta.flags_in_flight = sb.flags;
         // Until it is written, only what both versions have is certain.
         v.stable_flags = DeviceFlags(v.stable_flags.bits() & sb.flags.bits());
-        let offset = v.attached.as_ref().expect("attached").layout.super_block_offset_bytes;
+        let a = v.attached.as_ref().expect("attached");
+        let (offset, v08_peer) = (a.layout.super_block_offset_bytes, a.v08_peer);
         let mut block = v.meta.block();
-        sb.encode(&mut block);
+        match v08_peer {
+            Some(peer) => sb.to_v08(peer).encode(&mut block),
+            None => sb.encode(&mut block),
+        }
         v.meta.outstanding += 1;
         self.disk(
             cx,

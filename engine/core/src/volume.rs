@@ -74,6 +74,8 @@ pub(crate) struct Attached {
     pub(crate) layout: Layout,
     /// Super block; UUIDs live in [`Volume::uuids`] and are merged in when it is written.
     pub(crate) sb: SuperBlock,
+    /// On the disk it is v08, about this peer.
+    pub(crate) v08_peer: Option<u8>,
     pub(crate) bitmap: Bitmap,
     pub(crate) al: ActivityLog,
 }

@@ -12,6 +12,7 @@
 
 pub mod activity_log;
 pub mod bitmap;
+pub mod convert_v08;
 pub mod create;
 pub mod flags;
 pub mod foreign;

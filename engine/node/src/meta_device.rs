@@ -176,6 +176,10 @@ impl<'a> Preparation<'a> {
             Some(_) => 0,
         };
         let block = meta.block(offset)?;
+        if matches!(detect(&block), Format::V08 | Format::V08Unclean) && self.peers.len() == 1 && !new_data {
+            // A disk of DRBD 8.4: the core attaches it as it is.
+            return Ok(None);
+        }
         if detect(&block) == Format::V09 {
             let reuse = match new_data {
                 true => Err("it belongs to data that is not there any more".into()),

@@ -2,7 +2,8 @@
 
 use zea_core::config::{NetOptions, Protocol};
 use zea_core::io::{Command, Op};
-use zea_sim::disk::DiskFaults;
+use zea_meta::{Format, SuperBlock, detect};
+use zea_sim::disk::{Disk, DiskFaults};
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::{World, node_id};
@@ -287,4 +288,77 @@ fn sim_84_wrong_secret_is_refused() {
     w.set_net_options(1, 0, secret("wrong"));
     w.must(1, Command::Connect { peer: node_id(0), discard_my_data: false });
     w.expect("refused by both", |w| [w.conn(0, 1), w.conn(1, 0)] == [ConnState::StandAlone; 2]);
+}
+
+#[test]
+fn sim_84_a_target_that_finished_unheard_is_not_at_the_generation_of_later_writes() {
+    for seed in 0..20 {
+        let mut w = Cluster { seed, ..pair(true) }.synced();
+        w.must(1, Command::Disconnect { peer: node_id(0), force: false });
+        w.write_ok(0, 0, 8);
+        w.must(1, Command::Connect { peer: node_id(0), discard_my_data: false });
+        w.expect("the resync runs", |w| w.disk(1) == DiskState::Inconsistent);
+        // The target hears everything, the source nothing more.
+        w.run_ms(seed % 4);
+        w.stall(1, 0);
+        w.run_ms(50);
+        w.reset_link(0, 1);
+        w.cut(0, 1);
+        w.run_ms(1_000);
+        w.write_ok(0, 64, 8);
+        w.refresh(0);
+        w.refresh(1);
+        let uuid = |w: &World, ix: usize| w.nodes[ix].device(V0).expect("a volume").current_uuid & !1;
+        let good = w.disk(1) == DiskState::UpToDate;
+        assert!(!good || uuid(&w, 0) != uuid(&w, 1), "seed {seed}: both say that they have everything");
+        w.unstall(1, 0);
+        w.heal(0, 1);
+        w.settle();
+    }
+}
+
+/// Of internal meta data.
+fn super_block_offset(disk: &Disk) -> u64 {
+    disk.params().size_sectors / 8 * 4096 - 4096
+}
+
+/// Rewrites the super block of a node that is down, as DRBD 8.4 has it.
+fn make_v08(w: &mut World, ix: usize) {
+    let disk = w.nodes[ix].disks.get_mut(&V0).expect("a volume");
+    let offset = super_block_offset(disk);
+    let sb = SuperBlock::decode(&disk.meta_bytes(offset, 4096)).expect("v09");
+    let mut block = [0; 4096];
+    sb.to_v08(1 - ix as u8).encode(&mut block);
+    disk.format_meta(offset, &block);
+}
+
+#[test]
+fn sim_84_disks_of_84_are_attached_without_a_resync_and_stay_disks_of_84() {
+    let mut w = pair(false).synced();
+    w.write_ok(0, 0, 64);
+    w.flush_ok(0);
+    w.must(0, Command::Demote);
+    for ix in [0, 1] {
+        w.must(ix, Command::Down);
+    }
+    for ix in [0, 1] {
+        w.crash(ix, Crash::Process);
+        make_v08(&mut w, ix);
+        w.start(ix);
+    }
+    w.expect("connected again", World::all_connected);
+    w.must(1, Command::Promote { force: false });
+    w.write_ok(1, 64, 8);
+    w.settle();
+    for (ix, peer) in [(0, 1), (1, 0)] {
+        assert_eq!(received(&mut w, ix, peer), if ix == 0 { 8 } else { 0 }, "only what was written");
+    }
+    // And a crash is told by its activity log.
+    w.crash(1, Crash::Power);
+    w.start(1);
+    w.settle();
+    for ix in [0, 1] {
+        let disk = &w.nodes[ix].disks[&V0];
+        assert_eq!(detect(&disk.meta_bytes(super_block_offset(disk), 4096)), Format::V08Unclean);
+    }
 }
