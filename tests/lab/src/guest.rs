@@ -1,7 +1,7 @@
 //! A guest: a booted kernel that runs scripts.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 /// How long a guest may take to boot, on a machine that is busy with other things.
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(180);
 /// How long a script may take unless it is given another limit.
-const SCRIPT: Duration = Duration::from_secs(60);
+const SCRIPT: Duration = Duration::from_secs(180);
 /// How long a guest that was killed may take to be gone.
 const GONE: Duration = Duration::from_secs(20);
 /// Lines of the console that are kept for messages.
@@ -30,7 +30,9 @@ pub struct Guest {
     name: String,
     child: Child,
     console: Option<ChildStdin>,
-    lines: Receiver<String>,
+    output: Receiver<Vec<u8>>,
+    /// The beginning of a line.
+    partial: Vec<u8>,
     /// The last lines that were seen.
     seen: VecDeque<String>,
     /// Scripts that were sent.
@@ -52,7 +54,8 @@ impl Guest {
             name: name.to_owned(),
             child,
             console,
-            lines: read_lines(output)?,
+            output: read_chunks(output)?,
+            partial: Vec::new(),
             seen: VecDeque::new(),
             scripts: 0,
         };
@@ -64,7 +67,7 @@ impl Guest {
     /// Runs a shell script; returns its output.
     ///
     /// # Errors
-    /// It fails, takes longer than a minute, or the guest dies: with the end of what the console showed.
+    /// It fails, takes longer than three minutes, or the guest dies: with the end of what the console showed.
     pub fn run(&mut self, script: &str) -> Result<String> {
         self.run_within(SCRIPT, script)
     }
@@ -124,7 +127,7 @@ impl Guest {
         // Its processes are gone when nobody holds the console any more.
         let begin = Instant::now();
         loop {
-            match self.lines.recv_timeout(GONE.saturating_sub(begin.elapsed())) {
+            match self.next_line(begin, GONE) {
                 Ok(line) => self.see(line),
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => bail!("guest {} does not die", self.name),
@@ -144,11 +147,24 @@ impl Guest {
             // Until either side closes.
             let _ = std::io::copy(&mut std::io::stdin().lock(), &mut console);
         })?;
-        while let Ok(line) = self.lines.recv() {
-            print!("{line}\n\r");
-            std::io::stdout().flush()?;
+        let mut screen = std::io::stdout();
+        while let Ok(chunk) = self.output.recv() {
+            screen.write_all(&chunk)?;
+            screen.flush()?;
         }
         Ok(())
+    }
+
+    /// The next line of the console, without its end.
+    fn next_line(&mut self, begin: Instant, limit: Duration) -> Result<String, RecvTimeoutError> {
+        loop {
+            if let Some(end) = self.partial.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.partial.drain(..=end).collect();
+                return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
+            }
+            let chunk = self.output.recv_timeout(limit.saturating_sub(begin.elapsed()))?;
+            self.partial.extend_from_slice(&chunk);
+        }
     }
 
     fn see(&mut self, line: String) {
@@ -163,7 +179,7 @@ impl Guest {
         let begin = Instant::now();
         let mut text = String::new();
         loop {
-            match self.lines.recv_timeout(limit.saturating_sub(begin.elapsed())) {
+            match self.next_line(begin, limit) {
                 Ok(line) if is_end(&line) => return Ok((text, line)),
                 Ok(line) => {
                     text.push_str(&line);
@@ -190,20 +206,17 @@ impl Drop for Guest {
 }
 
 /// Reads the console on a thread that ends with the guest.
-fn read_lines(output: impl Read + Send + 'static) -> Result<Receiver<String>> {
-    let (to, lines) = mpsc::channel();
+fn read_chunks(mut output: impl Read + Send + 'static) -> Result<Receiver<Vec<u8>>> {
+    let (to, chunks) = mpsc::channel();
     thread::Builder::new().name("console".to_owned()).spawn(move || {
-        let mut output = BufReader::new(output);
-        let mut line = Vec::new();
-        while output.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            line.clear();
-            if to.send(text).is_err() {
+        let mut buffer = [0; 4096];
+        while let Ok(len) = output.read(&mut buffer) {
+            if len == 0 || to.send(buffer[..len].to_vec()).is_err() {
                 break;
             }
         }
     })?;
-    Ok(lines)
+    Ok(chunks)
 }
 
 fn base64(bytes: &[u8]) -> String {

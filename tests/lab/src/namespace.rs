@@ -17,9 +17,9 @@ pub(crate) const BRIDGE: &str = "br0";
 pub(crate) const HOST: &str = "10.99.0.254";
 
 /// How long the system may take to make a namespace.
-const MADE: Duration = Duration::from_secs(10);
+const MADE: Duration = Duration::from_secs(60);
 /// Likewise, seconds for a command in it.
-const COMMAND_S: u32 = 20;
+const COMMAND_S: u32 = 60;
 
 /// The address of a guest by its number from 1 on.
 pub(crate) fn guest_address(number: usize) -> String {

@@ -18,7 +18,7 @@ const FRAME_BYTES: &str = "66000";
 /// Room for about 2000 frames, whatever their size: on a busy machine tcpdump may wait long for its turn.
 const BUFFER_KIB: &str = "131072";
 /// How long tcpdump may take to begin.
-const BEGUN: Duration = Duration::from_secs(20);
+const BEGUN: Duration = Duration::from_secs(60);
 /// How long the last frames may take to come into the file.
 const SETTLED: Duration = Duration::from_millis(300);
 

@@ -13,9 +13,9 @@ use crate::namespace::Namespace;
 use crate::tool;
 
 /// How long the daemon may take to listen.
-const STARTED: Duration = Duration::from_secs(20);
+const STARTED: Duration = Duration::from_secs(90);
 /// Seconds for a command.
-const COMMAND_S: u32 = 60;
+const COMMAND_S: u32 = 180;
 
 /// The folder with zead and zea of the same build profile, up to date.
 fn programs() -> Result<&'static Path> {

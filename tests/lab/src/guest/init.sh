@@ -2,7 +2,7 @@
 # The first program of a guest: sets it up, then runs the scripts that come on the console.
 #
 # A script comes in lines of base64 and ends with a line "RUN n". Its output goes to the console, and then a line
-# "@@RC n code". "SHELL" instead gives the console to a person.
+# "@@RC n code". "SHELL" instead gives the console to a person, and is the last.
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin:/lib/drbd:/usr/lib/drbd HOME=/root TERM=dumb
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -34,9 +34,8 @@ while read -r line; do
         echo "@@RC ${line#RUN } $?"
         ;;
     SHELL)
-        stty echo onlcr
         setsid cttyhack sh
-        stty -echo -onlcr
+        break
         ;;
     *) echo "$line" >>/tmp/script ;;
     esac

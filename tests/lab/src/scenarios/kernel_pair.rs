@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::{DEVICE_BYTES, kernel_up};
 use crate::Lab;
 
-const SYNCED: Duration = Duration::from_secs(30);
+const SYNCED: Duration = Duration::from_secs(90);
 
 /// A guest boots, and the DRBD in it is the one that is wanted.
 pub fn interop_guest_boots_and_loads_drbd(lab: &mut Lab) -> Result<()> {

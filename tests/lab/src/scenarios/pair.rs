@@ -9,9 +9,9 @@ use super::{DEVICE_BYTES, kernel_up};
 use crate::{Lab, Packets, tool};
 
 /// How long nodes may take to connect, or to change a state.
-pub(super) const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(90);
 /// Seconds for a program that writes.
-const WRITE_S: u32 = 60;
+const WRITE_S: u32 = 180;
 
 /// One of the two.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -168,7 +168,7 @@ pub(super) struct Load {
 impl Load {
     /// Begins.
     pub(super) fn begin(lab: &mut Lab, side: Side) -> Result<Load> {
-        const ENDLESS: &str = "--name=load --rw=randwrite --bs=4k --size=8m --iodepth=4 --randrepeat=0 --time_based --runtime=60 --rate_iops=150";
+        const ENDLESS: &str = "--name=load --rw=randwrite --bs=4k --size=8m --iodepth=4 --randrepeat=0 --time_based --runtime=170 --rate_iops=150";
         let load = match side {
             Zea => {
                 let before = written(&lab.zead().status()?);

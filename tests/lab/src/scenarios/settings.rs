@@ -9,7 +9,7 @@ use super::pair::{
 use crate::{Lab, tool};
 
 /// Seconds for a tool that makes, copies or checks a file system.
-const TOOL_S: u32 = 60;
+const TOOL_S: u32 = 180;
 
 /// A wrong secret is refused on both sides, the right one not.
 pub fn interop_peers_authenticate_with_the_same_secret_only(lab: &mut Lab) -> Result<()> {
