@@ -193,7 +193,7 @@ impl Resource {
             return Err(format!("a bitmap block size of {} bytes is not supported, only 4096", sb.bm_bytes_per_bit));
         }
         let peers = self.conns.iter().filter(|c| c.config.net.bitmap).map(|c| c.node());
-        if let Some(why) = missing_slots(&sb, peers) {
+        if let Some(why) = missing_slots(sb, peers) {
             return Err(why);
         }
         let params = LayoutParams {
