@@ -273,6 +273,7 @@ impl Resource {
                 LinkPhase::Features => "no P_CONNECTION_FEATURES from the peer in time",
                 LinkPhase::AuthChallenge | LinkPhase::AuthResponse => "no authentication from the peer in time",
                 LinkPhase::Protocol => "no P_PROTOCOL from the peer in time",
+                LinkPhase::Refused => return self.refuse_connection(cx, cidx),
                 LinkPhase::Connecting | LinkPhase::Up => "the peer did not tell the state of every volume in time",
             };
             let why = self.silent_volume(cx.now, cidx).unwrap_or_else(|| why.to_owned());
@@ -369,7 +370,8 @@ impl Resource {
     /// Everything that the end of a link means. The connection is tried again unless it is to be StandAlone.
     pub(crate) fn link_lost(&mut self, cx: &mut Ctx<'_>, cidx: usize, state: ConnState, why: &str) {
         // A peer that refused us, and that we refused, closes: its P_DISCONNECT may be lost with the link.
-        let refusal = self.conns[cidx].refusal.take().filter(|_| state == ConnState::BrokenPipe);
+        let refused = state == ConnState::BrokenPipe || self.in_phase(cidx, LinkPhase::Refused);
+        let refusal = self.conns[cidx].refusal.take().filter(|_| refused);
         // The peer may have given up for the same reason, a moment before.
         let silent = self.silent_volume(cx.now, cidx).filter(|_| state == ConnState::BrokenPipe);
         let why = silent.as_deref().unwrap_or(why);

@@ -27,6 +27,9 @@ pub(crate) enum LinkPhase {
     Protocol,
     /// Waiting for the connect two-phase commit.
     Connecting,
+    /// This node refused the peer, which has yet to judge for itself, and closes when it has (8.4 only: elsewhere the transaction
+    /// tells both).
+    Refused,
     /// Connected.
     Up,
 }

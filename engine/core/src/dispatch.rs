@@ -34,13 +34,14 @@ impl Resource {
             self.heard(cx, cidx);
         }
         let vidx = volume.and_then(|nr| self.vidx(nr));
-        if let Some(packet) = self.connection_packet(cx, cidx, packet, volume) {
-            match vidx {
-                Some(vidx) => self.volume_packet(cx, cidx, vidx, packet, payload),
-                None => {
-                    if let Some(p) = payload {
-                        cx.free(p.buf);
-                    }
+        let packet = self.connection_packet(cx, cidx, packet, volume);
+        match (packet, vidx) {
+            (Some(packet), Some(vidx)) => self.volume_packet(cx, cidx, vidx, packet, payload),
+            (packet, _) => {
+                if let Some(p) = payload {
+                    cx.free(p.buf);
+                }
+                if let Some(packet) = packet {
                     self.unknown_volume(cx, cidx, &packet);
                 }
             }
@@ -64,6 +65,7 @@ impl Resource {
             Packet::AuthResponse(r) => self.auth_response(cx, cidx, r.response.as_slice()),
             Packet::Protocol(p) => self.protocol(cx, cidx, &p),
             Packet::Disconnect => self.refuse_connection(cx, cidx),
+            _ if self.in_phase(cidx, LinkPhase::Refused) => {}
             _ if self.conns[cidx].link.as_ref().is_some_and(|l| l.phase < LinkPhase::Connecting) => {
                 let why = format!("{} before the connection was set up", packet.name());
                 self.drop_link(cx, cidx, ConnState::ProtocolError, &why);

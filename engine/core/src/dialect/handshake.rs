@@ -4,6 +4,7 @@ use zea_wire::flags::UuidFlags;
 use zea_wire::ids::NodeMask;
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 
+use crate::connection::LinkPhase;
 use crate::handshake::Decision;
 use crate::resource::{Ctx, Resource};
 use crate::twopc::Verdict;
@@ -17,7 +18,8 @@ impl Resource {
         match self.handshake_verdict(cidx) {
             None => {}
             Some(Verdict::Yes) => self.connected(cx, cidx),
-            Some(Verdict::No) => self.refuse_connection(cx, cidx),
+            // Closing at once could take from the peer what it has not read, and it would ask again for ever.
+            Some(Verdict::No) => self.conns[cidx].link.as_mut().expect("it connects").phase = LinkPhase::Refused,
             Some(Verdict::Retry) => {
                 self.drop_link(cx, cidx, ConnState::NetworkFailure, "the state changed while it connected");
             }
