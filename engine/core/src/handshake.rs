@@ -1,6 +1,8 @@
 //! The handshake of a volume: sizes, UUIDs and states are exchanged, compared, and the outcome applied at the commit of the
 //! connect transaction (handshake-and-states.md 3.2, 3.3, 5).
 
+mod compare;
+
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_wire::digest::DigestAlg;
@@ -9,7 +11,6 @@ use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{AlgName, CurrentUuid, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
 use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
-use crate::config::Protocol;
 use crate::connection::LinkPhase;
 use crate::event::Severity;
 use crate::io::{Action, Time};
@@ -17,7 +18,6 @@ use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::resource::{Ctx, Resource};
 use crate::twopc::Verdict;
-use crate::uuid::{self, BitmapPrep, Outcome, Reason, Side, UuidView};
 
 /// What was decided about a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
@@ -276,136 +276,6 @@ impl Resource {
             .take()
             .unwrap_or_else(|| "the peer refused the connection; its log says why".to_owned());
         self.stand_alone(cx, cidx, &why);
-    }
-
-    // ---- the comparison ------------------------------------------------------------------------------------------
-
-    /// Compares a volume with a peer's, and says by which rule.
-    pub(crate) fn compare(&self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, state: StateWord) -> Decision {
-        let decided = match self.compare_uuids(cidx, vidx, state) {
-            Ok(decided) => decided,
-            Err(decision) => return decision,
-        };
-        let (volume, node) = (self.volumes[vidx].nr, self.conns[cidx].node());
-        let (strategy, rule) = (decided.by_table.as_str(), decided.rule);
-        cx.notice(Severity::Info, format!("volume {volume}: compared with node {node}: {strategy} by rule {rule}"));
-        from_uuid_decision(decided)
-    }
-
-    /// What the UUIDs of both say, or what is decided without them.
-    fn compare_uuids(&self, cidx: usize, vidx: usize, state: StateWord) -> Result<uuid::Decision, Decision> {
-        if let Err(why) = self.check_sizes(cidx, vidx, state) {
-            return Err(Decision::Refuse(why));
-        }
-        if self.role == Role::Primary && state.role == Role::Primary {
-            return Err(Decision::Refuse("both nodes are Primary: split brain; demote one of them".into()));
-        }
-        let own_disk = self.volumes[vidx].disk;
-        if own_disk == DiskState::Attaching || self.volumes[vidx].closing.is_some() {
-            return Err(Decision::Retry);
-        }
-        let has = |d: DiskState| d >= DiskState::Inconsistent && d != DiskState::DUnknown;
-        if !has(own_disk) || !has(state.disk) {
-            return Err(self.compare_diskless(cidx, vidx, state));
-        }
-        let node = self.conns[cidx].node();
-        if self.volumes[vidx].slot(node).is_none() {
-            let why = format!("node {node} has a disk, and no bitmap slot is kept for it here: detach it there");
-            return Err(Decision::Refuse(why));
-        }
-        let pd = &self.conns[cidx].pds[vidx];
-        let Some(peer) = pd.says.uuids.as_ref() else {
-            return Err(Decision::Refuse("the peer has a disk but sent no UUIDs".into()));
-        };
-        let Some(sent) = pd.sent_uuids.as_ref() else { return Err(Decision::Retry) };
-        let now = self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
-        let c = &self.conns[cidx];
-        let link = c.link.as_ref().expect("a link that connects");
-        let (own_id, peer_id) = (self.config.node_id, c.node());
-        let views = [
-            UuidView::from_packet(own_id, sent),
-            UuidView::from_packet(own_id, &now),
-            UuidView::from_packet(peer_id, peer),
-        ];
-        let [sent, now, peer] = &views;
-        let cx = uuid::Context {
-            agreed_version: link.negotiated.version,
-            protocol_a_or_b: c.config.net.protocol != Protocol::C,
-            resolve_conflicts: link.resolve_conflicts,
-            sent: Some(sent),
-            after_split_brain: Default::default(),
-        };
-        let own_side = Side { view: now, disk: pd.sent_state.1, role: pd.sent_state.0 };
-        let peer_side = Side { view: peer, disk: state.disk, role: state.role };
-        let mut decision = uuid::decide(&cx, &own_side, &peer_side);
-        let usable = own_side.disk > DiskState::Inconsistent && peer_side.disk > DiskState::Inconsistent;
-        if usable && matches!(decision.outcome, Outcome::Source | Outcome::Target) {
-            decision.outcome = match decision.outcome {
-                outcome if broken!(StaleSource) => outcome.mirrored(),
-                _ if broken!(SkipResync) => Outcome::Established,
-                _ if broken!(FalseSplitBrain) => Outcome::Disconnect(Reason::SplitBrain),
-                outcome => outcome,
-            };
-        }
-        let own_sent = Side { view: sent, ..own_side };
-        if broken!(SkipResync | ClearBitsOnHandshake) {
-            return Ok(decision);
-        }
-        Ok(uuid::keep_bits(decision, &own_sent, &peer_side, c.keeps_bits()))
-    }
-
-    /// 3.3: sizes that do not fit are refused, nothing shrinks.
-    fn check_sizes(&self, cidx: usize, vidx: usize, state: StateWord) -> Result<(), String> {
-        let v = &self.volumes[vidx];
-        let Some(s) = self.conns[cidx].pds[vidx].says.sizes.as_ref() else {
-            return Err("the peer sent no sizes".into());
-        };
-        if (s.d_size != 0 && s.c_size > s.d_size) || (s.u_size != 0 && s.c_size > s.u_size) {
-            return Err("the peer's sizes contradict each other".into());
-        }
-        let peer_disk = state.disk >= DiskState::Inconsistent && state.disk != DiskState::DUnknown;
-        let usable = if s.u_size == 0 { s.d_size } else { s.d_size.min(s.u_size) };
-        if peer_disk && v.disk >= DiskState::Outdated && v.size_sectors > 0 && usable < v.size_sectors {
-            return Err(format!("the peer's disk is too small: {usable} sectors, this volume has {}", v.size_sectors));
-        }
-        if peer_disk && v.attached.is_some() && s.c_size > 0 && state.disk >= DiskState::Outdated {
-            let mine = self.own_usable(vidx);
-            if mine < s.c_size {
-                return Err(format!("the local disk is too small: {mine} sectors, the volume has {}", s.c_size));
-            }
-        }
-        Ok(())
-    }
-
-    /// What this node could give to the volume.
-    pub(crate) fn own_usable(&self, vidx: usize) -> u64 {
-        let v = &self.volumes[vidx];
-        let usable = v.attached.as_ref().map_or(0, |a| a.layout.usable_sectors);
-        v.config.size_sectors.map_or(usable, |u| u.min(usable))
-    }
-
-    /// One side has no disk (10).
-    fn compare_diskless(&self, cidx: usize, vidx: usize, state: StateWord) -> Decision {
-        let v = &self.volumes[vidx];
-        let says = &self.conns[cidx].pds[vidx].says;
-        if v.attached.is_none()
-            && self.role == Role::Primary
-            && let Some(u) = &says.uuids
-        {
-            let exposed = v.exposed_uuid & !1;
-            if self.conns[cidx].speaks_84() {
-                let serves = self.serves_data_of(cidx, vidx, u);
-                return if serves { Decision::Established { unverified: false } } else { Decision::Retry };
-            }
-            let newer = u.history.iter().any(|h| h & !1 == exposed)
-                || (0..32).any(|n| u.bitmap_uuids.get(NodeId(n)).is_some_and(|b| b & !1 == exposed));
-            if exposed != 0 && u.current & !1 != exposed && newer && state.disk == DiskState::UpToDate {
-                return Decision::Refuse(
-                    "this Primary without a disk shows older data than the peer has: demote it".into(),
-                );
-            }
-        }
-        Decision::Established { unverified: false }
     }
 
     // ---- the commit ------------------------------------------------------------------------------------------------
@@ -683,38 +553,6 @@ impl Resource {
         v.meta.push(Step::Bitmap);
         v.meta.push(Step::Then(Then::FullSyncWritten(node)));
         v.meta.push(Step::SuperBlock);
-    }
-}
-
-/// The outcome of the UUID comparison as a decision, with the reason of a refusal in words.
-fn from_uuid_decision(d: uuid::Decision) -> Decision {
-    let (full, copy_from) = match d.bitmap {
-        BitmapPrep::SetAll => (true, None),
-        BitmapPrep::CopyFrom { node, .. } => (false, Some(node)),
-        BitmapPrep::Keep | BitmapPrep::Clear => (false, None),
-    };
-    match d.outcome {
-        Outcome::Established => Decision::Established { unverified: d.unverified },
-        Outcome::Source => Decision::Source { full, copy_from },
-        Outcome::Target => Decision::Target { full },
-        Outcome::RetryConnect => Decision::Retry,
-        Outcome::Disconnect(reason) => Decision::Refuse(match reason {
-            Reason::SplitBrain => format!(
-                "split brain detected (rule {}): both nodes wrote without the other. Nothing was changed. Decide whose changes are \
-                 lost; there: zea disconnect, then zea connect --discard-my-data; on the other node: zea connect",
-                d.rule.as_str()
-            ),
-            Reason::Unrelated => {
-                "unrelated data: these disks never belonged to the same volume. Check the configuration; to overwrite \
-                 one side, create its meta data anew there"
-                    .to_owned()
-            }
-            Reason::TargetIsPrimary => format!(
-                "this would overwrite the data that a Primary serves (rule {}): demote that node, or disconnect the other",
-                d.rule.as_str()
-            ),
-            Reason::SourceInconsistent => "the better data would be overwritten by an inconsistent disk".to_owned(),
-        }),
     }
 }
 
