@@ -8,15 +8,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
+use crate::frontend::FileSystem;
 use crate::process::{self, Privilege, find_tool, last_lines};
 use crate::run::Run;
 
-/// Commands for the front end with a file system, and the packages that may have them: releases differ.
-const TOOLS: [(&str, &[&str]); 6] = [
+/// A command, and the packages that may have it: releases differ.
+type Tool = (&'static str, &'static [&'static str]);
+
+/// Commands for the front end with any file system.
+const TOOLS: [Tool; 4] = [
     ("nbdfuse", &["nbdfuse", "libnbd-bin"]),
     ("fio", &["fio"]),
-    ("mkfs.ext4", &["e2fsprogs"]),
-    ("e2fsck", &["e2fsprogs"]),
     ("losetup", &["mount", "util-linux"]),
     ("mount", &["mount"]),
 ];
@@ -97,29 +99,37 @@ fn executables(messages: impl BufRead) -> Result<(Option<PathBuf>, Option<PathBu
     Ok((zead, zea))
 }
 
-/// Names of the commands that are missing for the front end with a file system.
-pub(crate) fn missing_tools() -> Vec<&'static str> {
-    let names = TOOLS.iter().map(|(name, _)| *name);
-    names.filter(|name| find_tool(name).is_none()).collect()
+fn missing(file_system: FileSystem) -> Vec<Tool> {
+    TOOLS.into_iter().chain(file_system.tools()).filter(|(name, _)| find_tool(name).is_none()).collect()
+}
+
+fn names(tools: &[Tool]) -> Vec<&'static str> {
+    tools.iter().map(|(name, _)| *name).collect()
+}
+
+/// Names of the commands that are missing for the front end with this file system.
+pub(crate) fn missing_tools(file_system: FileSystem) -> Vec<&'static str> {
+    names(&missing(file_system))
 }
 
 /// Installs what is missing, without any question. What is still missing afterwards is up to [`missing_tools`].
-pub(crate) fn install_tools(run: &Run, privilege: Privilege) -> Result<()> {
-    let missing = missing_tools();
+pub(crate) fn install_tools(run: &Run, privilege: Privilege, file_system: FileSystem) -> Result<()> {
+    let missing = missing(file_system);
+    let names = names(&missing).join(", ");
     if missing.is_empty() {
         return Ok(());
     }
     if privilege == Privilege::None {
-        bail!("{} cannot be installed without root", missing.join(", "));
+        bail!("{names} cannot be installed without root");
     }
     ensure!(find_tool("apt-get").is_some(), "there is no apt-get");
-    run.say(format!("installing {} with apt-get", missing.join(", ")));
+    run.say(format!("installing {names} with apt-get"));
     // Without fresh lists there may still be packages in the old ones.
     if let Err(error) = apt(run, privilege, &["update", "-q"]) {
         run.say(format!("  {error:#}; going on with the lists that are here"));
     }
     let packages = packages(&missing, |name| is_known(run, name));
-    ensure!(!packages.is_empty(), "apt knows no package with {}", missing.join(", "));
+    ensure!(!packages.is_empty(), "apt knows no package with {names}");
     let mut arguments = vec!["install", "-y", "-q", "--no-install-recommends"];
     arguments.extend(packages);
     apt(run, privilege, &arguments)
@@ -140,10 +150,9 @@ fn is_known(run: &Run, package: &str) -> bool {
 }
 
 /// For each missing command the first package that apt knows.
-fn packages(missing: &[&str], is_known: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    let wanted = TOOLS.iter().filter(|(name, _)| missing.contains(name));
+fn packages(missing: &[Tool], is_known: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let mut packages: Vec<&str> =
-        wanted.filter_map(|(_, candidates)| candidates.iter().copied().find(|name| is_known(name))).collect();
+        missing.iter().filter_map(|(_, candidates)| candidates.iter().copied().find(|name| is_known(name))).collect();
     packages.sort_unstable();
     packages.dedup();
     packages
@@ -156,9 +165,10 @@ mod tests {
     #[test]
     fn demo_packages_are_the_first_that_are_known() {
         let bookworm = |name: &str| name != "nbdfuse";
-        let missing = ["nbdfuse", "mkfs.ext4", "e2fsck", "losetup"];
-        assert_eq!(packages(&missing, bookworm), ["e2fsprogs", "libnbd-bin", "mount"]);
-        assert_eq!(packages(&["nbdfuse"], |_| true), ["nbdfuse"]);
+        let missing = [TOOLS.as_slice(), &FileSystem::Ext4.tools()].concat();
+        assert_eq!(packages(&missing, bookworm), ["e2fsprogs", "fio", "libnbd-bin", "mount"]);
+        assert_eq!(packages(&FileSystem::Xfs.tools(), |_| true), ["xfsprogs"]);
+        assert_eq!(packages(&TOOLS[..1], |_| true), ["nbdfuse"]);
         assert!(packages(&missing, |_| false).is_empty());
         assert!(packages(&[], |_| true).is_empty());
     }

@@ -34,7 +34,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::{Parser, Subcommand};
 
-use frontend::Frontend;
+use frontend::{FileSystem, Frontend};
 use install::Programs;
 use report::Summary;
 use run::Run;
@@ -43,8 +43,8 @@ use workdir::WorkDir;
 use workload::worker;
 
 const AFTER_HELP: &str =
-    "As root (or with sudo without a password) the volume is mounted: nbdfuse, a loop device, ext4, \
-with SQLite and fio on it; packages that this needs are installed. Otherwise the load runs on the raw NBD export.
+    "As root (or with sudo without a password) the volume is mounted: nbdfuse, a loop device, ext4 or \
+XFS, with SQLite and fio on it; packages that this needs are installed. Otherwise the load runs on the raw NBD export.
 
 Exit codes:
   0  everything was verified
@@ -64,6 +64,9 @@ struct Args {
     /// Make the working directory in this one [default: TMPDIR, else /var/tmp]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+    /// What is made on the volume, if it can be mounted
+    #[arg(long, value_name = "TYPE", value_enum, default_value = "ext4")]
+    file_system: FileSystem,
     /// Use the raw export even if it could be mounted
     #[arg(long)]
     raw: bool,
@@ -73,7 +76,7 @@ struct Args {
     /// Directory with zead and zea; they are not built then.
     #[arg(long, hide = true)]
     programs: Option<PathBuf>,
-    /// Size of the volume in MiB.
+    /// Size of the volume in MiB; more if the file system needs it.
     #[arg(long, hide = true, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=4096))]
     size_mib: u32,
     /// How long the load runs before each fault, in ms.
@@ -84,6 +87,13 @@ struct Args {
     limit_s: u64,
     #[command(subcommand)]
     command: Option<Internal>,
+}
+
+impl Args {
+    /// Size of the volume.
+    fn volume_mib(&self) -> u32 {
+        self.size_mib.max(self.file_system.least_mib())
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -99,7 +109,7 @@ fn main() -> ExitCode {
     if let Some(Internal::Worker(worker)) = &args.command {
         return ExitCode::from(worker::main(worker));
     }
-    let mut summary = Summary { volume_mib: args.size_mib, replicas: REPLICAS, ..Summary::default() };
+    let mut summary = Summary { volume_mib: args.volume_mib(), replicas: REPLICAS, ..Summary::default() };
     let result = demo(&args, &mut summary);
     if let Err(error) = &result {
         summary.verified = false;
@@ -129,7 +139,7 @@ fn demo(args: &Args, summary: &mut Summary) -> Result<()> {
         Some(directory) => Programs::in_directory(directory)?,
         None => Programs::build(&run)?,
     };
-    let workdir = WorkDir::create(args.dir.as_deref(), REPLICAS as u64, args.size_mib)?;
+    let workdir = WorkDir::create(args.dir.as_deref(), REPLICAS as u64, args.volume_mib())?;
     // A panic is a failure like any other: what it interrupted is taken down, and the logs are kept.
     let played = catch_unwind(AssertUnwindSafe(|| play(args, &run, programs, &workdir, summary)));
     let played = played.unwrap_or_else(|_| Err(anyhow!("the demo panicked; the message is above")));
@@ -149,16 +159,16 @@ fn play(args: &Args, run: &Run, programs: Programs, workdir: &WorkDir, summary: 
     let frontend = if args.raw {
         Frontend::NbdRaw
     } else {
-        Frontend::choose(run, workdir.path()).context("cannot choose a front end")?
+        Frontend::choose(run, workdir.path(), args.file_system).context("cannot choose a front end")?
     };
     summary.frontend = frontend.name();
-    summary.filesystem = frontend.filesystem();
+    summary.filesystem = frontend.file_system().map_or("none", FileSystem::name);
     // What had to be installed does not count.
     run.start_clock(Duration::from_secs(args.limit_s));
     let options = Options {
         programs,
         frontend,
-        size_mib: args.size_mib,
+        size_mib: args.volume_mib(),
         load: Duration::from_millis(args.load_ms),
         drop_one_commit: args.drop_one_commit,
     };

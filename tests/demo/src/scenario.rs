@@ -113,9 +113,9 @@ impl<'a> Play<'a> {
     fn start_load(&mut self) -> Result<()> {
         let run = self.run;
         let volume = self.volume.insert(self.open(FIRST_PRIMARY, Contents::New)?);
-        match volume.mount_point() {
-            Some(path) => run.say(format!("ext4 is mounted at {}", path.display())),
-            None => run.say("the raw export is open"),
+        match (self.options.frontend.file_system(), volume.mount_point()) {
+            (Some(kind), Some(path)) => run.say(format!("{} is mounted at {}", kind.name(), path.display())),
+            _ => run.say("the raw export is open"),
         }
         let store = volume.store();
         let region = self.volume.as_ref().and_then(|it| self.region(it));
@@ -207,8 +207,8 @@ impl<'a> Play<'a> {
         let volume = self.volume()?;
         volume.fsck(run)?;
         let store = volume.store();
-        if completed.is_some() {
-            run.say("e2fsck finds nothing");
+        if let Some(kind) = self.options.frontend.file_system() {
+            run.say(format!("{} finds nothing", kind.checker().0));
         }
         if self.options.drop_one_commit {
             let victim = self.books.drop_one(run, &store)?;

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
 
 /// Commands without which nothing is mounted, and the device for it.
-const NEEDED: [&str; 6] = ["nbdfuse", "fio", "mkfs.ext4", "e2fsck", "losetup", "mount"];
+const NEEDED: [&str; 8] = ["nbdfuse", "fio", "mkfs.ext4", "e2fsck", "mkfs.xfs", "xfs_repair", "losetup", "mount"];
 
 /// The directory with zead and zea of the same build profile, up to date.
 fn programs() -> &'static Path {
@@ -151,13 +151,23 @@ fn demo_on_the_raw_export_notices_a_dropped_commit() {
 
 #[test]
 fn demo_on_a_mount_loses_nothing() {
+    loses_nothing_on("ext4");
+}
+
+#[test]
+fn demo_on_a_mount_of_xfs_loses_nothing() {
+    loses_nothing_on("xfs");
+}
+
+fn loses_nothing_on(file_system: &str) {
     if !can_mount() {
         return;
     }
     let lab = Lab::new();
-    let (code, summary, said) = lab.run(&["--size-mib", "64", "--load-ms", "300"]);
+    let (code, summary, said) = lab.run(&["--file-system", file_system, "--size-mib", "64", "--load-ms", "300"]);
     assert_success(code, &summary, &said);
-    assert_eq!((summary["frontend"].as_str(), summary["filesystem"].as_str()), (Some("nbdfuse+loop"), Some("ext4")));
+    let used = (summary["frontend"].as_str(), summary["filesystem"].as_str());
+    assert_eq!(used, (Some("nbdfuse+loop"), Some(file_system)));
     assert!(summary["fio_blocks_verified"].as_u64().unwrap() > 0, "{said}");
     assert!(lab.is_empty());
     assert_eq!(lab.leftovers(), Vec::<String>::new());

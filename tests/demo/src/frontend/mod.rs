@@ -1,9 +1,9 @@
 //! How the volume is used: the one place where that is chosen.
 //!
 //! A front end takes the NBD export of a Primary and gives a place for the workload. One that gives a block device
-//! (the kernel's NBD driver, ublk) only has to take the part of [`nbdfuse`]; [`ext4`] is above it.
+//! (the kernel's NBD driver, ublk) only has to take the part of [`nbdfuse`]; [`file_system`] is above it.
 
-mod ext4;
+mod file_system;
 mod nbdfuse;
 
 use std::path::{Path, PathBuf};
@@ -16,14 +16,15 @@ use crate::process::Privilege;
 use crate::run::Run;
 use crate::workload::Store;
 
-use ext4::Ext4;
+pub(crate) use file_system::Kind as FileSystem;
+use file_system::Mounted;
 use nbdfuse::LoopDevice;
 
 /// A way to use the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Frontend {
-    /// nbdfuse makes a file of the export, a loop device makes a block device of the file, ext4 is on it.
-    NbdfuseLoopExt4(Privilege),
+    /// nbdfuse makes a file of the export, a loop device makes a block device of the file, a file system is on it.
+    NbdfuseLoop(Privilege, FileSystem),
     /// The export itself.
     NbdRaw,
 }
@@ -40,11 +41,11 @@ pub(crate) enum Contents {
 impl Frontend {
     /// The best front end that works here. Installs what it needs if it may, tries it out on a small image in
     /// `directory`, and says why if it does not work.
-    pub(crate) fn choose(run: &Run, directory: &Path) -> Result<Frontend> {
+    pub(crate) fn choose(run: &Run, directory: &Path, file_system: FileSystem) -> Result<Frontend> {
         let privilege = Privilege::find(run);
         run.check()?;
-        match try_mount(run, privilege, directory) {
-            Ok(()) => Ok(Frontend::NbdfuseLoopExt4(privilege)),
+        match try_mount(run, privilege, directory, file_system) {
+            Ok(()) => Ok(Frontend::NbdfuseLoop(privilege, file_system)),
             Err(error) => {
                 run.check()?;
                 run.say(format!("no mount here: {error:#}"));
@@ -57,30 +58,30 @@ impl Frontend {
     /// For the summary.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Frontend::NbdfuseLoopExt4(_) => "nbdfuse+loop",
+            Frontend::NbdfuseLoop(..) => "nbdfuse+loop",
             Frontend::NbdRaw => "nbd",
         }
     }
 
-    /// For the summary.
-    pub(crate) fn filesystem(self) -> &'static str {
+    /// What is made on the volume.
+    pub(crate) fn file_system(self) -> Option<FileSystem> {
         match self {
-            Frontend::NbdfuseLoopExt4(_) => "ext4",
-            Frontend::NbdRaw => "none",
+            Frontend::NbdfuseLoop(_, file_system) => Some(file_system),
+            Frontend::NbdRaw => None,
         }
     }
 
     /// Opens an export for use; what that needs goes to a new directory.
     pub(crate) fn open(self, run: &Run, export: &Export, directory: &Path, contents: Contents) -> Result<Volume> {
         match self {
-            Frontend::NbdfuseLoopExt4(privilege) => {
+            Frontend::NbdfuseLoop(privilege, kind) => {
                 std::fs::create_dir(directory)?;
                 let device = LoopDevice::attach(run, privilege, export, directory)?;
                 let mount_point = directory.join("mnt");
                 if contents == Contents::New {
-                    ext4::make(run, privilege, device.path())?;
+                    kind.make(run, privilege, device.path())?;
                 }
-                let file_system = Ext4::mount(run, privilege, device.path(), &mount_point)?;
+                let file_system = Mounted::mount(run, privilege, kind, device.path(), &mount_point)?;
                 Ok(Volume::Mounted { file_system, device })
             }
             Frontend::NbdRaw => {
@@ -93,15 +94,15 @@ impl Frontend {
 }
 
 /// Everything that the mounted front end needs, on something harmless.
-fn try_mount(run: &Run, privilege: Privilege, directory: &Path) -> Result<()> {
+fn try_mount(run: &Run, privilege: Privilege, directory: &Path, file_system: FileSystem) -> Result<()> {
     if privilege == Privilege::None {
         anyhow::bail!("this user is not root, and sudo wants a password");
     }
-    install::install_tools(run, privilege)?;
-    let missing = install::missing_tools();
+    install::install_tools(run, privilege, file_system)?;
+    let missing = install::missing_tools(file_system);
     anyhow::ensure!(missing.is_empty(), "{} missing", missing.join(", "));
     nbdfuse::check_fuse()?;
-    ext4::try_out(run, privilege, directory)
+    file_system.try_out(run, privilege, directory)
 }
 
 /// A volume in use. Dropped, it is taken down by force.
@@ -110,7 +111,7 @@ pub(crate) enum Volume {
     /// A file system on a block device. Dropped in this order.
     Mounted {
         /// The file system.
-        file_system: Ext4,
+        file_system: Mounted,
         /// What it is on.
         device: LoopDevice,
     },
