@@ -12,6 +12,7 @@ use zea_node::config::VerifyAlg;
 
 use crate::create::{NodeArg, VolumeArg};
 use crate::exit;
+use crate::instant::Instant;
 
 const ABOUT: &str = "Administers the replicated volumes of a Zea node";
 
@@ -218,6 +219,37 @@ pub enum Command {
 
 docs/reference/dissect.md explains the columns and the fields.")]
     Dissect(Dissect),
+    /// Replay a flight recording: what happened to a resource, step by step
+    ///
+    /// zead records what the state machine of each resource is told, unless it runs with --flight-recorder off. This gives
+    /// the recording to the same state machine again and prints what changes: roles, disks, connections, replication,
+    /// UUIDs, and the notices that the log had; at the end of each run the state, as zea status shows it. It needs no
+    /// daemon, and changes nothing. A recording holds no data of the volumes, but it holds the shared secret.
+    #[command(after_help = "Examples:
+  zea replay /var/lib/zea/flight/r0
+  zea replay flight/r0 --until 2026-03-01T04:05:06Z
+  zea replay flight/r0/000000000007.zeaflt --inputs | less -S
+  zea replay flight/r0 --json | jq 'select(.field == \"disk-state\")'
+
+Exit code 1: something in the recording cannot be replayed, or the state machine panicked, as the recorded one did.
+docs/reference/flight-recorder.md explains recordings.")]
+    Replay(Replay),
+}
+
+/// `zea replay`.
+#[derive(Debug, clap::Args)]
+pub struct Replay {
+    /// Recording: the folder of a resource below flight in the daemon's state directory, or one of the files in it
+    pub path: PathBuf,
+    /// Stop before the first input after this instant, and show the state then
+    #[arg(long, value_name = "INSTANT")]
+    pub until: Option<Instant>,
+    /// Also print each input of the state machine
+    #[arg(long)]
+    pub inputs: bool,
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `zea dissect`.

@@ -34,6 +34,7 @@ pub(crate) fn run(args: Args) -> Result<(), CliError> {
         }
         Command::Version => return version(&socket),
         Command::Dissect(line) => return dissect::dissect(&line),
+        Command::Replay(line) => return crate::replay::replay(&line),
         Command::Resource(Resource::List) => return list(&socket),
         Command::Resource(Resource::Create(line)) => create::request(*line)?,
         Command::Resource(Resource::Delete { name, wipe_metadata }) => Request::ResourceDelete { name, wipe_metadata },

@@ -1,7 +1,8 @@
 //! The command line `zea`: turns arguments into requests to the node daemon and its answers into text.
 //!
 //! **Purpose.** What an administrator types and scripts parse. It keeps no state and touches no disk; all it does goes
-//! through the control socket of `zead` (`docs/reference/zea.md`), but for `zea dissect`, which reads a recording.
+//! through the control socket of `zead` (`docs/reference/zea.md`), but for `zea dissect` and
+//! `zea replay`, which read recordings.
 //!
 //! **Owner thread.** One thread, blocking calls.
 //!
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub mod args;
+mod changes;
 mod commands;
 mod create;
 mod dissect;
@@ -25,6 +27,9 @@ pub mod exit;
 mod verify;
 mod view;
 mod wait;
+
+pub mod instant;
+mod replay;
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {

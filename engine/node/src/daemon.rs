@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::info;
+use zea_recorder::RingOptions;
 
 use crate::control::Server;
 use crate::control::server::bind;
@@ -67,6 +68,21 @@ pub struct Options {
     /// Also serve NBD clients on this TCP address; there is no authentication
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub nbd_listen: Option<SocketAddr>,
+    /// Record what the state machines of the resources are told, for `zea replay`: flight/RESOURCE in the state directory
+    #[arg(long, value_name = "on|off", value_enum, default_value_t = Switch::On, hide_possible_values = true)]
+    pub flight_recorder: Switch,
+    /// Space for the recording of each resource, in MiB; the oldest part is overwritten
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    pub flight_recorder_size: u64,
+}
+
+/// A flag with a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Do it.
+    On,
+    /// Do not.
+    Off,
 }
 
 /// Why the daemon ends.
@@ -91,7 +107,9 @@ pub fn run(options: &Options) -> Result<()> {
     watch_signals(signals, end_sender.clone())?;
     let hub = Hub::new();
     let (shard_ended, ended_shards) = channel();
-    let shard_options = ShardOptions { node_id: options.node_id, shards: options.shards };
+    let recordings = (options.flight_recorder == Switch::On)
+        .then(|| RingOptions { dir: store.recordings(), ring_bytes: options.flight_recorder_size << 20 });
+    let shard_options = ShardOptions { node_id: options.node_id, shards: options.shards, recordings };
     let engine = ShardEngine::start(shard_options, &hub, &shard_ended)?;
     forward(ended_shards, end_sender)?;
     listen_nbd(&engine, &nbd_socket, options.nbd_listen)?;
@@ -186,5 +204,7 @@ mod tests {
         assert!(parse(&["--node-id", "0"]).is_err());
         assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--shards", "0"]).is_err());
         assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--nbd-listen", "localhost"]).is_err());
+        assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--flight-recorder", "off"]).is_ok());
+        assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--flight-recorder-size", "0"]).is_err());
     }
 }

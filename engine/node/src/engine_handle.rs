@@ -10,6 +10,7 @@ mod shards;
 
 use std::time::Duration;
 
+pub use convert::recorded_status;
 pub use shards::{ShardEngine, ShardOptions};
 
 use crate::api::{Failure, ResourceStatus, Secret};

@@ -29,3 +29,5 @@ pub mod hub;
 pub mod meta_device;
 pub mod node;
 pub mod store;
+
+pub use engine_handle::recorded_status;

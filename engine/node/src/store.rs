@@ -6,6 +6,7 @@
 //! DIR/resources/NAME.toml     resource files
 //! DIR/intent/NAME.toml        what the administrator wants of a resource: up, connected, attached
 //! DIR/secrets/NAME            shared secrets, mode 0600
+//! DIR/flight/NAME/            flight recordings, written by the recorder; they go when their resource is forgotten
 //! ```
 //! A resource exists when its resource file does: it is written last and removed first.
 
@@ -65,7 +66,8 @@ impl Store {
     /// # Errors
     /// Another daemon runs on it, it belongs to another node, or it cannot be read and written.
     pub fn open(dir: &Path, node_id: u8) -> Result<Store> {
-        for (sub, mode) in [("", 0o755), ("resources", 0o755), ("intent", 0o755), ("secrets", 0o700)] {
+        for (sub, mode) in [("", 0o755), ("resources", 0o755), ("intent", 0o755), ("secrets", 0o700), ("flight", 0o700)]
+        {
             let path = dir.join(sub);
             DirBuilder::new()
                 .recursive(true)
@@ -108,7 +110,23 @@ impl Store {
                 }
             }
         }
-        Ok(())
+        let mut recordings = file_names(&self.recordings())?.into_iter().filter(|name| !names.contains(name));
+        recordings.try_for_each(|name| self.remove_recording(&name))
+    }
+
+    /// Folder of the flight recordings, one folder a resource.
+    pub fn recordings(&self) -> PathBuf {
+        self.dir.join("flight")
+    }
+
+    fn remove_recording(&self, name: &str) -> Result<()> {
+        let path = self.recordings().join(name);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The directory.
@@ -192,7 +210,8 @@ impl Store {
         let sync = File::open(&dir).and_then(|dir| dir.sync_all());
         sync.with_context(|| format!("cannot write {}", dir.display()))?;
         remove_if_there(&self.intent_path(name))?;
-        remove_if_there(&self.secret_path(name))
+        remove_if_there(&self.secret_path(name))?;
+        self.remove_recording(name)
     }
 
     fn resource_path(&self, name: &str) -> PathBuf {
@@ -348,9 +367,11 @@ mod tests {
         for file in ["resources/.r0.toml.new", "secrets/r0", "intent/r0.toml", "secrets/.r1.new"] {
             fs::write(dir.path().join(file), "half").unwrap();
         }
+        fs::create_dir(dir.path().join("flight/r0")).unwrap();
+        fs::write(dir.path().join("flight/r0/000000000000.zeaflt"), "").unwrap();
         let store = Store::open(dir.path(), 0).unwrap();
         assert!(store.names().unwrap().is_empty());
-        for sub in ["resources", "secrets", "intent"] {
+        for sub in ["resources", "secrets", "intent", "flight"] {
             assert!(file_names(&dir.path().join(sub)).unwrap().is_empty(), "{sub}");
         }
     }

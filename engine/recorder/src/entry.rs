@@ -324,3 +324,57 @@ fn get_packet(r: &mut Reader<'_>, links: &Links, link: LinkId, payload_len: u32)
         Err(e) => Err(EntryError::Packet(e.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zea_core::io::Action;
+    use zea_wire::features::{Features, Negotiated};
+
+    use super::*;
+
+    /// Links as a core agrees on them.
+    fn links() -> Links {
+        let mut links = Links::default();
+        for (peer, link, version) in [(1, 1, 118), (2, 8, 118), (2, 2, 124), (3, 3, 101), (4, 4, 96)] {
+            let features = if version < 118 { Features::DRBD_84 } else { Features::DRBD_93 };
+            let negotiated = Negotiated { version, features, ..Negotiated::INITIAL };
+            links.follow(&[Action::SetNegotiated { peer: NodeId(peer), link: LinkId(link), negotiated }]);
+        }
+        links
+    }
+
+    proptest! {
+        #[test]
+        fn recorder_entries_of_anything_are_read_without_a_panic(
+            kind in 0..=10_u8,
+            head in prop::collection::vec(0..6_u8, 0..8),
+            rest in prop::collection::vec(any::<u8>(), 0..120),
+        ) {
+            let body = [&[kind][..], &head, &rest].concat();
+            if let Ok(Entry::Input(since, input)) = get(&body, &links()) {
+                // What was read is written and read as the same.
+                let mut again = Vec::new();
+                prop_assert_eq!(put_input(&mut again, &links(), since, &input), Ok(()));
+                let Ok(Entry::Input(since_again, input_again)) = get(&again, &links()) else { panic!("{input:?}") };
+                prop_assert_eq!((since_again, format!("{input_again:?}")), (since, format!("{input:?}")));
+            }
+        }
+    }
+
+    #[test]
+    fn recorder_does_not_write_what_is_not_legal() {
+        let packet = Packet::PeerAck(zea_wire::packet::PeerAck { mask: NodeId(1).mask(), dagtag: 1 });
+        let input = |link| Input::Packet {
+            peer: NodeId(1),
+            link: LinkId(link),
+            volume: None,
+            packet: packet.clone(),
+            payload: None,
+        };
+        let mut out = Vec::new();
+        assert_eq!(put_input(&mut out, &links(), 0, &input(1)), Ok(()));
+        assert_eq!(put_input(&mut out, &links(), 0, &input(2)), Ok(()));
+        assert_eq!(put_input(&mut out, &links(), 0, &input(8)), Err(Unrecordable), "a link of before");
+    }
+}

@@ -27,10 +27,12 @@ mod read;
 mod record;
 mod replay;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use read::{ReadError, Recorded};
 pub use record::{Chunk, Recorder};
-pub use replay::{Begin, Ending, Moment, replay};
+pub use replay::{Begin, Ending, Moment, Step, replay};
 pub use segment::{Cause, Header};
 pub use writer::{Outlet, Recording, RingOptions, Writer, WriterError};

@@ -24,8 +24,6 @@ pub const SPARE_BUFFERS: usize = 16;
 pub const GAP_RETRY_MS: u64 = 1_000;
 /// A resource whose state was too large for a snapshot is tried again after this time.
 pub const TOO_LARGE_RETRY_MS: u64 = 60_000;
-/// Links of a resource that are up or not yet forgotten.
-pub const MAX_LINKS: usize = 64;
 /// Longest frame that is read, in bytes.
 pub const MAX_FRAME_BYTES: u64 = MAX_RING_BYTES / SNAPSHOTS;
 /// Files of one ring. The oldest go first, as they do when there are too many bytes.

@@ -2,39 +2,34 @@
 
 use zea_core::io::{Action, LinkId};
 use zea_wire::features::Negotiated;
+use zea_wire::ids::NodeId;
 
-use crate::limits::MAX_LINKS;
-
-/// What was agreed, by link, the newest last.
+/// What was agreed last with each peer, and on which link.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Links(Vec<(LinkId, Negotiated)>);
+pub(crate) struct Links(Vec<(NodeId, LinkId, Negotiated)>);
 
 impl Links {
-    pub(crate) fn new(mut known: Vec<(LinkId, Negotiated)>) -> Links {
-        known.truncate(MAX_LINKS);
+    pub(crate) fn new(known: Vec<(NodeId, LinkId, Negotiated)>) -> Links {
         Links(known)
     }
 
-    pub(crate) fn known(&self) -> &[(LinkId, Negotiated)] {
+    pub(crate) fn known(&self) -> &[(NodeId, LinkId, Negotiated)] {
         &self.0
     }
 
     /// Packets are recorded without their payload, and so without its digest.
     pub(crate) fn of(&self, link: LinkId) -> Negotiated {
-        let found = self.0.iter().find(|(id, _)| *id == link);
-        let agreed = found.map_or(Negotiated::INITIAL, |(_, negotiated)| *negotiated);
+        let found = self.0.iter().find(|(_, id, _)| *id == link);
+        let agreed = found.map_or(Negotiated::INITIAL, |(.., negotiated)| *negotiated);
         Negotiated { integrity_digest_len: 0, own_integrity_digest_len: 0, ..agreed }
     }
 
-    /// Takes note of what the core decided.
+    /// Takes note of what the core decided. A peer has one link at a time.
     pub(crate) fn follow(&mut self, actions: &[Action]) {
         for action in actions {
-            if let Action::SetNegotiated { link, negotiated, .. } = action {
-                self.0.retain(|(id, _)| id != link);
-                if self.0.len() >= MAX_LINKS {
-                    self.0.remove(0);
-                }
-                self.0.push((*link, *negotiated));
+            if let Action::SetNegotiated { peer, link, negotiated } = action {
+                self.0.retain(|(node, ..)| node != peer);
+                self.0.push((*peer, *link, *negotiated));
             }
         }
     }

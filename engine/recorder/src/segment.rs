@@ -5,6 +5,7 @@ use rkyv::rancor::Error as RkyvError;
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_core::io::{LinkId, Time};
 use zea_wire::features::Negotiated;
+use zea_wire::ids::NodeId;
 
 use crate::bytes::Reader;
 use crate::frame::{self, Cut};
@@ -42,8 +43,8 @@ pub struct Header {
     pub at: Time,
     /// The same as nanoseconds since 1970. The core's time is monotonic: a clock that was set in the run does not show.
     pub wall_ns: u64,
-    /// How packets of the links that were up are encoded.
-    pub links: Vec<(LinkId, Negotiated)>,
+    /// How packets of each peer's link are encoded.
+    pub links: Vec<(NodeId, LinkId, Negotiated)>,
 }
 
 impl Header {

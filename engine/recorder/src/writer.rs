@@ -289,3 +289,77 @@ pub(crate) fn list(dir: &Path) -> io::Result<VecDeque<(u64, u64)>> {
     files.sort_unstable();
     Ok(files.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(dir: &Path) -> Vec<(u64, u64)> {
+        list(dir).unwrap().into()
+    }
+
+    #[test]
+    fn recorder_rings_keep_the_newest_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r0");
+        let mut ring = Ring::new(path.clone(), 1000);
+        for segment in 0..10 {
+            for _ in 0..3 {
+                ring.add((1, segment), &[7; 100]).unwrap();
+            }
+        }
+        assert_eq!(sizes(&path), [(7, 300), (8, 300), (9, 300)]);
+        // Another run goes on behind them, and a single segment may take more than there is.
+        let mut ring = Ring::new(path.clone(), 1000);
+        ring.add((2, 0), &[7; 100]).unwrap();
+        assert_eq!(sizes(&path), [(7, 300), (8, 300), (9, 300), (10, 100)]);
+        ring.add((2, 0), &[7; 2000]).unwrap();
+        assert_eq!(sizes(&path), [(10, 2100)]);
+        let mut ring = Ring::new(path.clone(), u64::MAX);
+        for segment in 0..2 * MAX_FILES as u64 {
+            ring.add((3, segment), &[7]).unwrap();
+        }
+        assert_eq!(sizes(&path).len(), MAX_FILES);
+    }
+
+    #[test]
+    fn recorder_rings_leave_out_the_rest_of_a_segment_that_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r0");
+        std::fs::write(&path, "in the way").unwrap();
+        let mut ring = Ring::new(path.clone(), 1000);
+        assert!(ring.add((1, 0), &[7; 100]).is_err());
+        std::fs::remove_file(&path).unwrap();
+        ring.add((1, 0), &[7; 100]).unwrap();
+        assert!(!path.exists(), "its beginning is missing");
+        ring.add((1, 1), &[7; 50]).unwrap();
+        assert_eq!(sizes(&path), [(0, 50)]);
+    }
+
+    #[test]
+    fn recorder_writes_for_its_owner_only_and_what_is_under_way_at_the_end() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let options = RingOptions { dir: dir.path().join("flight"), ring_bytes: MIN_RING_BYTES };
+        let writer = Writer::start(&options).unwrap();
+        let mut core = Resource::new(zea_core::config::ResourceConfig::new("r0", zea_wire::ids::NodeId(0)));
+        let mut recording = writer.outlet().record("r0", Time(0));
+        recording.handle(&mut core, Time(1), &mut NoRng, Input::Timer, &mut Vec::new());
+        assert_eq!(recording.due(Time(1)), Some(Time(1).plus_ms(crate::limits::CHUNK_MS)));
+        drop(recording);
+        writer.stop();
+        let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(options.dir.join("r0")), 0o700);
+        assert_eq!(mode(options.dir.join("r0/000000000000.zeaflt")), 0o600);
+        let wrong = RingOptions { ring_bytes: MIN_RING_BYTES - 1, ..options };
+        assert!(matches!(Writer::start(&wrong), Err(WriterError::Size(_))));
+    }
+
+    struct NoRng;
+
+    impl Rng for NoRng {
+        fn next_u64(&mut self) -> u64 {
+            panic!("nothing is drawn")
+        }
+    }
+}

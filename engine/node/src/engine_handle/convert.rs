@@ -121,6 +121,14 @@ pub(super) fn status(status: &Status, around: &Around<'_>) -> ResourceStatus {
     }
 }
 
+/// The status of a core that is known by its recording alone: without paths, backing devices and clients.
+pub fn recorded_status(name: &str, status: &Status) -> ResourceStatus {
+    let (net, disk, nodes, volumes) = Default::default();
+    let file = ResourceFile { name: name.to_owned(), net, disk, nodes, volumes };
+    let around = Around { file: &file, own: status.node_id.0, open_count: &|_| 0, link_error: &|_| None };
+    self::status(status, &around)
+}
+
 fn device(device: &zea_core::event::DeviceStatus, around: &Around<'_>) -> DeviceStatus {
     let nr = device.volume.0;
     let open_count = (around.open_count)(nr);

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use zea_core::config::ResourceConfig;
 use zea_core::event::{Event as CoreEvent, Severity};
 use zea_core::io::{AdminError, Command as CoreCommand};
+use zea_recorder::{RingOptions, Writer};
 use zea_shard::ring::RingError;
 use zea_shard::{
     BackingPaths, EventStream, ExportDirectory, LinkMaker, OpenError, Pending, ResourceEvent, ResourceId, Shard,
@@ -48,12 +49,14 @@ const EVENT_QUEUE: usize = 4096;
 const EVENT_TICK: Duration = Duration::from_millis(250);
 
 /// What a [`ShardEngine`] is made from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ShardOptions {
     /// This node.
     pub node_id: u8,
     /// Number of shards, 1 or more.
     pub shards: u16,
+    /// Where flight recordings go; `None`: nothing is recorded.
+    pub recordings: Option<RingOptions>,
 }
 
 /// See the module.
@@ -62,6 +65,8 @@ pub struct ShardEngine {
     shards: Vec<ShardHandle>,
     links: Arc<Links>,
     exports: ExportDirectory,
+    /// Until the shards have ended.
+    recorder: Mutex<Option<Writer>>,
     running: Arc<Mutex<Running>>,
     stopping: Arc<AtomicBool>,
 }
@@ -93,11 +98,16 @@ impl ShardEngine {
     pub fn start(options: ShardOptions, hub: &Arc<Hub>, ended: &Sender<u16>) -> Result<Arc<ShardEngine>> {
         let links = Links::start().context("cannot start the connector")?;
         let exports = ExportDirectory::new();
+        let recorder = options.recordings.as_ref().and_then(start_recorder);
+        let recordings = recorder.as_ref().map(Writer::outlet);
         let running = Arc::new(Mutex::new(Running::new()));
         let stopping = Arc::new(AtomicBool::new(false));
         let mut shards = Vec::new();
         for index in 0..options.shards {
-            let config = || ShardConfig::new(index, Arc::clone(&links) as Arc<dyn LinkMaker>, exports.clone());
+            let config = || ShardConfig {
+                recordings: recordings.clone(),
+                ..ShardConfig::new(index, Arc::clone(&links) as Arc<dyn LinkMaker>, exports.clone())
+            };
             let shard = spawn(config).with_context(|| format!("cannot start shard {index}"))?;
             let pump = EventPump {
                 index,
@@ -114,7 +124,8 @@ impl ShardEngine {
                 .context("cannot start a thread for events")?;
             shards.push(shard);
         }
-        Ok(Arc::new(ShardEngine { own: options.node_id, shards, links, exports, running, stopping }))
+        let recorder = Mutex::new(recorder);
+        Ok(Arc::new(ShardEngine { own: options.node_id, shards, links, exports, recorder, running, stopping }))
     }
 
     /// Serves NBD clients of a listening socket.
@@ -133,6 +144,10 @@ impl ShardEngine {
             if let Err(error) = shard.stop() {
                 warn!("shard {}: {error}", shard.index());
             }
+        }
+        // After them: what they recorded last is on its way.
+        if let Some(recorder) = lock(&self.recorder).take() {
+            recorder.stop();
         }
     }
 
@@ -191,6 +206,11 @@ impl ShardEngine {
         lock(&self.running).remove(name);
         Ok(())
     }
+}
+
+/// A node that cannot record works all the same.
+fn start_recorder(options: &RingOptions) -> Option<Writer> {
+    Writer::start(options).inspect_err(|error| warn!("there is no flight recorder: {error}")).ok()
 }
 
 /// Starts a shard. The memory of rings counts against what a user may lock (RLIMIT_MEMLOCK), and so do the buffers that

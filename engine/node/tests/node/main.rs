@@ -6,5 +6,6 @@ mod bad_wire;
 mod clients;
 mod common;
 mod crashes;
+mod recordings;
 mod three_daemons;
 mod verify;

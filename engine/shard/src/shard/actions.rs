@@ -32,7 +32,7 @@ impl Shard {
         let mut actions = std::mem::take(&mut self.outbox);
         assert!(actions.is_empty(), "a core is fed while its actions are carried out");
         let resource = &mut self.resources[slot];
-        resource.core.handle(self.now, &mut self.rng, input, &mut actions);
+        resource.handle(self.now, &mut self.rng, input, &mut actions);
         resource.fed = true;
         resource.unchecked += 1;
         if resource.unchecked >= INPUTS_PER_CHECK {

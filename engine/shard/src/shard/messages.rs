@@ -53,7 +53,8 @@ impl Shard {
         if self.resources.len() >= MAX_RESOURCES {
             return Err(ShardError::Limit(format!("more than {MAX_RESOURCES} resources on a shard")));
         }
-        let slot = self.resources.insert(Res::new(id, config));
+        let recording = self.config.recordings.as_ref().map(|outlet| outlet.record(&config.name, self.now));
+        let slot = self.resources.insert(Res::new(id, config, recording));
         self.by_id.insert(id, slot);
         Ok(())
     }

@@ -17,6 +17,7 @@ use io_uring::types::Fd;
 use slab::Slab;
 use thiserror::Error;
 use zea_core::io::{Input, Outbox, Time};
+use zea_recorder::Outlet;
 
 use crate::clock::{Clock, KernelRng};
 use crate::disk::Disks;
@@ -53,6 +54,8 @@ pub struct ShardConfig {
     pub links: Arc<dyn LinkMaker>,
     /// The node's exports; the same for all shards.
     pub exports: ExportDirectory,
+    /// Who writes the flight recordings of the resources; `None`: nothing is recorded.
+    pub recordings: Option<Outlet>,
 }
 
 impl std::fmt::Debug for ShardConfig {
@@ -68,7 +71,8 @@ impl std::fmt::Debug for ShardConfig {
 impl ShardConfig {
     /// Defaults for shard number `index`.
     pub fn new(index: u16, links: Arc<dyn LinkMaker>, exports: ExportDirectory) -> ShardConfig {
-        ShardConfig { index, ring: RingConfig::default(), pool: PoolConfig::default(), pin_cpu: None, links, exports }
+        let (ring, pool) = Default::default();
+        ShardConfig { index, ring, pool, pin_cpu: None, links, exports, recordings: None }
     }
 }
 
@@ -341,7 +345,7 @@ impl Shard {
             front.submit(&mut self.ring, &self.pool, slot as u32);
         }
         for (_, resource) in &mut self.resources {
-            resource.refresh();
+            resource.refresh(self.now);
         }
         let metrics = &self.metrics;
         Metrics::set(&metrics.links, self.links.len() as u64);
@@ -361,7 +365,8 @@ impl Shard {
         let tick = ticks.then_some(self.next_tick);
         let cores = self.resources.iter().filter_map(|(_, resource)| resource.deadline);
         let fronts = self.fronts.iter().filter_map(|(_, front)| Some(front.give_up_at()?.max(self.next_tick)));
-        let deadline = cores.chain(fronts).chain(tick).min()?;
+        let recordings = self.resources.iter().filter_map(|(_, resource)| resource.recording.as_ref()?.due(self.now));
+        let deadline = cores.chain(fronts).chain(recordings).chain(tick).min()?;
         Some(Duration::from_nanos(deadline.0.saturating_sub(self.clock.now().0)))
     }
 

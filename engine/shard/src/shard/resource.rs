@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use zea_core::Resource;
 use zea_core::config::{NetOptions, ResourceConfig};
-use zea_core::io::{Backing, Time};
+use zea_core::io::{Backing, Input, Outbox, Rng, Time};
+use zea_recorder::Recording;
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::state::Role;
 
@@ -59,6 +60,8 @@ pub(super) struct Res {
     pub(super) id: ResourceId,
     pub(super) name: Arc<str>,
     pub(super) core: Resource,
+    /// What the core is told is written down.
+    pub(super) recording: Option<Recording>,
     pub(super) peers: BTreeMap<NodeId, Peer>,
     pub(super) disks: BTreeMap<VolumeNr, OpenDisk>,
     pub(super) exports: Vec<Arc<Export>>,
@@ -77,11 +80,12 @@ pub(super) struct Res {
 }
 
 impl Res {
-    pub(super) fn new(id: ResourceId, config: ResourceConfig) -> Res {
+    pub(super) fn new(id: ResourceId, config: ResourceConfig, recording: Option<Recording>) -> Res {
         Res {
             id,
             name: config.name.as_str().into(),
             core: Resource::new(config),
+            recording,
             peers: BTreeMap::new(),
             disks: BTreeMap::new(),
             exports: Vec::new(),
@@ -103,8 +107,19 @@ impl Res {
         self.peers.entry(peer).or_insert_with(|| Peer::new(&NetOptions::default()))
     }
 
+    /// Gives an input to the core.
+    pub(super) fn handle(&mut self, now: Time, rng: &mut dyn Rng, input: Input<'_>, actions: &mut Outbox) {
+        match &mut self.recording {
+            Some(recording) => recording.handle(&mut self.core, now, rng, input, actions),
+            None => self.core.handle(now, rng, input, actions),
+        }
+    }
+
     /// At the end of a turn: what depends on the core's state.
-    pub(super) fn refresh(&mut self) {
+    pub(super) fn refresh(&mut self, now: Time) {
+        if let Some(recording) = &mut self.recording {
+            recording.end_turn(now);
+        }
         if std::mem::take(&mut self.fed) {
             self.deadline = self.core.deadline();
         }

@@ -13,6 +13,8 @@ use zea_core::config::{DiskOptions, NetOptions, PeerConfig, ResourceConfig, Volu
 use zea_core::io::Command;
 use zea_meta::create::{CreateParams, WriteContent, create_md};
 use zea_meta::placement::{LayoutParams, Placement};
+use zea_recorder::limits::MIN_RING_BYTES;
+use zea_recorder::{RingOptions, Writer};
 use zea_shard::{BackingPaths, ExportDirectory, LinkMaker, LinkSockets, ResourceId, Shard, ShardConfig, ShardHandle};
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::state::{ConnState, DiskState, ReplState};
@@ -265,7 +267,7 @@ impl Drop for Cluster {
     }
 }
 
-/// A shard whose links are made by the switchboard, and a socket for its clients.
+/// A shard whose links are made by the switchboard, with a flight recorder, and a socket for its clients.
 pub(crate) fn shard(
     board: &Arc<Switchboard>,
     (nr, number, own): (usize, u16, NodeId),
@@ -273,7 +275,11 @@ pub(crate) fn shard(
     socket: &Path,
 ) -> ShardHandle {
     let maker = Maker { board: Arc::clone(board), shard: nr, own };
-    let shard = Shard::spawn(ShardConfig::new(number, Arc::new(maker), exports.clone())).expect("a shard");
+    // The writer's thread ends with the shard.
+    let recordings = RingOptions { dir: socket.with_extension("flight"), ring_bytes: MIN_RING_BYTES };
+    let recordings = Some(Writer::start(&recordings).expect("a recorder").outlet());
+    let config = ShardConfig { recordings, ..ShardConfig::new(number, Arc::new(maker), exports.clone()) };
+    let shard = Shard::spawn(config).expect("a shard");
     let listener = UnixListener::bind(socket).expect("bound");
     shard.listen_nbd(OwnedFd::from(listener)).expect("listens");
     shard

@@ -100,9 +100,9 @@ impl Drop for RecordedCore {
 }
 
 /// Runs a seed with a recorder beside each core.
-fn flights(seed: u64) -> Vec<Flight> {
+fn flights(run: Run) -> Vec<Flight> {
     FLIGHTS.with_borrow_mut(Vec::clear);
-    drop(Run { make_core: recorded_core, ..Run::of(seed) }.run());
+    drop(Run { make_core: recorded_core, ..run }.run());
     FLIGHTS.take()
 }
 
@@ -146,7 +146,7 @@ fn play(segments: Vec<Vec<u8>>, actions: &[u64]) -> Seen {
 fn sim_recordings_of_crashed_nodes_replay_to_the_state_that_they_had() {
     let (mut processes, mut inputs, mut segments, mut bytes, mut from_the_middle) = (0, 0, 0, 0, 0);
     for seed in 0..12 {
-        for flight in flights(seed) {
+        for flight in flights(Run::of(seed)) {
             let all: Vec<Vec<u8>> = flight.segments.into_values().collect();
             let seen = play(all.clone(), &flight.actions);
             assert_eq!(seen.ending, Some(Ending::Stopped), "seed {seed}");
@@ -177,7 +177,7 @@ fn sim_recordings_of_crashed_nodes_replay_to_the_state_that_they_had() {
 #[test]
 fn sim_a_core_with_randomness_of_its_own_does_not_replay() {
     mutation::set(Some(Mutation::OwnRandomness));
-    let flights = flights(3);
+    let flights = flights(Run::of(3));
     mutation::set(None);
     let replays = |flight: &Flight| {
         let seen = play(flight.segments.values().cloned().collect(), &flight.actions);
@@ -188,7 +188,7 @@ fn sim_a_core_with_randomness_of_its_own_does_not_replay() {
 
 /// A recording with several segments, made once.
 fn one_flight() -> Flight {
-    let flights = flights(5);
+    let flights = flights(Run::of(5));
     flights.into_iter().max_by_key(|flight| flight.segments.len()).expect("nodes ran")
 }
 
