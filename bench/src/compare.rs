@@ -165,7 +165,7 @@ impl<'a> Bench<'a> {
                 println!("Zea: disk-flushes {}", if flush { "yes" } else { "no" });
                 let programs = &self.options.programs;
                 let state = directory.join("zea");
-                let pair = ZeaPair::start(programs, &backing, flush, &state, interrupt)?;
+                let pair = ZeaPair::start(programs, &[], &backing, flush, &state, interrupt)?;
                 Target::Zea(pair)
             }
             System::Qemu => Target::Qemu(QemuPair::start(&backing, directory, interrupt)?),

@@ -21,6 +21,7 @@ pub mod floor;
 pub mod memory;
 pub mod process;
 pub mod qemu_pair;
+pub mod recorder_cost;
 pub mod report;
 pub mod sample;
 pub mod zea_pair;

@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use zea_bench::compare::{self, CompareOptions};
 use zea_bench::floor::{self, Limit, Load};
 use zea_bench::memory::{self, MemoryOptions};
+use zea_bench::recorder_cost::{self, RecorderOptions};
 
 /// Measures Zea beside its peers and beside the composed floor.
 #[derive(Parser)]
@@ -26,6 +27,8 @@ enum Command {
     Compare(CompareOptions),
     /// Print the memory of a zead that serves a 1 TiB volume with two peers
     Memory(MemoryOptions),
+    /// Run a pair of zead with the flight recorder and one without it in turns, and print what it costs
+    Recorder(RecorderOptions),
     /// The floor's client: write to a floor-primary, and print what was measured as JSON
     FloorClient(ClientOptions),
     /// The floor's primary: serve one client, and copy all it writes to a floor-secondary
@@ -103,6 +106,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Compare(options) => compare::run(&options),
         Command::Memory(options) => memory::run(&options),
+        Command::Recorder(options) => recorder_cost::run(&options),
         Command::FloorClient(options) => {
             let sample = floor::client(&options.socket, options.load())?;
             println!("{}", serde_json::to_string(&sample)?);

@@ -55,20 +55,22 @@ fn beside_us(given: Option<&Path>, name: &str) -> Result<PathBuf> {
 pub struct ZeaPair([Node; 2]);
 
 impl ZeaPair {
-    /// Starts the pair over `backing`, with its state below `directory`, and waits until all of
+    /// Starts the pair, with these options, over `backing`, with its state below `directory`, and waits until all of
     /// the volume is up to date on both.
     ///
     /// # Errors
     /// A daemon or a command fails, or the first resync takes longer than five minutes.
     pub fn start(
         programs: &Programs,
+        daemon: &[&str],
         backing: &[PathBuf; 2],
         disk_flushes: bool,
         directory: &Path,
         interrupt: &Interrupt,
     ) -> Result<Self> {
         let addresses = [loopback(1)?, loopback(2)?];
-        let nodes = [Node::start(programs, 0, directory, interrupt)?, Node::start(programs, 1, directory, interrupt)?];
+        let node = |id| Node::start(programs, daemon, id, directory, interrupt);
+        let nodes = [node(0)?, node(1)?];
         for (node, backing) in nodes.iter().zip(backing) {
             node.create(&addresses, backing, disk_flushes, interrupt)?;
         }
@@ -86,10 +88,41 @@ impl ZeaPair {
         outcome.map(drop).context("the pair has fallen apart")
     }
 
+    /// Time of processors that both daemons have used, in nanoseconds.
+    ///
+    /// # Errors
+    /// A daemon has ended.
+    pub fn cpu_ns(&self) -> Result<u64> {
+        let both = self.0.iter().map(|node| cpu_ns(node.daemon.pid()));
+        both.sum()
+    }
+
+    /// Writes of 4 KiB that the Primary has taken since it started.
+    ///
+    /// # Errors
+    /// It does not say.
+    pub fn writes(&self, interrupt: &Interrupt) -> Result<u64> {
+        let status = self.0[0].zea(&["status", RESOURCE, "--json"], interrupt)?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let kib = status[0]["devices"][0]["written"].as_u64().context("no count of writes in the status")?;
+        Ok(kib / 4)
+    }
+
     /// The export's URI.
     pub fn uri(&self) -> &str {
         &self.0[0].uri
     }
+}
+
+/// What the kernel counted for all threads of a process.
+fn cpu_ns(pid: u32) -> Result<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let used = text.split(' ').next().and_then(|first| first.parse::<u64>().ok());
+        sum += used.context("schedstat has no time")?;
+    }
+    Ok(sum)
 }
 
 /// One Primary `zead` with one volume and two peers, none of which is there.
@@ -103,7 +136,7 @@ impl ZeaAlone {
     /// The daemon or a command fails.
     pub fn start(programs: &Programs, backing: &Path, directory: &Path, interrupt: &Interrupt) -> Result<Self> {
         let addresses = [loopback(1)?, loopback(2)?, loopback(3)?];
-        let node = Node::start(programs, 0, directory, interrupt)?;
+        let node = Node::start(programs, &[], 0, directory, interrupt)?;
         node.create(&addresses, backing, true, interrupt)?;
         node.zea(&["promote", RESOURCE, "--force"], interrupt)?;
         node.zea(&["wait", RESOURCE, "--for", "uptodate"], interrupt)?;
@@ -130,12 +163,12 @@ struct Node {
 }
 
 impl Node {
-    fn start(programs: &Programs, id: usize, directory: &Path, interrupt: &Interrupt) -> Result<Self> {
+    fn start(programs: &Programs, daemon: &[&str], id: usize, directory: &Path, interrupt: &Interrupt) -> Result<Self> {
         let state = directory.join(format!("node-{id}"));
         std::fs::create_dir_all(&state)?;
         let mut command = Command::new(programs.zead()?);
         command.args(["--node-id", &id.to_string()]);
-        command.arg("--state-dir").arg(&state);
+        command.arg("--state-dir").arg(&state).args(daemon);
         let mut daemon = Daemon::start(&format!("zead-{id}"), &mut command, directory)?;
         let control = state.join("control.sock");
         daemon.wait_until("control socket", interrupt, || UnixStream::connect(&control).is_ok())?;
