@@ -205,6 +205,9 @@ impl Resource {
                 Err(refuse(ss::NO_UP_TO_DATE_DISK, "needs a local disk and a connected UpToDate peer to copy from")),
             );
         }
+        if self.peer_84().is_some() {
+            return self.invalidate_84(tag, volume);
+        }
         let weak = self.not_replicated(vidx);
         let v = &mut self.volumes[vidx];
         if v.disk == DiskState::UpToDate {

@@ -381,6 +381,7 @@ impl Resource {
         let c = &mut self.conns[cidx];
         let node = c.node();
         let was_up = c.is_up();
+        let was_84 = c.speaks_84();
         let was_primary = was_up && c.role == Role::Primary;
         let graceful = matches!(state, ConnState::TearDown | ConnState::Disconnecting);
         if !graceful {
@@ -394,6 +395,9 @@ impl Resource {
         self.state_changed = true;
         for vidx in 0..self.volumes.len() {
             self.peer_device_lost(cx, cidx, vidx, was_up);
+            if was_84 {
+                self.rename_what_differs(cx, cidx, vidx);
+            }
         }
         self.twopc_lost_peer(cx, node);
         self.kept_lost_origin(cx, cidx);

@@ -5,10 +5,11 @@
 //! * connects when the peer's P_STATE is there, without a two-phase commit ([`handshake`]), and asks the one peer for the changes
 //!   that need its consent ([`request`]);
 //! * tells four UUIDs instead of a table ([`uuids`]), compares them by 8.4's rules (`uuid/table84.rs`), and shares a sync UUID in a
-//!   resync ([`resync`]);
+//!   resync ([`resync`]), also in one that an administrator asks for ([`full_resync`]);
 //! * leaves it to a Secondary to begin the generation of a Primary without a disk ([`generation`]);
 //! * knows neither dagtags nor peer acks: an epoch that was acked is over for both.
 
+mod full_resync;
 mod generation;
 mod handshake;
 pub(crate) mod request;

@@ -48,7 +48,7 @@ pub(crate) enum Stage {
     Disk,
     /// Verify: read, the digest is being computed.
     Digest,
-    /// Resync read: sent, holds its range until the peer wrote it.
+    /// Resync read: sent, holds its range until the peer wrote it. Read of a verify with 8.4: until the peer compared it.
     Sent,
 }
 

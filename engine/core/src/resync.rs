@@ -44,9 +44,12 @@ impl Resource {
     pub(crate) fn full_bitmap_stable(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId) {
         if let Some(cidx) = self.cidx(node)
             && self.conns[cidx].is_up()
-            && self.conns[cidx].pds[vidx].repl == ReplState::WFBitMapS
         {
-            self.send_bitmap(cx, cidx, vidx);
+            match self.conns[cidx].pds[vidx].repl {
+                ReplState::WFBitMapS => self.send_bitmap(cx, cidx, vidx),
+                ReplState::StartingSyncS => self.source_names_resync(cx, cidx, vidx),
+                _ => {}
+            }
         }
     }
 

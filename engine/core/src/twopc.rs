@@ -50,15 +50,18 @@ pub(crate) enum Change {
     Disconnect(NodeId),
     /// Established to VerifyS, for the target to VerifyT.
     Verify(VerifyPlan),
+    /// This node becomes the target of a resync of everything. Of a peer that speaks 8.4; elsewhere it connects again.
+    Invalidate(VolumeNr),
     /// No change: learn who is Primary after a peer was lost.
     Empty,
 }
 
 impl Change {
     /// The volume that it is about, if it is about one.
-    fn volume(self) -> Option<VolumeNr> {
+    pub(crate) fn volume(self) -> Option<VolumeNr> {
         match self {
             Change::Verify(plan) => Some(plan.volume),
+            Change::Invalidate(volume) => Some(volume),
             _ => None,
         }
     }
@@ -311,6 +314,7 @@ impl Resource {
             Change::Demote => role(Role::Secondary),
             Change::Disconnect(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ConnState::Disconnecting)),
             Change::Verify(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ReplState::VerifyS)),
+            Change::Invalidate(_) => unreachable!("asked for with a request"),
             Change::Empty => (StateBits(0), StateBits(0)),
         }
     }
@@ -347,6 +351,7 @@ impl Resource {
                 (Some(cidx), Some(vidx)) => self.verify_check(cidx, vidx).map(|_| true),
                 _ => Ok(false),
             },
+            Change::Invalidate(volume) => self.invalidate_check(volume),
             Change::Empty => Ok(true),
         }
     }
@@ -445,6 +450,7 @@ impl Resource {
                 self.disconnected_by_us(cx, cidx);
             }
             Change::Verify(plan) => self.verify_begin(cx, plan),
+            Change::Invalidate(volume) => self.invalidate_agreed(volume),
             Change::Empty => {}
         }
         self.members_learned(cx, primaries);

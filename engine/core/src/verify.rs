@@ -4,7 +4,8 @@
 //! The source (VerifyS) asks for blocks. From its request to the end of its own read a block carries a mark: a write there in that
 //! time makes the comparison void, the block is skipped. The target (VerifyT) reads when it has received what the source had
 //! (dagtag), and answers with the digest and with what it has received by then; the source waits for that before it reads.
-//! So both read the same writes, or the mark tells.
+//! So both read the same writes, or the mark tells. 8.4 has no dagtags: there the source asks for nothing that the peer has not
+//! confirmed as stable, and the target keeps writes away from what it has read until the result is there, as 8.4 itself does.
 //!
 //! Nothing is repaired here: differences get bits on both nodes, which a later handshake resyncs (`docs/adr`: keep bits).
 
@@ -18,6 +19,7 @@ use zea_wire::ids::{BlockId, NodeId, VolumeNr};
 use zea_wire::packet::{BlockAck, BlockReq, OvResult, OvVerdict, Packet, RsReq};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 
+use crate::activity_log::extents_of;
 use crate::event::{Severity, VerifyStatus};
 use crate::interval::IntervalId;
 use crate::io::{AdminError, AdminTag, Time};
@@ -25,7 +27,7 @@ use crate::limits;
 use crate::peer_request::{Kind, Stage};
 use crate::resource::{Ctx, Resource};
 use crate::twopc::{Change, ss};
-use crate::volume::Lock;
+use crate::volume::{Attached, Lock};
 
 pub(crate) use report::Tally;
 pub(crate) use target::Target;
@@ -155,12 +157,6 @@ impl Resource {
         if pd.repl != ReplState::Established {
             return Err(refuse(ss::RESYNC_RUNNING, format!("{name} is busy: {}", pd.repl)));
         }
-        if c.speaks_84() {
-            return Err(refuse(
-                ss::NOT_SUPPORTED,
-                format!("{name} speaks the dialect of DRBD 8.4: no verify with it yet"),
-            ));
-        }
         if v.slot(c.node()).is_none() {
             return Err(refuse(ss::NOT_SUPPORTED, format!("no bitmap is kept for {name}")));
         }
@@ -220,7 +216,9 @@ impl Resource {
         let what = if plan.marked { "blocks that are marked out of sync" } else { "online verify" };
         let text = format!("volume {}: comparing with node {}: {what}, {}", plan.volume, plan.peer, alg.as_str());
         cx.notice(Severity::Info, text);
-        self.send_state(cx, cidx, vidx);
+        if !self.conns[cidx].speaks_84() {
+            self.send_state(cx, cidx, vidx);
+        }
     }
 
     // ---- steps -----------------------------------------------------------------------------------------------------
@@ -315,8 +313,9 @@ impl Resource {
     fn verify_ask(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
         let node = self.conns[cidx].node();
         let sectors = u64::from(len) / 512;
-        let busy =
-            self.conflict(vidx, sector, sectors, Lock::ResyncRead(node)) || self.queued_write(vidx, sector, sectors);
+        let busy = self.conflict(vidx, sector, sectors, Lock::ResyncRead(node))
+            || self.queued_write(vidx, sector, sectors)
+            || self.unstable_there(cidx, vidx, sector, sectors);
         if busy && !broken!(VerifyIgnoresWrites) {
             let s = self.conns[cidx].pds[vidx].verify.source.as_mut().expect("checked by the caller");
             s.tally.skip(sectors);
@@ -324,7 +323,7 @@ impl Resource {
         }
         let mark = self.volumes[vidx].lock_range(sector, sectors, Lock::Verify { void: false });
         self.volumes[vidx].verify_marks += 1;
-        let block_id = BlockId(self.next_block_id);
+        let block_id = self.conns[cidx].resync_id(BlockId(self.next_block_id));
         self.next_block_id += 1;
         if self.role == Role::Primary {
             self.send_dagtag(cx, cidx);
@@ -341,14 +340,27 @@ impl Resource {
         self.send_volume(cx, cidx, vidx, packet);
     }
 
+    /// The peer knows no dagtags, and may read before a write that it has received earlier.
+    fn unstable_there(&self, cidx: usize, vidx: usize, sector: u64, sectors: u64) -> bool {
+        let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
+        let in_use = |a: &Attached| extents_of(sector, sectors).any(|extent| a.al.refs(extent) > 0);
+        if !c.speaks_84() || !v.attached.as_ref().is_some_and(in_use) {
+            return false;
+        }
+        self.writes.iter().any(|(_, w)| {
+            let (begin, end) = (w.req.sector, w.req.sector + u64::from(w.req.len) / 512);
+            w.vidx == vidx && begin < sector + sectors && sector < end && w.unstable.contains(c.node())
+        })
+    }
+
     // ---- answers ---------------------------------------------------------------------------------------------------
 
     /// P_OV_DAGTAG_REPLY, P_OV_REPLY: the target's digest. Read here, too, as soon as this node has what the target had.
     pub(crate) fn verify_reply(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, req: RsReq, digest: Digest) {
         let Some(s) = self.conns[cidx].pds[vidx].verify.source.as_mut() else { return };
-        let asked = s.asked.iter_mut().find(|a| a.block_id == req.block_id);
-        let Some(asked) = asked.filter(|a| a.digest.is_none() && (a.sector, a.len) == (req.sector, req.blksize)) else {
-            if req.block_id < s.first_id {
+        let asked = s.asked.iter_mut().find(|a| (a.block_id, a.sector) == (req.block_id, req.sector));
+        let Some(asked) = asked.filter(|a| a.digest.is_none() && a.len == req.blksize) else {
+            if req.block_id < s.first_id || req.block_id == BlockId::SYNCER {
                 return;
             }
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "a verify reply that was not asked for");
@@ -356,7 +368,7 @@ impl Resource {
         asked.digest = Some(digest);
         let mark = asked.mark;
         if self.is_void(vidx, mark) {
-            return self.verify_result(cx, cidx, vidx, req.block_id, OvVerdict::Skipped);
+            return self.verify_result(cx, cidx, vidx, req.sector, OvVerdict::Skipped);
         }
         let from_sender = req.dagtag_node_id == self.conns[cidx].node();
         let index = self.new_peer_read(cidx, vidx, Kind::VerifySource, req.sector, req.blksize, req.block_id);
@@ -371,7 +383,7 @@ impl Resource {
     /// P_RS_CANCEL, P_NEG_RS_DREPLY: the target does not answer this one.
     pub(crate) fn verify_not_served(&mut self, cidx: usize, vidx: usize, ack: BlockAck) {
         let Some(s) = self.conns[cidx].pds[vidx].verify.source.as_mut() else { return };
-        if let Some(at) = s.asked.iter().position(|a| a.block_id == ack.block_id && a.digest.is_none()) {
+        if let Some(at) = s.asked.iter().position(|a| a.sector == ack.sector && a.digest.is_none()) {
             let asked = s.asked.swap_remove(at);
             s.tally.skip(u64::from(asked.len) / 512);
             self.remove_mark(vidx, asked.mark);
@@ -383,7 +395,7 @@ impl Resource {
         let p = self.peer_req_end(cx, index);
         let Some(cidx) = self.cidx(p.node) else { return };
         let Some(s) = self.conns[cidx].pds[p.vidx].verify.source.as_ref() else { return };
-        let Some(asked) = s.asked.iter().find(|a| a.block_id == p.block_id) else { return };
+        let Some(asked) = s.asked.iter().find(|a| a.sector == p.sector) else { return };
         let theirs = asked.digest.as_ref().expect("read after the reply").as_slice();
         if theirs.len() != digest.len() {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "a verify reply with another kind of digest");
@@ -393,7 +405,7 @@ impl Resource {
             true => OvVerdict::InSync,
             false => OvVerdict::OutOfSync,
         };
-        self.verify_result(cx, cidx, p.vidx, p.block_id, verdict);
+        self.verify_result(cx, cidx, p.vidx, p.sector, verdict);
     }
 
     /// A block is done: bits here, the result to the target.
@@ -402,14 +414,14 @@ impl Resource {
         cx: &mut Ctx<'_>,
         cidx: usize,
         vidx: usize,
-        block_id: BlockId,
+        sector: u64,
         verdict: OvVerdict,
     ) {
         let node = self.conns[cidx].node();
-        let version = self.conns[cidx].link.as_ref().map_or(0, |l| l.negotiated.version);
+        let echoes_ids = self.conns[cidx].echoes_ids();
         let Some(s) = self.conns[cidx].pds[vidx].verify.source.as_mut() else { return };
-        let Some(at) = s.asked.iter().position(|a| a.block_id == block_id) else { return };
-        let Asked { sector, len, mark, .. } = s.asked.swap_remove(at);
+        let Some(at) = s.asked.iter().position(|a| a.sector == sector) else { return };
+        let Asked { block_id, len, mark, .. } = s.asked.swap_remove(at);
         let range = s.tally.note(verdict, sector, u64::from(len) / 512);
         self.remove_mark(vidx, mark);
         match verdict {
@@ -421,7 +433,7 @@ impl Resource {
         }
         self.announce_out_of_sync(cx, cidx, vidx, range);
         let seq_num = self.conns[cidx].pds[vidx].next_seq();
-        let packet = if version >= 122 {
+        let packet = if echoes_ids {
             Packet::OvResultId(OvResult { sector, block_id, blksize: len, seq_num, result: verdict.result() })
         } else {
             Packet::OvResult(BlockAck { sector, block_id: verdict.block_id(), blksize: len, seq_num })
@@ -465,6 +477,7 @@ impl Resource {
 
     /// The link, a disk or the peer ends it before its time.
     pub(crate) fn verify_interrupt(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        self.verify_let_go(cx, cidx, vidx, |_| true);
         let verify = &mut self.conns[cidx].pds[vidx].verify;
         let target = verify.target.take();
         let tally = match verify.source.take() {

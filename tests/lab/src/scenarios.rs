@@ -5,6 +5,7 @@ mod kernel_pair;
 mod pair;
 mod replicate;
 mod settings;
+mod upkeep;
 
 use anyhow::Result;
 
@@ -43,6 +44,10 @@ macro_rules! for_each_scenario {
             interop_discards_of_the_kernel_reach_zea,
             interop_file_systems_of_zea_are_whole_on_the_kernel,
             interop_file_systems_of_the_kernel_are_whole_on_zea,
+            interop_invalidate_beside_a_zea_primary,
+            interop_invalidate_beside_a_kernel_primary,
+            interop_verify_beside_a_zea_primary,
+            interop_verify_beside_a_kernel_primary,
         }
     };
 }
@@ -68,6 +73,10 @@ pub use settings::{
     interop_discards_and_zeroes_of_zea_reach_the_kernel, interop_discards_of_the_kernel_reach_zea,
     interop_file_systems_of_the_kernel_are_whole_on_zea, interop_file_systems_of_zea_are_whole_on_the_kernel,
     interop_peers_authenticate_with_the_same_secret_only,
+};
+pub use upkeep::{
+    interop_invalidate_beside_a_kernel_primary, interop_invalidate_beside_a_zea_primary,
+    interop_verify_beside_a_kernel_primary, interop_verify_beside_a_zea_primary,
 };
 
 macro_rules! list {

@@ -111,6 +111,15 @@ impl Resource {
         }
     }
 
+    /// A peer that does not keep bits at equal generations leaves, and a verify found differences: so that they are resynced when it comes
+    /// back, the data of a Primary are of a new generation. 8.4 does the same (7).
+    pub(crate) fn rename_what_differs(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let found = self.conns[cidx].pds[vidx].verify.found && self.volumes[vidx].disk == DiskState::UpToDate;
+        if found && self.volumes[vidx].dirty_bits(self.conns[cidx].node()) > 0 {
+            self.new_generation_now(cx, vidx);
+        }
+    }
+
     /// The administrator of the peer says that both fresh disks are equal (`new-current-uuid --clear-bitmap`).
     fn skip_initial_sync(&mut self, cidx: usize, vidx: usize, current: u64) -> bool {
         let node = self.conns[cidx].node();

@@ -5,7 +5,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{Packet, ReqState, RetCode};
-use zea_wire::state::{ConnState, DiskState, Role, StateBits};
+use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits};
 
 use crate::io::{AdminError, Time};
 use crate::meta_queue::Step;
@@ -30,34 +30,46 @@ const UP_TO_DATE: u32 = 8 << 9;
 impl Resource {
     /// Whether this change is asked for with a request, at a peer that speaks 8.4. Giving up the role of Primary is not.
     pub(crate) fn asks_84(&self, change: Change) -> bool {
-        self.peer_84().is_some() && matches!(change, Change::Promote { .. } | Change::Disconnect(_))
+        let asks = !matches!(change, Change::Connect(_) | Change::Demote | Change::Empty);
+        asks && self.peer_84().is_some()
     }
 
     /// Ask. As 8.4 does, a ping goes ahead, so that a dead peer is noticed.
     pub(crate) fn request_84(&mut self, cx: &mut Ctx<'_>, wanted: Wanted) {
         let cidx = self.peer_84().expect("asked by whoever calls");
-        let role = StateBits::of_role(Role::Primary).0;
-        let (mask, val) = match wanted.change {
-            Change::Promote { force: true } => (StateBits::ROLE.0 | StateBits::DISK.0, role | UP_TO_DATE),
-            Change::Promote { force: false } => (StateBits::ROLE.0, role),
-            _ => (StateBits::CONN.0, StateBits::of_conn(ConnState::Disconnecting).0),
-        };
-        let request = ReqState { mask: StateBits(mask), val: StateBits(val) };
-        let by_volume = matches!(wanted.change, Change::Promote { .. });
-        let outstanding = if by_volume { self.volumes.len() } else { 1 };
+        let request = request_for(wanted.change);
+        let volumes = self.volumes_of(wanted.change);
+        let outstanding = volumes.as_ref().map_or(1, Vec::len);
         let deadline = cx.now.plus_ms(self.config.twopc_timeout_ms);
         let peer = self.conns[cidx].node();
         self.twopc.running = Some(Running::Request(Request { wanted, peer, outstanding, code: ss::SUCCESS, deadline }));
-        if by_volume {
-            self.ping(cx, cidx);
-            for vidx in 0..self.volumes.len() {
-                self.send_volume(cx, cidx, vidx, Packet::StateChgReq(request));
+        match volumes {
+            Some(volumes) => {
+                self.ping(cx, cidx);
+                for vidx in volumes {
+                    self.send_volume(cx, cidx, vidx, Packet::StateChgReq(request));
+                }
             }
-        } else {
-            self.send(cx, cidx, None, Packet::ConnStChgReq(request));
+            None => self.send(cx, cidx, None, Packet::ConnStChgReq(request)),
         }
         if outstanding == 0 {
             self.request_over(cx, ss::SUCCESS);
+        }
+    }
+
+    /// The volumes that are asked about, each by itself; `None`: the connection is.
+    fn volumes_of(&self, change: Change) -> Option<Vec<usize>> {
+        match change {
+            Change::Promote { .. } => Some((0..self.volumes.len()).collect()),
+            change => change.volume().map(|nr| self.vidx(nr).into_iter().collect()),
+        }
+    }
+
+    /// The change that the peer is being asked for.
+    pub(crate) fn asked_for(&self) -> Option<Wanted> {
+        match &self.twopc.running {
+            Some(Running::Request(r)) => Some(r.wanted),
+            _ => None,
         }
     }
 
@@ -111,11 +123,34 @@ impl Resource {
 
     /// P_STATE_CHG_REQ about a volume.
     pub(crate) fn state_requested(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, request: ReqState) {
-        let retcode = self.judge_84(cidx, request);
+        let begins = begins(request);
+        let retcode = match begins {
+            Some(_) if self.asks_first(cidx) => ss::CONCURRENT_ST_CHG,
+            Some(repl) => self.may_begin(cidx, vidx, repl),
+            None => self.judge_84(cidx, request),
+        };
         self.send_volume(cx, cidx, vidx, Packet::StateChgReply(RetCode { retcode }));
-        if retcode >= ss::SUCCESS {
-            self.apply_84(cx, cidx, vidx..vidx + 1, request);
+        match begins {
+            _ if retcode < ss::SUCCESS => {}
+            None => self.apply_84(cx, cidx, vidx..vidx + 1, request),
+            Some(ReplState::VerifyS) => self.verify_begin_target(cx, cidx, vidx),
+            Some(repl) => self.full_resync_begins(cidx, vidx, repl == ReplState::StartingSyncT),
         }
+    }
+
+    /// Whether the peer may begin to verify, or a resync of everything.
+    fn may_begin(&self, cidx: usize, vidx: usize, repl: ReplState) -> i32 {
+        let check = match repl {
+            ReplState::VerifyS => self.verify_check(cidx, vidx).map(drop),
+            repl => self.full_resync_check(cidx, vidx, repl == ReplState::StartingSyncT),
+        };
+        check.map_or_else(|error| error.code, |()| ss::SUCCESS)
+    }
+
+    /// Both ask at once, and the peer is the one to give way.
+    fn asks_first(&self, cidx: usize) -> bool {
+        let resolves = self.conns[cidx].link.as_ref().is_some_and(|link| link.resolve_conflicts);
+        resolves && self.asked_for().is_some()
     }
 
     /// P_CONN_ST_CHG_REQ about all volumes.
@@ -130,8 +165,7 @@ impl Resource {
     /// Whether this node agrees.
     fn judge_84(&self, cidx: usize, request: ReqState) -> i32 {
         let ReqState { mask, val } = request;
-        let resolves = self.conns[cidx].link.as_ref().is_some_and(|link| link.resolve_conflicts);
-        if resolves && matches!(self.twopc.running, Some(Running::Request(_))) {
+        if self.asks_first(cidx) {
             return ss::CONCURRENT_ST_CHG;
         }
         let known = StateBits::ROLE.0 | StateBits::CONN.0 | StateBits::DISK.0 | StateBits::PDSK.0;
@@ -173,6 +207,27 @@ impl Resource {
             self.state_changed = true;
         }
     }
+}
+
+/// What a change is called in a request.
+fn request_for(change: Change) -> ReqState {
+    let role = StateBits::of_role(Role::Primary).0;
+    let conn = |conn: ConnField| (StateBits::CONN.0, StateBits::of_conn(conn).0);
+    let (mask, val) = match change {
+        Change::Promote { force: true } => (StateBits::ROLE.0 | StateBits::DISK.0, role | UP_TO_DATE),
+        Change::Promote { force: false } => (StateBits::ROLE.0, role),
+        Change::Verify(_) => conn(ReplState::VerifyS.into()),
+        Change::Invalidate(_) => conn(ReplState::StartingSyncT.into()),
+        _ => conn(ConnState::Disconnecting.into()),
+    };
+    ReqState { mask: StateBits(mask), val: StateBits(val) }
+}
+
+/// The sender wants to verify, or that its data (StartingSyncT) or ours (StartingSyncS) is given up.
+fn begins(request: ReqState) -> Option<ReplState> {
+    let repl = request.val.conn().and_then(|conn| conn.repl_state())?;
+    let begins = matches!(repl, ReplState::VerifyS | ReplState::StartingSyncS | ReplState::StartingSyncT);
+    (request.mask == StateBits::CONN && begins).then_some(repl)
 }
 
 /// The sender disconnects.

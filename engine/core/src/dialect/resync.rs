@@ -27,7 +27,8 @@ impl Resource {
     pub(crate) fn sync_uuid_stable(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId, uuid: u64) {
         let Some(cidx) = self.cidx(node).filter(|&c| self.conns[c].is_up()) else { return };
         let (pd, v) = (&self.conns[cidx].pds[vidx], &self.volumes[vidx]);
-        let named = pd.repl == ReplState::WFBitMapS && pd.bitmap_in.is_none();
+        let exchanged = pd.repl == ReplState::WFBitMapS && pd.bitmap_in.is_none();
+        let named = exchanged || pd.repl == ReplState::StartingSyncS;
         // It may be the one of a connection that is gone.
         if !named || !v.has_disk() || v.uuids.bitmap[node.index()] != uuid {
             return;
@@ -38,6 +39,7 @@ impl Resource {
 
     /// P_SYNC_UUID: the source has begun, this node is SyncTarget.
     pub(crate) fn sync_uuid_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, packet: Uuid) {
+        self.sync_uuid_is_the_answer(cidx, vidx);
         if self.conns[cidx].pds[vidx].repl != ReplState::WFSyncUUID || !self.volumes[vidx].has_disk() {
             return cx.notice(Severity::Info, "a sync UUID that this node does not wait for: ignored");
         }

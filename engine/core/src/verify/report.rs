@@ -116,7 +116,7 @@ impl Resource {
     /// Whose copy is right is not known here.
     fn how_to_repair(&self, cidx: usize, vidx: usize) -> String {
         let (name, peer, volume) = (&self.config.name, &self.conns[cidx].config.name, self.volumes[vidx].nr);
-        if self.conns[cidx].keeps_bits() {
+        if self.conns[cidx].keeps_bits() || self.conns[cidx].speaks_84() {
             format!(
                 ". To resync these blocks from the Primary: zea disconnect {name} {peer}; zea connect {name} {peer}. If the \
                  other copy is right, on the node whose copy is wrong: zea invalidate {name} {volume}"

@@ -35,7 +35,9 @@ impl Resource {
             pd.verify.target = Some(Target { alg, tally: Tally::new(0), begun: false, open: 0, since: cx.now });
             self.state_changed = true;
         }
-        self.send_state(cx, cidx, vidx);
+        if !self.conns[cidx].speaks_84() {
+            self.send_state(cx, cidx, vidx);
+        }
     }
 
     /// P_OV_DAGTAG_REQ, P_OV_REQUEST.
@@ -84,7 +86,7 @@ impl Resource {
                 (Some(cidx), Kind::VerifyTarget) => {
                     self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::Cancel);
                 }
-                (Some(cidx), _) => self.verify_result(cx, cidx, vidx, block_id, OvVerdict::Skipped),
+                (Some(cidx), _) => self.verify_result(cx, cidx, vidx, sector, OvVerdict::Skipped),
             };
         }
         let verify = cidx.map(|c| &self.conns[c].pds[vidx].verify);
@@ -120,8 +122,18 @@ impl Resource {
     }
 
     fn verify_answer(&mut self, cx: &mut Ctx<'_>, index: usize, digest: &[u8]) {
-        let PeerReq { node, vidx, sector, len: blksize, block_id, .. } = self.verify_read_ends(cx, index);
+        let p = &self.peer_reqs[index];
+        let (node, vidx, sector, blksize, block_id) = (p.node, p.vidx, p.sector, p.len, p.block_id);
         let (Some(cidx), Some(digest)) = (self.cidx(node), Digest::new(digest)) else { return };
+        if self.conns[cidx].speaks_84() {
+            let p = &mut self.peer_reqs[index];
+            p.stage = Stage::Sent;
+            if let Some(payload) = p.payload.take() {
+                cx.free(payload.buf);
+            }
+        } else {
+            self.verify_read_ends(cx, index);
+        }
         if self.role == Role::Primary {
             self.send_dagtag(cx, cidx);
         }
@@ -149,6 +161,23 @@ impl Resource {
         p
     }
 
+    /// Blocks that were kept until their results came.
+    pub(super) fn verify_let_go(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        vidx: usize,
+        which: impl Fn(&PeerReq) -> bool,
+    ) {
+        let node = self.conns[cidx].node();
+        let kept = |p: &PeerReq| (p.kind, p.stage, p.node, p.vidx) == (Kind::VerifyTarget, Stage::Sent, node, vidx);
+        let indices: Vec<usize> =
+            self.peer_reqs.iter().filter(|(_, p)| kept(p) && which(p)).map(|(index, _)| index).collect();
+        for index in indices {
+            self.verify_read_ends(cx, index);
+        }
+    }
+
     fn verify_orphan(&mut self, cx: &mut Ctx<'_>, p: &PeerReq) {
         if let Some(cidx) = self.cidx(p.node) {
             self.lost_peer_drained(cx, cidx);
@@ -169,7 +198,14 @@ impl Resource {
         let Some(verdict) = verdict.filter(|_| inside) else {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "a verify result that makes no sense");
         };
-        let Some(target) = self.conns[cidx].pds[vidx].verify.target.as_mut() else { return };
+        self.verify_let_go(cx, cidx, vidx, |p| p.sector == sector);
+        let Some(target) = self.conns[cidx].pds[vidx].verify.target.as_mut() else {
+            // The end, on the other stream, was faster.
+            if verdict == OvVerdict::OutOfSync {
+                self.verify_found(cidx, vidx, sector, len);
+            }
+            return;
+        };
         let range = target.tally.note(verdict, sector, u64::from(len) / 512);
         let since = target.since;
         match verdict {
@@ -186,6 +222,7 @@ impl Resource {
 
     /// The source says Established: it is over.
     pub(super) fn verify_target_ends(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        self.verify_let_go(cx, cidx, vidx, |_| true);
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.repl = ReplState::Established;
         if let Some(t) = pd.verify.target.take() {

@@ -4,6 +4,7 @@ mod catalogue;
 mod connect;
 mod crash;
 mod dialect84;
+mod dialect84_admin;
 mod disk;
 mod diskless;
 mod resync;

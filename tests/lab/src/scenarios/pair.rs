@@ -92,6 +92,33 @@ pub(super) fn scribble(lab: &mut Lab, side: Side) -> Result<()> {
     }
 }
 
+/// Changes a block of 4 KiB on the disk of one of them, behind its back, as a failing disk does.
+pub(super) fn plant(lab: &mut Lab, side: Side, at_kib: u32) -> Result<()> {
+    let dd = format!("if=/dev/urandom bs=4k count=1 seek={} conv=notrunc,fsync", at_kib / 4);
+    match side {
+        Zea => {
+            let disk = format!("of={}", lab.zead().disk().display());
+            tool::succeed(tool::limited(WRITE_S, "dd").args(dd.split(' ')).arg(disk)).map(drop)
+        }
+        Kernel => lab.guest(1).run(&format!("dd {dd} of=/dev/ubda")).map(drop),
+    }
+}
+
+/// KiB out of sync, as Zea says and as the kernel says.
+pub(super) fn out_of_sync(lab: &mut Lab) -> Result<(u64, u64)> {
+    let status = lab.zead().status()?;
+    let zea = status["connections"][0]["peer_devices"][0]["out-of-sync"].as_u64().unwrap_or(u64::MAX);
+    let kernel = lab.guest(1).run("sed -n 's/.* oos:\\([0-9]*\\).*/\\1/p' /proc/drbd")?;
+    Ok((zea, kernel.trim().parse().with_context(|| format!("no number: {kernel}"))?))
+}
+
+/// Zea disconnects and connects again.
+pub(super) fn reconnect(lab: &mut Lab) -> Result<()> {
+    lab.zead().zea("disconnect r0 guest1")?;
+    lab.zead().zea("connect r0 guest1")?;
+    wait_connected(lab)
+}
+
 pub(super) fn promote(lab: &mut Lab, side: Side) -> Result<()> {
     match side {
         Zea => lab.zead().zea("promote r0").map(drop),
