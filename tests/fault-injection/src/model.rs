@@ -91,6 +91,8 @@ struct View {
     volatile: BTreeSet<Id>,
     /// When it lost its power last.
     crashed: u64,
+    /// Who lived and was in sync then, and is alive since.
+    witnesses: Witnesses,
     /// What a power loss took, with the nodes that lived and were in sync then: they have to bring it back. And whether
     /// the node was promoted since without the other replicas: then it goes on from what it has left, and whoever meets
     /// it follows.
@@ -249,6 +251,8 @@ impl Model {
             for &node in holders {
                 let stable = stable.contains(&node);
                 if !stable && self.views[node].crashed > submitted {
+                    let view = &mut self.views[node];
+                    view.lost.entry(id).or_default().push((index, view.witnesses));
                     continue;
                 }
                 self.hold(node, id, Held { write: index, since: now, stable, observed: false });
@@ -333,7 +337,7 @@ impl Model {
         let now = self.tick();
         let witnesses = witnesses.iter().fold(0, |mask, w| mask | 1 << w);
         let view = &mut self.views[node];
-        (view.went_on_alone, view.crashed) = (false, now);
+        (view.went_on_alone, view.crashed, view.witnesses) = (false, now, witnesses);
         for id in std::mem::take(&mut view.volatile) {
             let gone = view.held[id].extract_if(.., |h| !h.stable).map(|h| (h.write, witnesses));
             view.lost.entry(id).or_default().extend(gone);
@@ -342,8 +346,11 @@ impl Model {
 
     /// The process of a node died: it cannot tell that from a loss of power, so it need not bring back what others lost.
     pub fn witness_died(&mut self, node: usize) {
-        for lost in self.views.iter_mut().flat_map(|v| v.lost.values_mut()).flatten() {
-            lost.1 &= !(1 << node);
+        for view in &mut self.views {
+            view.witnesses &= !(1 << node);
+            for lost in view.lost.values_mut().flatten() {
+                lost.1 &= !(1 << node);
+            }
         }
     }
 

@@ -217,7 +217,9 @@ impl World {
             |s: ReplState| (0..self.nodes.len()).find(|p| node.peer_device(*p, volume).is_some_and(|pd| pd.repl == s));
         let source = in_state(ReplState::SyncTarget).or_else(|| in_state(ReplState::WFBitMapT));
         let disk = node.disk_state(volume);
+        // A resync that waited for another one does not begin when that has made the disk UpToDate.
         if let Some(source) = source
+            && disk != DiskState::UpToDate
             && self.nodes[ix].target_of.get(&volume).is_none_or(|(s, _)| *s != source)
         {
             let began = self.model.instant();

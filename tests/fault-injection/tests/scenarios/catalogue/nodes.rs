@@ -145,7 +145,7 @@ fn sim_m11_nodes_are_lost_and_return_in_all_orders() {
             let mut w = Cluster { seed: nr as u64, ..Cluster::new(3) }.synced();
             for ix in lost {
                 w.under_load(5, Mix::default());
-                w.crash(ix, Crash::Process);
+                w.crash(ix, if (nr + ix) % 2 == 0 { Crash::Power } else { Crash::Process });
                 w.run_ms(300);
             }
             for ix in back {
