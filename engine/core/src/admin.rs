@@ -427,6 +427,7 @@ impl Resource {
                 }
                 self.release_held(cx, vidx);
             }
+            Then::ResyncBegins(node, nr) => self.resync_begins(vidx, node, nr),
             Then::ResyncFinished(node) => self.resync_finished(cx, vidx, node),
             Then::AttachDone => self.attach_done(cx, vidx),
             Then::Detach => self.disk_closed(cx, vidx),

@@ -474,6 +474,7 @@ impl Resource {
                 Then::Reply(tag) => cx.reply(tag, Ok(())),
                 Then::Detach
                 | Then::Compare
+                | Then::ResyncBegins(..)
                 | Then::ResyncFinished(_)
                 | Then::SyncUuid(..)
                 | Then::FullSyncWritten(_) => {}

@@ -308,6 +308,8 @@ impl PeerDevice {
 /// The running resync in which we are the target.
 #[derive(Debug, Default, Archive, Serialize, Deserialize)]
 pub(crate) struct ResyncTarget {
+    /// The number of this resync, until the meta data says that it goes on.
+    pub(crate) begins: Option<u64>,
     /// Where the scan of the bitmap goes on.
     pub(crate) next_bit: u64,
     /// Requests that are out or being written, by first sector.

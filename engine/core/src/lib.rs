@@ -59,6 +59,7 @@ mod request;
 mod resource;
 mod resync;
 mod snapshot;
+mod stable;
 mod status;
 mod table;
 mod twopc;

@@ -20,6 +20,8 @@ pub(crate) enum Then {
     RoleStable,
     /// The new current UUID is stable: tell the peers, let the held writes go.
     NewUuid,
+    /// That this disk is being resynced from this peer, and what of it, is stable: the resync with this number asks from now on.
+    ResyncBegins(NodeId, u64),
     /// The result of a finished resync from this peer is stable.
     ResyncFinished(NodeId),
     /// Attach is complete.
@@ -200,7 +202,7 @@ impl Resource {
         v.meta.al_block = Some((offset, block));
         v.meta.running = true;
         // Bitmap blocks are followed by a flush anyway.
-        let flush = !tx.evicted().is_empty() && v.meta.blocks.is_empty() && v.unflushed;
+        let flush = !tx.evicted().is_empty() && v.meta.blocks.is_empty() && !v.is_flushed();
         if flush && v.config.disk.disk_flushes {
             v.meta.outstanding += 1;
             self.disk(cx, vidx, DiskJob::Meta(MetaJob::BitmapFlush), DiskCmd::Flush);

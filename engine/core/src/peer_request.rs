@@ -46,6 +46,8 @@ pub(crate) enum Stage {
     ActivityLog,
     /// Given to the disk.
     Disk,
+    /// Resync data: written, not stable yet.
+    Flush,
     /// Verify: read, the digest is being computed.
     Digest,
     /// Resync read: sent, holds its range until the peer wrote it. Read of a verify with 8.4: until the peer compared it.
@@ -248,7 +250,7 @@ impl Resource {
                     }
                     self.peer_reqs[index].stage = Stage::Range;
                 }
-                Stage::Disk | Stage::Digest | Stage::Sent => return,
+                Stage::Disk | Stage::Flush | Stage::Digest | Stage::Sent => return,
             }
         }
     }
@@ -474,7 +476,7 @@ impl Resource {
             let p = &mut self.peer_reqs[index];
             p.orphan = true;
             match (p.kind, p.stage) {
-                (_, Stage::Disk | Stage::Digest) | (Kind::Write, Stage::Range | Stage::ActivityLog) => {}
+                (_, Stage::Disk | Stage::Flush | Stage::Digest) | (Kind::Write, Stage::Range | Stage::ActivityLog) => {}
                 (Kind::Write, _) => self.peer_req_go(cx, index),
                 _ => {
                     let vidx = p.vidx;

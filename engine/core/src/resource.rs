@@ -74,10 +74,20 @@ pub(crate) enum DiskJob {
     Peer(usize),
     /// The flush at the end of a peer's epoch.
     EpochFlush(NodeId, LinkId),
+    /// The flush that makes resync data stable.
+    ResyncFlush,
     /// The meta-data queue.
     Meta(MetaJob),
     /// Attach reads.
     Attach,
+}
+
+impl DiskJob {
+    fn is_flush(self) -> bool {
+        let meta = |job| matches!(job, MetaJob::BitmapFlush | MetaJob::DataFlush);
+        matches!(self, DiskJob::Flush(_) | DiskJob::EpochFlush(..) | DiskJob::ResyncFlush)
+            || matches!(self, DiskJob::Meta(job) if meta(job))
+    }
 }
 
 /// The state machine of one resource. See the crate documentation.
@@ -89,7 +99,8 @@ pub struct Resource {
     pub(crate) volumes: Vec<Volume>,
     /// Ascending by node id.
     pub(crate) conns: Vec<Connection>,
-    pub(crate) jobs: Table<(usize, DiskJob)>,
+    /// With the volume, and its writes that had ended before.
+    pub(crate) jobs: Table<(usize, DiskJob, u64)>,
     pub(crate) writes: Table<WriteReq>,
     /// The transfer log: indices of `writes` in dagtag order.
     pub(crate) transfer_log: VecDeque<usize>,
@@ -227,15 +238,19 @@ impl Resource {
         block: Option<MetaBlock>,
     ) {
         let index = usize::try_from(tag.0).expect("disk tags are slab indices");
-        let (vidx, job) = self.jobs.remove(index);
+        let (vidx, job, written) = self.jobs.remove(index);
         self.volumes[vidx].disk_jobs -= 1;
-        self.volumes[vidx].unflushed |= matches!(job, DiskJob::Write(_) | DiskJob::Peer(_));
+        self.volumes[vidx].written += u64::from(matches!(job, DiskJob::Write(_) | DiskJob::Peer(_)));
+        if job.is_flush() {
+            self.flush_ended(cx, vidx, written, job, result.is_ok());
+        }
         match job {
             DiskJob::Write(i) => self.local_write_done(cx, i, result),
             DiskJob::Read(i) => self.local_read_done(cx, i, result),
             DiskJob::Flush(i) => self.local_flush_done(cx, vidx, i, result),
             DiskJob::Peer(i) => self.peer_disk_done(cx, i, result, buf),
             DiskJob::EpochFlush(node, link) => self.epoch_flush_done(cx, vidx, node, link, result),
+            DiskJob::ResyncFlush => self.resync_flush_done(cx, vidx, result),
             DiskJob::Meta(job) => self.meta_done(cx, vidx, job, result, block),
             DiskJob::Attach => self.attach_read(cx, vidx, result, meta),
         }
@@ -243,10 +258,9 @@ impl Resource {
 
     /// Give a command to the disk of a volume.
     pub(crate) fn disk(&mut self, cx: &mut Ctx<'_>, vidx: usize, job: DiskJob, cmd: DiskCmd) {
-        let index = self.jobs.insert((vidx, job));
         let v = &mut self.volumes[vidx];
         v.disk_jobs += 1;
-        v.unflushed &= !matches!(cmd, DiskCmd::Flush);
+        let index = self.jobs.insert((vidx, job, v.written));
         cx.out.push(Action::Disk { tag: DiskTag(index as u64), volume: v.nr, cmd });
     }
 

@@ -9,9 +9,9 @@ use zea_wire::packet::{Bitmap, BlockAck, BlockDesc, BlockReq, CompressedBitmap, 
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 use zea_wire::vli;
 
-use crate::connection::{ResyncReq, ResyncTarget};
+use crate::connection::ResyncReq;
 use crate::event::Severity;
-use crate::io::{DiskError, Op, Payload};
+use crate::io::{Op, Payload};
 use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::peer_request::{AckKind, Kind, PeerReq, Stage};
@@ -207,20 +207,10 @@ impl Resource {
         let node = self.conns[cidx].node();
         let rotate = self.rotate_context(vidx, self.dagtag);
         let v = &mut self.volumes[vidx];
-        let dirty = v.dirty_bits(node);
-        v.disk = DiskState::Inconsistent;
-        v.set_flag(DeviceFlags::CONSISTENT, false);
-        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
         if let Some(u) = self.conns[cidx].pds[vidx].says.uuids.as_ref() {
             v.resync_start_uuid = v.uuids.resync_start_target(&rotate, &UuidView::from_packet(node, u));
         }
-        v.meta.push(Step::Bitmap);
-        v.meta.push(Step::SuperBlock);
-        let pd = &mut self.conns[cidx].pds[vidx];
-        pd.repl = ReplState::SyncTarget;
-        pd.resync_total_bits = dirty;
-        pd.resync = Some(ResyncTarget::default());
-        self.state_changed = true;
+        let dirty = self.becomes_target(cidx, vidx);
         self.stop_being_source(cx, vidx);
         cx.notice(
             Severity::Info,
@@ -259,7 +249,8 @@ impl Resource {
         loop {
             let r = self.conns[cidx].pds[vidx].resync.as_ref().expect("checked by the caller");
             let full = r.in_flight_sectors >= window || r.in_flight.len() >= limits::MAX_RESYNC_REQUESTS;
-            if full || r.blocked || r.end_ping.is_some() || r.retry_at.is_some_and(|t| cx.now < t) {
+            if full || r.begins.is_some() || r.blocked || r.end_ping.is_some() || r.retry_at.is_some_and(|t| cx.now < t)
+            {
                 break;
             }
             let from = r.next_bit;
@@ -397,31 +388,6 @@ impl Resource {
         }
     }
 
-    /// The disk wrote resync data.
-    pub(crate) fn resync_write_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>) {
-        let p = self.peer_req_end(cx, index);
-        let (vidx, sector, len) = (p.vidx, p.sector, p.len);
-        if let Err(e) = result {
-            self.disk_failed(cx, vidx, &format!("resync write of {len} bytes at sector {sector}: {e}"));
-        }
-        let Some(cidx) = self.cidx(p.node) else { return };
-        if p.orphan {
-            return self.lost_peer_drained(cx, cidx);
-        }
-        if let Some(r) = self.conns[cidx].pds[vidx].resync.as_mut()
-            && let Some(q) = r.in_flight.remove(&p.sector)
-        {
-            r.in_flight_sectors -= u64::from(q.len) / 512;
-            r.failed += u64::from(result.is_err());
-        }
-        if result.is_err() {
-            return self.send_ack(cx, cidx, vidx, sector, len, p.block_id, AckKind::ResyncFailed);
-        }
-        self.volumes[vidx].set_in_sync(p.node, sector, len);
-        self.send_ack(cx, cidx, vidx, sector, len, p.block_id, AckKind::ResyncWritten);
-        self.maybe_peers_in_sync(cx, vidx, sector);
-    }
-
     /// All bits are clear and nothing is out: ping, then finish (6.5).
     fn resync_end(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let node = self.conns[cidx].node();
@@ -429,7 +395,7 @@ impl Resource {
         let dirty = self.volumes[vidx].dirty_bits(node);
         let pd = &self.conns[cidx].pds[vidx];
         let Some(r) = pd.resync.as_ref() else { return };
-        if pd.repl != ReplState::SyncTarget || pd.finishing || !r.in_flight.is_empty() {
+        if pd.repl != ReplState::SyncTarget || pd.finishing || r.begins.is_some() || !r.in_flight.is_empty() {
             return;
         }
         if dirty > 0 {

@@ -136,8 +136,13 @@ pub(crate) struct Volume {
     pub(crate) retry_waiters: bool,
     /// Local commands in flight.
     pub(crate) disk_jobs: u32,
-    /// Writes have ended since the last flush was given to the disk.
-    pub(crate) unflushed: bool,
+    /// Writes that have ended, and those of them that a flush has made stable.
+    pub(crate) written: u64,
+    pub(crate) flushed: u64,
+    /// Resync data that no flush has covered: the peer request, and the writes that have to be stable for it.
+    pub(crate) resync_unstable: VecDeque<(usize, u64)>,
+    /// A flush for it is under way.
+    pub(crate) resync_flushing: bool,
     /// Detach was asked for by this admin command; the disk closes when nothing is in flight.
     pub(crate) closing: Option<Option<AdminTag>>,
     /// The disk is coming up.
@@ -184,7 +189,10 @@ impl Volume {
             may_be_named: false,
             retry_waiters: false,
             disk_jobs: 0,
-            unflushed: false,
+            written: 0,
+            flushed: 0,
+            resync_unstable: VecDeque::new(),
+            resync_flushing: false,
             closing: None,
             attaching: None,
             attach_reply: None,

@@ -1,12 +1,10 @@
 //! The begin of a resync between nodes that share a sync UUID (handshake-and-states.md 4.1, 6.1, 6.3).
 
-use zea_meta::flags::DeviceFlags;
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{BitmapUuids, Packet, Uuid};
-use zea_wire::state::{DiskState, ReplState, Role};
+use zea_wire::state::{ReplState, Role};
 
-use crate::connection::ResyncTarget;
 use crate::event::Severity;
 use crate::meta_queue::{Step, Then};
 use crate::resource::{Ctx, Resource};
@@ -47,17 +45,7 @@ impl Resource {
         let primary = self.role == Role::Primary;
         let v = &mut self.volumes[vidx];
         v.uuids.sync_begins_at_target(node, packet.uuid, primary);
-        v.disk = DiskState::Inconsistent;
-        v.set_flag(DeviceFlags::CONSISTENT, false);
-        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
-        v.meta.push(Step::Bitmap);
-        v.meta.push(Step::SuperBlock);
-        let dirty = v.dirty_bits(node);
-        let pd = &mut self.conns[cidx].pds[vidx];
-        pd.repl = ReplState::SyncTarget;
-        pd.resync_total_bits = dirty;
-        pd.resync = Some(ResyncTarget::default());
-        self.state_changed = true;
+        let dirty = self.becomes_target(cidx, vidx);
         let text = format!("volume {}: resync from node {node} begins: {} KiB", self.volumes[vidx].nr, dirty * 4);
         cx.notice(Severity::Info, text);
     }

@@ -90,12 +90,8 @@ fn sim_r11_the_end_is_lost_and_no_bit_is_left() {
 /// R12: a resync that is interrupted several times, by the link, the source or the target, resumes and loses no block.
 #[test]
 fn sim_r12_a_resync_is_interrupted_several_times() {
-    let interruptions: [fn(&mut World); 4] = [
-        |w| w.reset_link(0, 1),
-        |w| disconnect(w, 0, 1),
-        |w| w.crash(1, Crash::Process),
-        |w| w.crash(0, Crash::Process),
-    ];
+    let interruptions: [fn(&mut World); 4] =
+        [|w| w.reset_link(0, 1), |w| disconnect(w, 0, 1), |w| w.crash(1, Crash::Power), |w| w.crash(0, Crash::Process)];
     for (seed, interrupt) in (0..12).zip(interruptions.into_iter().cycle()) {
         let mut w = Cluster { seed, disk_latency_ns: 2_000_000, ..Cluster::new(2) }.synced();
         w.part(0, 1);
