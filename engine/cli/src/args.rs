@@ -221,7 +221,7 @@ docs/reference/dissect.md explains the columns and the fields.")]
     Dissect(Dissect),
     /// Replay a flight recording: what happened to a resource, step by step
     ///
-    /// zead records what the state machine of each resource is told, unless it runs with --flight-recorder off. This gives
+    /// zead records what the state machine of each resource is told, if it runs with --flight-recorder on. This gives
     /// the recording to the same state machine again and prints what changes: roles, disks, connections, replication,
     /// UUIDs, and the notices that the log had; at the end of each run the state, as zea status shows it. It needs no
     /// daemon, and changes nothing. A recording holds no data of the volumes, but it holds the shared secret.
@@ -231,7 +231,7 @@ docs/reference/dissect.md explains the columns and the fields.")]
   zea replay flight/r0/000000000007.zeaflt --inputs | less -S
   zea replay flight/r0 --json | jq 'select(.field == \"disk-state\")'
 
-Exit code 1: something in the recording cannot be replayed, or the state machine panicked, as the recorded one did.
+Exit code 1: the recording is damaged or cannot be replayed to its end, or the state machine panicked, as the recorded one did.
 docs/reference/flight-recorder.md explains recordings.")]
     Replay(Replay),
 }

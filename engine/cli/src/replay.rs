@@ -167,7 +167,7 @@ impl<'a> Printer<'a> {
         } else {
             self.print(&format!("end: {ending}\n"));
         }
-        if matches!(ending, Ending::Panicked(_) | Ending::Diverged(_) | Ending::Unreadable(_)) {
+        if !matches!(ending, Ending::Ended | Ending::Stopped) {
             self.broken = Some(ending.to_string());
         }
     }

@@ -40,6 +40,7 @@ fn record(dir: &Path) {
     ]);
     for (ms, input) in (1..).zip(inputs) {
         recording.handle(&mut core, Time(0).plus_ms(ms), &mut Seven, input, &mut Outbox::new());
+        recording.end_turn(Time(0).plus_ms(ms));
     }
     drop(recording);
     writer.stop();
@@ -117,12 +118,28 @@ fn cli_replay_says_what_it_cannot_read() {
     fails(&[&path("text")], 1, "is no recording");
     fails(&[&path("text"), "--until", "yesterday"], 2, "2026-03-01T04:05:06.789Z");
 
-    // Damage in the middle costs the rest, and is told.
+    // Damage costs what lies behind it, and is an error with a name.
     record(dir.path());
     let file = path("r0/000000000000.zeaflt");
     let mut bytes = std::fs::read(&file).unwrap();
-    let at = bytes.len() - 12;
-    bytes[at] ^= 1;
-    std::fs::write(&file, bytes).unwrap();
-    assert!(ok(&[&file]).contains("end: the recording is cut off: "));
+    let end = bytes.len();
+    for (torn, why) in [
+        (true, "behind input 5: a frame that is not complete"),
+        (false, "behind input 3: a frame with a wrong checksum"),
+    ] {
+        if torn {
+            bytes.truncate(end - 3);
+        } else {
+            // In the frame before, of inputs 4 and 5: the one of the end has 13 bytes.
+            bytes[end - 15] ^= 1;
+        }
+        std::fs::write(&file, &bytes).unwrap();
+        let output = zea(&[&file]);
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            shown.contains("StandAlone -> Connecting") && shown.contains("end: the recording is cut off: "),
+            "{shown}"
+        );
+        fails(&[&file], 1, why);
+    }
 }

@@ -16,6 +16,12 @@ pub(crate) fn put_number(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// Appends bytes with their number in front.
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_number(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
 /// A cursor.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
@@ -31,6 +37,12 @@ impl<'a> Reader<'a> {
         let (taken, rest) = self.0.split_at_checked(len).ok_or(Short)?;
         self.0 = rest;
         Ok(taken)
+    }
+
+    /// What [`put_bytes`] wrote.
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Short> {
+        let len = self.small()?;
+        self.take(len)
     }
 
     pub(crate) fn number(&mut self) -> Result<u64, Short> {

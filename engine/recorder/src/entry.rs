@@ -1,6 +1,9 @@
-//! One entry: an input of the core with its time, or a random number that the core drew.
+//! One entry: an input of the core with its time; behind it the random numbers that it drew, each an entry, too.
 //!
 //! Entries are packed by hand, and not archived: a replicated write costs three to five of them (`docs/adr`: the flight recorder).
+//! Each tells by itself where it ends.
+
+use std::collections::VecDeque;
 
 use rkyv::rancor::Error as RkyvError;
 use thiserror::Error;
@@ -11,7 +14,7 @@ use zea_wire::header::{Header, HeaderFormat};
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::{Packet, rule};
 
-use crate::bytes::{Reader, Short, put_number};
+use crate::bytes::{Reader, Short, put_bytes, put_number};
 use crate::links::Links;
 
 const REQUEST: u8 = 1;
@@ -36,8 +39,6 @@ pub(crate) enum EntryError {
     Short(#[from] Short),
     #[error("an entry of the unknown kind {0}")]
     Kind(u8),
-    #[error("{0} bytes behind an entry")]
-    Rest(usize),
     #[error("no legal packet: {0}")]
     Packet(String),
     #[error("no command: {0}")]
@@ -46,13 +47,18 @@ pub(crate) enum EntryError {
     Value,
 }
 
-/// A decoded entry.
+/// A decoded entry, or several: an input with what it drew.
 #[derive(Debug)]
 pub(crate) enum Entry<'a> {
-    /// Time since the entry before, in nanoseconds, and the input.
-    Input(u64, Input<'a>),
-    /// A random number that the input before it drew.
-    Random(u64),
+    /// An input.
+    Input {
+        /// Nanoseconds since the one before.
+        since: u64,
+        /// What the core was given.
+        input: Input<'a>,
+        /// The random numbers that it drew.
+        words: VecDeque<u64>,
+    },
     /// The resource was taken away, or the shard ended.
     End,
 }
@@ -66,7 +72,7 @@ pub(crate) fn put_end(out: &mut Vec<u8>) {
     out.push(END);
 }
 
-/// Appends an input that comes `since` nanoseconds after the one before.
+/// Appends an input that comes `since` nanoseconds after the one before; if it cannot, the bytes that it appended are none.
 pub(crate) fn put_input(out: &mut Vec<u8>, links: &Links, since: u64, input: &Input<'_>) -> Result<(), Unrecordable> {
     let mut head = |kind| {
         out.push(kind);
@@ -80,12 +86,12 @@ pub(crate) fn put_input(out: &mut Vec<u8>, links: &Links, since: u64, input: &In
         Input::DiskDone { tag, result, buf, meta, block } => {
             head(DISK_DONE);
             put_disk_done(out, *tag, *result, *buf, block.is_some());
-            out.extend_from_slice(meta);
+            put_bytes(out, meta);
         }
         Input::DigestDone { tag, digest } => {
             head(DIGEST_DONE);
             put_number(out, tag.0);
-            out.extend_from_slice(digest);
+            put_bytes(out, digest);
         }
         Input::LinkUp { peer, link, resolve_conflicts } => {
             head(LINK_UP);
@@ -103,7 +109,7 @@ pub(crate) fn put_input(out: &mut Vec<u8>, links: &Links, since: u64, input: &In
                 LinkLost::SendTimeout => (3, ""),
             };
             out.push(kind);
-            out.extend_from_slice(why.as_bytes());
+            put_bytes(out, why.as_bytes());
         }
         Input::Packet { peer, link, volume, packet, payload } => {
             head(PACKET);
@@ -117,45 +123,39 @@ pub(crate) fn put_input(out: &mut Vec<u8>, links: &Links, since: u64, input: &In
             head(ADMIN);
             put_number(out, tag.0);
             let archived = rkyv::to_bytes::<RkyvError>(command).expect("a command fits memory");
-            out.extend_from_slice(&archived);
+            put_bytes(out, &archived);
         }
         Input::Timer => head(TIMER),
     }
     Ok(())
 }
 
-/// The frame holds a random number.
-pub(crate) fn is_random(body: &[u8]) -> bool {
-    body.first() == Some(&RANDOM)
-}
-
-/// The entry that a frame holds.
-pub(crate) fn get<'a>(body: &'a [u8], links: &Links) -> Result<Entry<'a>, EntryError> {
-    let mut r = Reader(body);
+/// The next entry, with the random numbers behind it.
+pub(crate) fn get<'a>(r: &mut Reader<'a>, links: &Links) -> Result<Entry<'a>, EntryError> {
     let kind = r.byte()?;
-    let entry = match kind {
-        RANDOM => Entry::Random(r.number()?),
-        END => Entry::End,
-        _ => Entry::Input(r.number()?, get_input(&mut r, kind, links)?),
-    };
-    match r.0.len() {
-        0 => Ok(entry),
-        rest => Err(EntryError::Rest(rest)),
+    if kind == END {
+        return Ok(Entry::End);
     }
+    let (since, input, mut words) = (r.number()?, get_input(r, kind, links)?, VecDeque::new());
+    while r.0.first() == Some(&RANDOM) {
+        r.byte()?;
+        words.push_back(r.number()?);
+    }
+    Ok(Entry::Input { since, input, words })
 }
 
 fn get_input<'a>(r: &mut Reader<'a>, kind: u8, links: &Links) -> Result<Input<'a>, EntryError> {
     Ok(match kind {
         REQUEST => Input::Request(get_request(r)?),
         DISK_DONE => get_disk_done(r)?,
-        DIGEST_DONE => Input::DigestDone { tag: DigestTag(r.number()?), digest: std::mem::take(&mut r.0) },
+        DIGEST_DONE => Input::DigestDone { tag: DigestTag(r.number()?), digest: r.bytes()? },
         LINK_UP => {
             let (peer, flag) = (node(r)?, r.byte()?);
             Input::LinkUp { peer, link: LinkId(r.number()?), resolve_conflicts: flag != 0 }
         }
         LINK_DOWN => {
             let (peer, link, kind) = (node(r)?, LinkId(r.number()?), r.byte()?);
-            let why = std::str::from_utf8(std::mem::take(&mut r.0)).map_err(|_| EntryError::Value)?.to_owned();
+            let why = std::str::from_utf8(r.bytes()?).map_err(|_| EntryError::Value)?.to_owned();
             let lost = match kind {
                 0 => LinkLost::Closed,
                 1 => LinkLost::Network(why),
@@ -174,7 +174,7 @@ fn get_input<'a>(r: &mut Reader<'a>, kind: u8, links: &Links) -> Result<Input<'a
         }
         ADMIN => {
             let tag = AdminTag(r.number()?);
-            let command = rkyv::from_bytes::<Command, RkyvError>(std::mem::take(&mut r.0));
+            let command = rkyv::from_bytes::<Command, RkyvError>(r.bytes()?);
             Input::Admin { tag, command: command.map_err(|e| EntryError::Command(e.to_string()))? }
         }
         TIMER => Input::Timer,
@@ -281,7 +281,7 @@ fn get_disk_done<'a>(r: &mut Reader<'a>) -> Result<Input<'a>, EntryError> {
     };
     let buf = if kind & HAS_BUF != 0 { Some(BufId(r.small()?)) } else { None };
     let block = (kind & HAS_BLOCK != 0).then(|| Box::new([0; 4096]));
-    Ok(Input::DiskDone { tag, result, buf, meta: std::mem::take(&mut r.0), block })
+    Ok(Input::DiskDone { tag, result, buf, meta: r.bytes()?, block })
 }
 
 // ---- packets ---------------------------------------------------------------------------------------------------
@@ -299,17 +299,20 @@ fn put_packet(
         return Err(Unrecordable);
     }
     put_number(out, packet.command().into());
+    // Its length is known afterwards.
     let at = out.len();
-    packet.encode(&negotiated, None, payload_len as usize, out);
-    let head = HeaderFormat::for_packet(negotiated.version, out.len() - at).len();
-    out.drain(at..at + head);
+    out.extend_from_slice(&[0; 2]);
+    packet.encode_body(&negotiated, out);
+    let len = u16::try_from(out.len() - at - 2).map_err(|_| Unrecordable)?;
+    out[at..at + 2].copy_from_slice(&len.to_le_bytes());
     Ok(())
 }
 
 fn get_packet(r: &mut Reader<'_>, links: &Links, link: LinkId, payload_len: u32) -> Result<Packet, EntryError> {
     let negotiated = links.of(link);
     let command = r.small()?;
-    let body = std::mem::take(&mut r.0);
+    let len = u16::from_le_bytes([r.byte()?, r.byte()?]);
+    let body = r.take(len.into())?;
     let rule = rule(command).ok_or_else(|| EntryError::Packet(format!("command {command:#x}")))?;
     let length = u32::try_from(body.len()).ok().and_then(|len| len.checked_add(payload_len)).ok_or(Short)?;
     let header = Header {
@@ -352,11 +355,13 @@ mod tests {
             rest in prop::collection::vec(any::<u8>(), 0..120),
         ) {
             let body = [&[kind][..], &head, &rest].concat();
-            if let Ok(Entry::Input(since, input)) = get(&body, &links()) {
+            if let Ok(Entry::Input { since, input, .. }) = get(&mut Reader(&body), &links()) {
                 // What was read is written and read as the same.
                 let mut again = Vec::new();
                 prop_assert_eq!(put_input(&mut again, &links(), since, &input), Ok(()));
-                let Ok(Entry::Input(since_again, input_again)) = get(&again, &links()) else { panic!("{input:?}") };
+                let mut rest = Reader(&again);
+                let Ok(Entry::Input { since: since_again, input: input_again, .. }) = get(&mut rest, &links()) else { panic!("{input:?}") };
+                prop_assert!(rest.0.is_empty());
                 prop_assert_eq!((since_again, format!("{input_again:?}")), (since, format!("{input:?}")));
             }
         }

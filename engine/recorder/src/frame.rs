@@ -1,8 +1,8 @@
-//! A frame: length, checksum, body. What is torn or damaged ends the file.
+//! A frame: length, checksum, body; one frame is as much as is written at once. What is torn or damaged ends the file.
 
 use thiserror::Error;
 
-use crate::bytes::{Reader, put_number};
+use crate::bytes::Reader;
 use crate::limits::MAX_FRAME_BYTES;
 
 /// Why a file ends before its end.
@@ -14,16 +14,30 @@ pub(crate) enum Cut {
     Checksum,
 }
 
-fn checksum(body: &[u8]) -> u32 {
+/// Bytes in front of a body: its length (64 bits) and the checksum of both (32 bits), little endian.
+const HEAD: usize = 12;
+
+/// Begins a frame; its body is appended next.
+pub(crate) fn begin(out: &mut Vec<u8>) -> usize {
+    let at = out.len();
+    out.extend_from_slice(&[0; HEAD]);
+    at
+}
+
+/// Ends the frame that begins at `at`: its body is what was appended since.
+pub(crate) fn end(out: &mut [u8], at: usize) {
+    let (head, body) = out[at..].split_at_mut(HEAD);
+    head[..8].copy_from_slice(&(body.len() as u64).to_le_bytes());
     // The length is in it: zeroes are no frame.
-    crc32c::crc32c_append(crc32c::crc32c(&(body.len() as u64).to_le_bytes()), body)
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..8]), body);
+    head[8..].copy_from_slice(&sum.to_le_bytes());
 }
 
 /// Appends a frame.
 pub(crate) fn put(out: &mut Vec<u8>, body: &[u8]) {
-    put_number(out, body.len() as u64);
-    out.extend_from_slice(&checksum(body).to_le_bytes());
+    let at = begin(out);
     out.extend_from_slice(body);
+    end(out, at);
 }
 
 /// The next frame's body; `None` at the end.
@@ -31,19 +45,25 @@ pub(crate) fn next<'a>(rest: &mut Reader<'a>) -> Option<Result<&'a [u8], Cut>> {
     if rest.0.is_empty() {
         return None;
     }
-    let mut r = *rest;
-    let parts = r.number().ok().filter(|len| *len <= MAX_FRAME_BYTES).and_then(|len| {
-        let sum = r.take(4).ok()?;
-        Some((sum, r.take(usize::try_from(len).ok()?).ok()?))
-    });
-    let Some((sum, body)) = parts else {
+    let Some((len, sum, body)) = split(rest.0) else {
         return Some(Err(Cut::Torn));
     };
-    if sum != checksum(body).to_le_bytes() {
+    if sum != crc32c::crc32c_append(crc32c::crc32c(len), body).to_le_bytes() {
         return Some(Err(Cut::Checksum));
     }
-    *rest = r;
+    rest.0 = &rest.0[HEAD + body.len()..];
     Some(Ok(body))
+}
+
+/// Length, checksum and body of the frame at the beginning, as long as they are said to be.
+fn split(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (head, rest) = bytes.split_at_checked(HEAD)?;
+    let (len, sum) = head.split_at(8);
+    let bytes = u64::from_le_bytes(len.try_into().expect("8 bytes"));
+    if bytes > MAX_FRAME_BYTES {
+        return None;
+    }
+    Some((len, sum, rest.get(..usize::try_from(bytes).ok()?)?))
 }
 
 #[cfg(test)]

@@ -10,14 +10,14 @@ pub const SEGMENTS: u64 = 8;
 pub const SNAPSHOTS: u64 = 4;
 /// A segment's entries take at least so many times what its snapshot takes, so that snapshots cost little.
 pub const ENTRIES_PER_SNAPSHOT: u64 = 2;
-/// Entries are handed to the writer when they take so many bytes, or when the first is so old.
-pub const CHUNK_BYTES: usize = 64 << 10;
-/// See [`CHUNK_BYTES`]: what a killed process may lose.
-pub const CHUNK_MS: u64 = 10;
+/// Entries are handed to the writer when they take so many bytes, when the first is so old, or when the core told of a change.
+pub const CHUNK_BYTES: usize = 128 << 10;
+/// See [`CHUNK_BYTES`]: what a killed process may lose of inputs that change no state.
+pub const CHUNK_MS: u64 = 100;
 /// Entries that the writer does not take, in bytes, beyond which they are dropped.
 pub const MAX_WAITING_BYTES: usize = 4 << 20;
 /// Chunks on their way to the writer, of all resources of a node.
-pub const CHUNKS_IN_FLIGHT: usize = 256;
+pub const CHUNKS_IN_FLIGHT: usize = 128;
 /// Buffers that are kept for the next chunks.
 pub const SPARE_BUFFERS: usize = 16;
 /// Time after which recording begins again where entries were dropped.

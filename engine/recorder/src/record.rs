@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use zea_core::Resource;
-use zea_core::io::{Input, Outbox, Rng, Time};
+use zea_core::io::{Action, Input, Outbox, Rng, Time};
 
 use crate::entry;
 use crate::frame;
@@ -14,7 +14,7 @@ use crate::limits::{
 use crate::links::Links;
 use crate::segment::{self, Cause, Header};
 
-/// Bytes of a segment, in order.
+/// Bytes of a segment, in order: its beginning, or a frame of entries.
 #[derive(Debug)]
 pub struct Chunk {
     /// The segment, by its number in the run.
@@ -39,15 +39,15 @@ pub struct Recorder {
     next_segment: u64,
     /// Time of the last entry.
     last: Time,
-    /// Bytes of entries in this segment, and how many end it.
+    /// Bytes of this segment's entries that are ready, and how many end it.
     entry_bytes: u64,
     full_at: u64,
-    /// The chunk that grows, and when it got its first byte.
+    /// The frame that grows, when it got its first entry, and whether it goes with the end of the turn.
     out: Vec<u8>,
     out_since: Time,
+    urgent: bool,
     ready: VecDeque<Chunk>,
     spare: Vec<Vec<u8>>,
-    body: Vec<u8>,
 }
 
 impl Recorder {
@@ -66,9 +66,9 @@ impl Recorder {
             full_at: 0,
             out: Vec::new(),
             out_since: now,
+            urgent: false,
             ready: VecDeque::new(),
             spare: Vec::new(),
-            body: Vec::new(),
         }
     }
 
@@ -85,11 +85,14 @@ impl Recorder {
         let before = actions.len();
         self.input(now, &input, core);
         core.handle(now, &mut Drawn { rng, recorder: self }, input, actions);
-        self.links.follow(&actions[before..]);
+        let actions = &actions[before..];
+        self.links.follow(actions);
+        // Whoever hears of a change finds it in the recording.
+        self.urgent |= actions.iter().any(|action| matches!(action, Action::Event(_)));
     }
 
     fn input(&mut self, now: Time, input: &Input<'_>, core: &Resource) {
-        if self.begins.is_none() && self.entry_bytes >= self.full_at {
+        if self.begins.is_none() && self.entry_bytes + self.out.len() as u64 >= self.full_at {
             self.begins = Some((Cause::Full, now));
         }
         if let Some((cause, from)) = self.begins
@@ -102,45 +105,53 @@ impl Recorder {
             return;
         }
         let since = now.0.saturating_sub(self.last.0);
-        self.body.clear();
-        if entry::put_input(&mut self.body, &self.links, since, input).is_err() {
-            return self.begins = Some((Cause::Gap, now));
-        }
         self.last = now;
-        self.put(now);
+        self.open();
+        let before = self.out.len();
+        if entry::put_input(&mut self.out, &self.links, since, input).is_err() {
+            self.out.truncate(before);
+            self.begins = Some((Cause::Gap, now));
+        }
     }
 
     fn random(&mut self, word: u64) {
         if self.begins.is_none() {
-            self.body.clear();
-            entry::put_random(&mut self.body, word);
-            self.put(self.last);
+            self.open();
+            entry::put_random(&mut self.out, word);
         }
     }
 
     /// The resource is taken away.
     pub fn end(&mut self) {
         if self.begins.is_none() {
-            self.body.clear();
-            entry::put_end(&mut self.body);
-            self.put(self.last);
+            self.open();
+            entry::put_end(&mut self.out);
         }
-        self.close_chunk();
+        self.close();
     }
 
-    /// Appends the entry in `body`.
-    fn put(&mut self, now: Time) {
+    /// There is a frame for the next entry.
+    fn open(&mut self) {
         if self.out.is_empty() {
-            self.out_since = now;
+            frame::begin(&mut self.out);
+            self.out_since = self.last;
         }
-        let before = self.out.len();
-        frame::put(&mut self.out, &self.body);
-        self.entry_bytes += (self.out.len() - before) as u64;
+    }
+
+    /// The frame is ready to be taken.
+    fn close(&mut self) {
+        if !self.out.is_empty() {
+            frame::end(&mut self.out, 0);
+            self.entry_bytes += self.out.len() as u64;
+            let bytes = std::mem::replace(&mut self.out, self.spare.pop().unwrap_or_default());
+            self.ready.push_back(Chunk { segment: self.next_segment - 1, bytes });
+        }
+        self.urgent = false;
     }
 
     /// Begins a segment; if the state is too large, later.
     fn begin(&mut self, now: Time, cause: Cause, core: &Resource) {
-        self.close_chunk();
+        self.close();
         let mut snapshot = self.spare.pop().unwrap_or_default();
         let limit = usize::try_from(self.ring_bytes / SNAPSHOTS).unwrap_or(usize::MAX);
         if core.snapshot(limit, &mut snapshot).is_err() {
@@ -158,8 +169,9 @@ impl Recorder {
             wall_ns: run.saturating_add(now.0.saturating_sub(began.0)),
             links: self.links.known().to_vec(),
         };
-        self.out_since = now;
-        segment::put(&mut self.out, &header, &snapshot);
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        segment::put(&mut bytes, &header, &snapshot);
+        self.ready.push_back(Chunk { segment: self.next_segment, bytes });
         self.entry_bytes = 0;
         self.full_at = (self.ring_bytes / SEGMENTS).max(snapshot.len() as u64 * ENTRIES_PER_SNAPSHOT);
         self.begins = None;
@@ -168,20 +180,14 @@ impl Recorder {
         self.keep(snapshot);
     }
 
-    /// What was made so far is ready to be taken.
-    fn close_chunk(&mut self) {
-        if !self.out.is_empty() {
-            let bytes = std::mem::replace(&mut self.out, self.spare.pop().unwrap_or_default());
-            self.ready.push_back(Chunk { segment: self.next_segment - 1, bytes });
-        }
-    }
-
-    /// At the end of a turn: gives `take` the chunks that are large or old enough. It gives a chunk back that it has no room for;
+    /// At the end of a turn: gives `take` the chunks that are large, old or urgent enough. It gives a chunk back that it has no room for;
     /// when too many of those wait they are dropped, and recording begins again later. True if that happened.
     pub fn hand_over(&mut self, now: Time, mut take: impl FnMut(Chunk) -> Result<(), Chunk>) -> bool {
-        let old = self.out_since.plus_ms(CHUNK_MS) <= now;
-        if self.out.len() >= CHUNK_BYTES || old {
-            self.close_chunk();
+        if self.urgent || self.out.len() >= CHUNK_BYTES || self.out_since.plus_ms(CHUNK_MS) <= now {
+            self.close();
+        }
+        if self.ready.is_empty() {
+            return false;
         }
         while let Some(chunk) = self.ready.pop_front() {
             if let Err(chunk) = take(chunk) {

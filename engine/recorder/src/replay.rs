@@ -208,66 +208,35 @@ impl Run {
         }
     }
 
-    /// Replays the entries of a segment.
+    /// Replays the frames of a segment.
     fn play(&mut self, name: &str, mut rest: Reader<'_>, watch: Watch<'_>) -> ControlFlow<()> {
-        // An input and the random numbers behind it.
-        let mut open: Option<(u64, Input<'_>)> = None;
-        let mut words = VecDeque::new();
         while self.ending.is_none() {
-            let entry = match frame::next(&mut rest) {
+            match frame::next(&mut rest) {
                 None => break,
+                Some(Ok(body)) => self.play_frame(name, Reader(body), watch)?,
                 Some(Err(cut)) => {
-                    // What comes before is whole, but for the random numbers of the last input.
-                    self.last_of_file(open.take(), &mut words, watch)?;
-                    self.ending.get_or_insert(Ending::Cut(format!("{name}: {cut}")));
-                    return ControlFlow::Continue(());
-                }
-                Some(Ok(body)) => body,
-            };
-            // How a packet is encoded depends on the inputs before it.
-            if !entry::is_random(entry)
-                && let Some((since, input)) = open.take()
-            {
-                self.give(since, input, &mut words, watch)?;
-            }
-            match entry::get(entry, &self.links) {
-                _ if self.ending.is_some() => {}
-                Ok(Entry::Random(word)) => words.push_back(word),
-                Ok(Entry::Input(since, input)) => open = Some((since, input)),
-                Ok(Entry::End) => self.ending = Some(Ending::Ended),
-                Err(e) => {
-                    let what = format!("{name}: behind input {}: {e}", self.inputs);
-                    self.ending = Some(Ending::Diverged(what));
+                    self.ending = Some(Ending::Cut(format!("{name}, behind input {}: {cut}", self.inputs)))
                 }
             }
         }
-        self.last_of_file(open.take(), &mut words, watch)
+        ControlFlow::Continue(())
     }
 
-    /// The last input of a file may lack random numbers that it drew; then it is as if it had not been.
-    fn last_of_file(
-        &mut self,
-        open: Option<(u64, Input<'_>)>,
-        words: &mut VecDeque<u64>,
-        watch: Watch<'_>,
-    ) -> ControlFlow<()> {
-        let Some((since, input)) = open else { return ControlFlow::Continue(()) };
-        let mut before = Vec::new();
-        let saved = self.core.snapshot(usize::MAX, &mut before).is_ok();
-        let flow = self.give(since, input, words, watch);
-        if saved
-            && matches!(self.ending, Some(Ending::Diverged(_)))
-            && let Ok(core) = Resource::from_snapshot(&before)
-        {
-            self.core = core;
-            self.inputs -= 1;
-            self.ending = Some(Ending::Cut("the last input is not complete".into()));
+    /// Replays the entries of a frame.
+    fn play_frame(&mut self, name: &str, mut entries: Reader<'_>, watch: Watch<'_>) -> ControlFlow<()> {
+        while self.ending.is_none() && !entries.0.is_empty() {
+            // How a packet is encoded depends on the inputs before it.
+            match entry::get(&mut entries, &self.links) {
+                Ok(Entry::Input { since, input, words }) => self.give(since, input, words, watch)?,
+                Ok(Entry::End) => self.ending = Some(Ending::Ended),
+                Err(e) => self.ending = Some(Ending::Diverged(format!("{name}, behind input {}: {e}", self.inputs))),
+            }
         }
-        flow
+        ControlFlow::Continue(())
     }
 
     /// Gives one input to the core.
-    fn give(&mut self, since: u64, input: Input<'_>, words: &mut VecDeque<u64>, watch: Watch<'_>) -> ControlFlow<()> {
+    fn give(&mut self, since: u64, input: Input<'_>, words: VecDeque<u64>, watch: Watch<'_>) -> ControlFlow<()> {
         self.last = Time(self.last.0.saturating_add(since));
         self.inputs += 1;
         let step = Step { nr: self.inputs, at: self.last, wall_ns: self.header.wall_ns(self.last) };
@@ -279,8 +248,7 @@ impl Run {
             core.check_invariants();
         }));
         let missing = rng.missing;
-        let unused = std::mem::take(words).len();
-        if missing || unused > 0 {
+        if missing || !rng.words.is_empty() {
             let which = if missing { "more" } else { "fewer" };
             self.ending = Some(Ending::Diverged(format!("input {} drew {which} random numbers", step.nr)));
             return ControlFlow::Continue(());
@@ -296,12 +264,12 @@ impl Run {
 }
 
 /// The random numbers of one input.
-struct Words<'a> {
-    words: &'a mut VecDeque<u64>,
+struct Words {
+    words: VecDeque<u64>,
     missing: bool,
 }
 
-impl Rng for Words<'_> {
+impl Rng for Words {
     fn next_u64(&mut self) -> u64 {
         self.words.pop_front().unwrap_or_else(|| {
             self.missing = true;

@@ -69,7 +69,7 @@ fn of_the_core(mut status: ResourceStatus, writes_go_on: bool) -> ResourceStatus
 
 /// Longer than a recording may lag behind.
 fn let_it_write() {
-    sleep(Duration::from_millis(20 * CHUNK_MS));
+    sleep(Duration::from_millis(5 * CHUNK_MS));
 }
 
 /// The status, and then the end of the process.
@@ -126,7 +126,7 @@ fn recorder_of_a_killed_node_replays_to_the_state_that_it_had() {
 #[test]
 fn recorder_replays_a_ring_that_has_wrapped() {
     let mut cluster = Cluster::empty(1);
-    let options = ["--flight-recorder-size", "1"];
+    let options = ["--flight-recorder", "on", "--flight-recorder-size", "1"];
     cluster.nodes[0].kill();
     let dir = cluster.nodes[0].dir().to_owned();
     cluster.nodes[0] = Daemon::spawn_with(0, &dir, &options);
@@ -153,7 +153,7 @@ fn recorder_replays_a_ring_that_has_wrapped() {
 }
 
 #[test]
-fn recorder_is_off_where_it_is_told_and_goes_with_its_resource() {
+fn recorder_is_off_unless_it_is_told_and_goes_with_its_resource() {
     let mut cluster = Cluster::empty(1);
     cluster.create(0, |_| {});
     let_it_write();
@@ -163,7 +163,7 @@ fn recorder_is_off_where_it_is_told_and_goes_with_its_resource() {
     assert!(!folder(&cluster.nodes[0]).exists());
     cluster.nodes[0].kill();
     let dir = cluster.nodes[0].dir().to_owned();
-    cluster.nodes[0] = Daemon::spawn_with(0, &dir, &["--flight-recorder", "off"]);
+    cluster.nodes[0] = Daemon::spawn_with(0, &dir, &[]);
     cluster.create(0, |_| {});
     let_it_write();
     assert!(!folder(&cluster.nodes[0]).exists());

@@ -85,6 +85,16 @@ impl Packet {
         self.encode_with_digest(neg, volume, &[], payload_len, out);
     }
 
+    /// Appends what stands between header and payload, without the digest of the payload.
+    ///
+    /// Panics if the packet is not legal with `neg`.
+    pub fn encode_body(&self, neg: &Negotiated, out: &mut Vec<u8>) {
+        let rule = self.rule();
+        assert!(rule.is_legal(neg), "{} is not legal with {neg:?}", rule.name);
+        let format = HeaderFormat::for_version(neg.version);
+        self.put_body(out, &Context { neg, format, command: self.command(), digest_len: 0 });
+    }
+
     /// As [`Packet::encode`], with the digest of the payload: `neg.own_integrity_digest_len` bytes for
     /// packets with payload, none for others.
     pub fn encode_with_digest(

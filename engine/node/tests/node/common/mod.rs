@@ -33,10 +33,10 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts a daemon on `dir` and waits until it has started what was up before.
     pub(crate) fn spawn(id: u8, dir: &Path) -> Daemon {
-        Daemon::spawn_with(id, dir, &[])
+        Daemon::spawn_with(id, dir, &["--flight-recorder", "on"])
     }
 
-    /// [`Daemon::spawn`] with more options.
+    /// [`Daemon::spawn`] with these options and no others.
     pub(crate) fn spawn_with(id: u8, dir: &Path, options: &[&str]) -> Daemon {
         std::fs::create_dir_all(dir).unwrap();
         let log = File::options().append(true).create(true).open(dir.join("log")).unwrap();
