@@ -27,7 +27,7 @@ enum Command {
     Compare(CompareOptions),
     /// Print the memory of a zead that serves a 1 TiB volume with two peers
     Memory(MemoryOptions),
-    /// Run a pair of zead with the flight recorder and one without it in turns, and print what it costs
+    /// Run a pair of zead with the flight recorder and one without it at the same time, and print what it costs
     Recorder(RecorderOptions),
     /// The floor's client: write to a floor-primary, and print what was measured as JSON
     FloorClient(ClientOptions),

@@ -1,4 +1,5 @@
-//! What the flight recorder costs: two pairs of `zead`, with it and without it, in turns.
+//! What the flight recorder costs: two pairs of `zead`, with it and without it, at the same time: what else the machine does
+//! disturbs both.
 
 use std::path::{Path, PathBuf};
 
@@ -65,10 +66,18 @@ pub fn run(options: &RecorderOptions) -> Result<()> {
     }
     let mut taken = [Vec::new(), Vec::new()];
     for round in 0..options.rounds {
-        // The first of a round is the other one each time.
-        for index in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
+        let both: Vec<Result<Taken>> = std::thread::scope(|scope| {
+            let start = |(pair, name)| {
+                let directory = scratch.directory().join(name);
+                let interrupt = &interrupt;
+                scope.spawn(move || measure(options, pair, &directory, interrupt))
+            };
+            let threads: Vec<_> = pairs.iter().zip(NAMES).map(start).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        for (index, one) in both.into_iter().enumerate() {
             let what = format!("round {}, recorder {}", round + 1, NAMES[index]);
-            let one = measure(options, &pairs[index], scratch.directory(), &interrupt).with_context(|| what.clone())?;
+            let one = one.with_context(|| what.clone())?;
             eprintln!("{what}: {:.0} writes/s, {:.2} us of CPU a write", one.sample.write_iops, one.cpu_us);
             taken[index].push(one);
         }
