@@ -381,7 +381,7 @@ impl Resource {
         let c = &mut self.conns[cidx];
         let node = c.node();
         let was_up = c.is_up();
-        let was_84 = c.speaks_84();
+        let ignores_bits = c.speaks_84() && !c.keeps_bits();
         let was_primary = was_up && c.role == Role::Primary;
         let graceful = matches!(state, ConnState::TearDown | ConnState::Disconnecting);
         if !graceful {
@@ -395,15 +395,15 @@ impl Resource {
         self.state_changed = true;
         for vidx in 0..self.volumes.len() {
             self.peer_device_lost(cx, cidx, vidx, was_up);
-            if was_84 {
-                self.rename_what_differs(cx, cidx, vidx);
-            }
         }
         self.twopc_lost_peer(cx, node);
         self.kept_lost_origin(cx, cidx);
         self.peer_reqs_lost_link(cx, cidx);
         if was_up {
             self.writes_lost_peer(cx, node);
+            if ignores_bits {
+                self.rename_what_differs(cx, cidx);
+            }
         }
         if was_primary {
             self.lost_primary = Some(node);

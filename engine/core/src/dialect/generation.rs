@@ -111,12 +111,16 @@ impl Resource {
         }
     }
 
-    /// A peer that does not keep bits at equal generations leaves, and a verify found differences: so that they are resynced when it comes
-    /// back, the data of a Primary are of a new generation. 8.4 does the same (7).
-    pub(crate) fn rename_what_differs(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
-        let found = self.conns[cidx].pds[vidx].verify.found && self.volumes[vidx].disk == DiskState::UpToDate;
-        if found && self.volumes[vidx].dirty_bits(self.conns[cidx].node()) > 0 {
-            self.new_generation_now(cx, vidx);
+    /// A peer that ignores bits at equal generations leaves, and lacks something: what it has not confirmed as stable, or what a verify
+    /// found. So that this is resynced when it comes back, the data of a Primary are of a new generation, as with 8.4 itself (7).
+    pub(crate) fn rename_what_differs(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let node = self.conns[cidx].node();
+        for vidx in 0..self.volumes.len() {
+            let v = &self.volumes[vidx];
+            let known = v.uuids.bitmap[node.index()] & !1 != 0;
+            if v.disk == DiskState::UpToDate && v.dirty_bits(node) > 0 && !known {
+                self.new_generation_now(cx, vidx);
+            }
         }
     }
 

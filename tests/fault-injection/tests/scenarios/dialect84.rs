@@ -369,3 +369,15 @@ fn sim_84_disks_of_84_are_attached_without_a_resync_and_stay_disks_of_84() {
         assert_eq!(detect(&disk.meta_bytes(super_block_offset(disk), 4096)), Format::V08Unclean);
     }
 }
+
+/// No write follows that would begin a new generation.
+#[test]
+fn sim_84_what_a_secondary_lost_in_a_crash_is_resynced() {
+    for seed in 0..10 {
+        let mut w = Cluster { seed, ..pair(true) }.synced();
+        w.write_ok(0, 0, 64);
+        w.crash(1, Crash::Power);
+        w.start(1);
+        w.settle();
+    }
+}
