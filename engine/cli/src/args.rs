@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use zea_wire::packet::rule;
 
-use zea_node::config::VerifyAlg;
+use zea_node::config::DigestName;
 
 use crate::create::{NodeArg, VolumeArg};
 use crate::exit;
@@ -354,7 +354,10 @@ pub struct Create {
     pub secret_file: Option<PathBuf>,
     /// Digests of online verify: crc32c, md5, sha1, sha224, sha256, sha384 or sha512
     #[arg(long, value_name = "ALGORITHM")]
-    pub verify_alg: Option<VerifyAlg>,
+    pub verify_alg: Option<DigestName>,
+    /// Digests of a resync that copies only what differs
+    #[arg(long, value_name = "ALGORITHM")]
+    pub csums_alg: Option<DigestName>,
     /// Flush backing devices; no only where they have no volatile write cache
     #[arg(long, default_value = "yes", value_enum)]
     pub disk_flushes: YesNo,

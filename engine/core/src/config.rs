@@ -48,6 +48,9 @@ pub struct NetOptions {
     pub shared_secret: String,
     /// Digests of online verify. `None`: what the peer has configured, or crc32c with another Zea node.
     pub verify_alg: Option<DigestAlg>,
+    /// Digests of a checksum-based resync, in which blocks that are equal are not copied. `None`: what another Zea node has
+    /// configured, else blocks are copied without.
+    pub csums_alg: Option<DigestAlg>,
     /// The peer is known to keep no disk: no bitmap slot for it.
     pub bitmap: bool,
     /// Offer Zea's private feature bit (see `docs/adr`). Off only to act like a kernel peer in tests.
@@ -67,6 +70,7 @@ impl Default for NetOptions {
             cram_hmac_alg: None,
             shared_secret: String::new(),
             verify_alg: None,
+            csums_alg: None,
             bitmap: true,
             keep_bits: true,
             protocol_max: limits::PROTOCOL_MAX,

@@ -9,10 +9,11 @@ use zea_wire::packet::{Sizes, Uuids110};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 
 use crate::config::PeerConfig;
+use crate::csums::DigestAlgs;
 use crate::handshake::Decision;
 use crate::interval::IntervalId;
 use crate::io::{LinkId, Time};
-use crate::verify::{Verify, VerifyAlgs};
+use crate::verify::Verify;
 
 /// How far the set-up of a link has come (wire-protocol.md 4, 6; handshake-and-states.md 3.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize)]
@@ -131,7 +132,8 @@ pub(crate) struct Connection {
     pub(crate) kept: VecDeque<Kept>,
     /// Peer requests of this connection that are not finished.
     pub(crate) active_peer_reqs: u32,
-    pub(crate) verify_algs: VerifyAlgs,
+    pub(crate) verify_algs: DigestAlgs,
+    pub(crate) csums_algs: DigestAlgs,
     /// By index of the volume in the resource.
     pub(crate) pds: Vec<PeerDevice>,
 }
@@ -156,7 +158,8 @@ impl Connection {
             dagtag_received: None,
             kept: VecDeque::new(),
             active_peer_reqs: 0,
-            verify_algs: VerifyAlgs::default(),
+            verify_algs: DigestAlgs::default(),
+            csums_algs: DigestAlgs::default(),
             pds: (0..volumes).map(|_| PeerDevice::new()).collect(),
         }
     }
@@ -329,6 +332,8 @@ pub(crate) struct ResyncTarget {
 /// One resync request of the target.
 #[derive(Debug, Clone, Copy, Archive, Serialize, Deserialize)]
 pub(crate) struct ResyncReq {
+    /// Of all requests of this node.
+    pub(crate) serial: u64,
     pub(crate) block_id: BlockId,
     pub(crate) len: u32,
     pub(crate) interval: IntervalId,

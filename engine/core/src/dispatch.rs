@@ -79,7 +79,7 @@ impl Resource {
             Packet::TwopcRetry(r) => self.twopc_reply(cx, cidx, &r, Verdict::Retry),
             Packet::ConnStChgReply(_) | Packet::StateChgReply(_) if connecting => {}
             Packet::ConnStChgReply(r) | Packet::StateChgReply(r) => self.request_replied(cx, cidx, r),
-            Packet::SyncParam89(p) => self.conns[cidx].verify_algs.peer = p.verify_alg.as_str().to_owned(),
+            Packet::SyncParam89(p) => self.sync_param_told(cx, cidx, &p),
             Packet::DelayProbe(_)
             | Packet::UnplugRemote
             | Packet::PeerDagtag(_)
@@ -155,11 +155,17 @@ impl Resource {
                 self.peer_write(cx, cidx, vidx, trim_data(&t), op, t.size, None);
             }
             Packet::DataRequest(r) => self.peer_read(cx, cidx, vidx, r.sector, r.blksize, r.block_id),
-            Packet::RsDagtagReq(r) | Packet::RsThinDagtagReq(r) => self.resync_read(cx, cidx, vidx, r),
+            Packet::RsDagtagReq(r) | Packet::RsThinDagtagReq(r) => self.resync_read(cx, cidx, vidx, r, None),
             Packet::RsDataRequest(r) | Packet::RsThinReq(r) => {
                 let r = self.undated(r.sector, r.block_id, r.blksize);
-                self.resync_read(cx, cidx, vidx, r);
+                self.resync_read(cx, cidx, vidx, r, None);
             }
+            Packet::RsCsumDagtagReq(r) => self.resync_read_summed(cx, cidx, vidx, r.req, r.digest),
+            Packet::CsumRsRequest(BlockReqDigest { req: r, digest }) => {
+                let r = self.undated(r.sector, r.block_id, r.blksize);
+                self.resync_read_summed(cx, cidx, vidx, r, digest);
+            }
+            Packet::RsIsInSync(a) => self.resync_is_in_sync(cx, cidx, vidx, a),
             Packet::WriteAck(a) | Packet::RecvAck(a) => self.write_ack(cx, cidx, a, true),
             Packet::RsWriteAck(a) if a.block_id == BlockId::SYNCER || self.conns[cidx].echoes_ids() => {
                 self.resync_written(cx, cidx, vidx, a, true);

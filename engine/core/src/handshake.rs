@@ -5,10 +5,9 @@ mod compare;
 
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
-use zea_wire::digest::DigestAlg;
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
-use zea_wire::packet::{AlgName, CurrentUuid, Packet, QueueLimits, Sizes, State, SyncController, SyncParam89};
+use zea_wire::packet::{CurrentUuid, Packet, QueueLimits, Sizes, State};
 use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
 use crate::connection::LinkPhase;
@@ -51,9 +50,8 @@ impl Resource {
     /// Sizes, UUIDs and state of every volume.
     pub(crate) fn handshake_packets(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         for vidx in 0..self.volumes.len() {
-            let alg = self.conns[cidx].config.net.verify_alg;
-            self.conns[cidx].verify_algs.own = alg;
-            self.send_volume(cx, cidx, vidx, Packet::SyncParam89(Box::new(sync_param(alg))));
+            let param = self.own_sync_param(cidx);
+            self.send_volume(cx, cidx, vidx, Packet::SyncParam89(Box::new(param)));
             let sizes = self.own_sizes(vidx);
             self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
             self.tell_former_generations(cx, cidx, vidx);
@@ -553,14 +551,5 @@ impl Resource {
         v.meta.push(Step::Bitmap);
         v.meta.push(Step::Then(Then::FullSyncWritten(node)));
         v.meta.push(Step::SuperBlock);
-    }
-}
-
-fn sync_param(verify_alg: Option<DigestAlg>) -> SyncParam89 {
-    SyncParam89 {
-        resync_rate: 250,
-        verify_alg: verify_alg.and_then(|alg| AlgName::new(alg.as_str())).unwrap_or_default(),
-        csums_alg: AlgName::default(),
-        controller: SyncController { c_plan_ahead: 20, c_delay_target: 10, c_fill_target: 100, c_max_rate: 102_400 },
     }
 }

@@ -38,6 +38,7 @@ pub mod bitmap;
 pub mod config;
 mod connect;
 mod connection;
+mod csums;
 mod dialect;
 mod dispatch;
 mod epoch;

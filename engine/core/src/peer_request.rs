@@ -3,6 +3,7 @@
 
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
+use zea_wire::digest::Digest;
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, VolumeNr};
 use zea_wire::packet::{BlockAck, Data, Packet, PeerAck, RsReq};
@@ -27,6 +28,8 @@ pub(crate) enum Kind {
     ResyncRead,
     /// Resync data of a SyncSource, to be written here.
     ResyncWrite,
+    /// A read of a SyncTarget of what it has, for the digest that it sends with its request.
+    ResyncSum,
     /// A read of the target of a verify, for its digest.
     VerifyTarget,
     /// A read of the source of a verify, for its digest.
@@ -48,7 +51,7 @@ pub(crate) enum Stage {
     Disk,
     /// Resync data: written, not stable yet.
     Flush,
-    /// Verify: read, the digest is being computed.
+    /// Read, the digest is being computed.
     Digest,
     /// Resync read: sent, holds its range until the peer wrote it. Read of a verify with 8.4: until the peer compared it.
     Sent,
@@ -68,6 +71,8 @@ pub(crate) struct PeerReq {
     pub(crate) flags: DpFlags,
     pub(crate) payload: Option<Payload>,
     pub(crate) interval: Option<IntervalId>,
+    /// Of a resync read: what the target has.
+    pub(crate) digest: Option<Digest>,
     /// Of a write: the dagtag behind it. Of a resync read: the dagtag to wait for, of `dagtag_node`.
     pub(crate) dagtag: u64,
     pub(crate) dagtag_node: NodeId,
@@ -84,7 +89,7 @@ impl PeerReq {
         match self.kind {
             Kind::Write => Lock::PeerWrite(self.node),
             Kind::ResyncWrite => Lock::ResyncWrite(self.node),
-            Kind::Read | Kind::ResyncRead | Kind::VerifyTarget | Kind::VerifySource => Lock::ResyncRead(self.node),
+            _ => Lock::ResyncRead(self.node),
         }
     }
 
@@ -163,6 +168,7 @@ impl Resource {
             flags: data.dp_flags,
             payload,
             interval: None,
+            digest: None,
             dagtag,
             dagtag_node: node,
             epoch,
@@ -275,17 +281,17 @@ impl Resource {
         p.epoch == self.conns[cidx].recv_base
     }
 
-    fn peer_req_submit(&mut self, cx: &mut Ctx<'_>, index: usize) {
+    pub(crate) fn peer_req_submit(&mut self, cx: &mut Ctx<'_>, index: usize) {
         let p = &mut self.peer_reqs[index];
         p.stage = Stage::Disk;
         let (vidx, sector, len) = (p.vidx, p.sector, p.len);
         let cmd = match p.kind {
-            Kind::Read | Kind::ResyncRead | Kind::VerifyTarget | Kind::VerifySource => DiskCmd::ReadNew { sector, len },
             Kind::Write => {
                 let fua = p.flags.contains(DpFlags::FUA) && self.volumes[vidx].config.disk.disk_flushes;
                 write_cmd(p.op, sector, len, p.payload, fua)
             }
             Kind::ResyncWrite => write_cmd(Op::Write, sector, len, p.payload, false),
+            _ => DiskCmd::ReadNew { sector, len },
         };
         if self.peer_reqs[index].kind == Kind::ResyncWrite {
             let node = self.peer_reqs[index].node;
@@ -313,6 +319,7 @@ impl Resource {
             Kind::Write => self.peer_write_done(cx, index, result),
             Kind::Read | Kind::ResyncRead => self.peer_read_done(cx, index, result, buf),
             Kind::ResyncWrite => self.resync_write_done(cx, index, result),
+            Kind::ResyncSum => self.resync_sum_read(cx, index, result, buf),
             Kind::VerifyTarget | Kind::VerifySource => self.verify_read_done(cx, index, result, buf),
         }
     }
@@ -512,7 +519,14 @@ impl Resource {
     }
 
     /// P_RS_DATA_REQUEST, P_RS_DAGTAG_REQ and their thin forms.
-    pub(crate) fn resync_read(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, req: RsReq) {
+    pub(crate) fn resync_read(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        vidx: usize,
+        req: RsReq,
+        digest: Option<Digest>,
+    ) {
         let v = &self.volumes[vidx];
         let inside = req.sector.checked_add(u64::from(req.blksize) / 512).is_some_and(|e| e <= v.size_sectors);
         if !inside || req.blksize == 0 || req.blksize > limits::MAX_RESYNC_BYTES {
@@ -528,6 +542,7 @@ impl Resource {
         }
         let index = self.new_peer_read(cidx, vidx, Kind::ResyncRead, sector, len, block_id);
         let p = &mut self.peer_reqs[index];
+        p.digest = digest;
         p.dagtag = req.dagtag;
         p.dagtag_node = req.dagtag_node_id;
         p.stage = Stage::Dagtag;
@@ -557,6 +572,7 @@ impl Resource {
             flags: DpFlags::EMPTY,
             payload: None,
             interval: None,
+            digest: None,
             dagtag: 0,
             dagtag_node: self.config.node_id,
             epoch: 0,
@@ -590,7 +606,13 @@ impl Resource {
         }
     }
 
-    fn peer_read_done(&mut self, cx: &mut Ctx<'_>, index: usize, result: Result<(), DiskError>, buf: Option<BufId>) {
+    pub(crate) fn peer_read_done(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        index: usize,
+        result: Result<(), DiskError>,
+        buf: Option<BufId>,
+    ) {
         let p = &self.peer_reqs[index];
         let (vidx, sector, len, kind, block_id) = (p.vidx, p.sector, p.len, p.kind, p.block_id);
         let cidx = self.cidx(p.node).filter(|_| !p.orphan);
@@ -605,8 +627,11 @@ impl Resource {
             return;
         };
         if let (Ok(()), Some(buf)) = (result, buf) {
-            let echoed = if kind == Kind::Read { block_id } else { self.conns[cidx].resync_id(block_id) };
-            let data = Data { sector, block_id: echoed, seq_num: 0, dp_flags: DpFlags::EMPTY };
+            if self.peer_reqs[index].digest.is_some() {
+                return self.resync_compares(cx, cidx, index, buf);
+            }
+            let id = if kind == Kind::Read { block_id } else { self.conns[cidx].resync_id(block_id) };
+            let data = Data { sector, block_id: id, seq_num: 0, dp_flags: DpFlags::EMPTY };
             let packet = if kind == Kind::Read { Packet::DataReply(data) } else { Packet::RsDataReply(data) };
             let payload = Payload { buf, offset: 0, len };
             self.send_payload(cx, cidx, Some(self.volumes[vidx].nr), packet, Some(payload));
@@ -650,6 +675,7 @@ impl Resource {
             AckKind::ResyncFailed if self.conns[cidx].echoes_ids() => Packet::RsNegAck(ack),
             AckKind::ResyncFailed => Packet::NegAck(ack),
             AckKind::Cancel => Packet::RsCancel(ack),
+            AckKind::InSync => Packet::RsIsInSync(ack),
         };
         let nr: VolumeNr = self.volumes[vidx].nr;
         self.send(cx, cidx, Some(nr), packet);
@@ -667,4 +693,5 @@ pub(crate) enum AckKind {
     NegResync,
     ResyncFailed,
     Cancel,
+    InSync,
 }

@@ -2,10 +2,14 @@
 
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_wire::bitmap;
+use zea_wire::digest::Digest;
+use zea_wire::features::Features;
 use zea_wire::flags::UuidFlags;
 use zea_wire::header::HeaderFormat;
 use zea_wire::ids::{BlockId, NodeId, NodeMask};
-use zea_wire::packet::{Bitmap, BlockAck, BlockDesc, BlockReq, CompressedBitmap, Data, Packet, RsReq};
+use zea_wire::packet::{
+    Bitmap, BlockAck, BlockDesc, BlockReq, BlockReqDigest, CompressedBitmap, Data, Packet, RsReq, RsReqDigest,
+};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 use zea_wire::vli;
 
@@ -300,21 +304,39 @@ impl Resource {
             return;
         }
         let interval = self.volumes[vidx].lock_range(sector, sectors, Lock::ResyncRequest(node));
-        let block_id = self.conns[cidx].resync_id(BlockId(self.next_block_id));
+        let serial = self.next_block_id;
         self.next_block_id += 1;
+        let block_id = self.conns[cidx].resync_id(BlockId(serial));
+        let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
+        r.in_flight.insert(sector, ResyncReq { serial, block_id, len, interval, answered: false });
+        r.in_flight_sectors += sectors;
+        if self.csums_alg(cidx).is_some() {
+            return self.resync_sum(cx, cidx, vidx, serial, sector, len);
+        }
+        self.resync_ask(cx, cidx, vidx, BlockReq { sector, block_id, blksize: len, pad: 0 }, None);
+    }
+
+    /// The request for a range that is taken; `digest`: of what is there now.
+    pub(crate) fn resync_ask(
+        &mut self,
+        cx: &mut Ctx<'_>,
+        cidx: usize,
+        vidx: usize,
+        req: BlockReq,
+        digest: Option<Digest>,
+    ) {
         if self.role == Role::Primary {
             self.send_dagtag(cx, cidx);
         }
-        let (dagtag_node, dagtag) = self.resync_dagtag();
-        let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
-        r.in_flight.insert(sector, ResyncReq { block_id, len, interval, answered: false });
-        r.in_flight_sectors += sectors;
-        let dependent =
-            self.conns[cidx].link.as_ref().is_some_and(|l| l.has(zea_wire::features::Features::RESYNC_DAGTAG));
-        let packet = if dependent {
-            Packet::RsDagtagReq(RsReq { sector, block_id, blksize: len, dagtag_node_id: dagtag_node, dagtag })
-        } else {
-            Packet::RsDataRequest(BlockReq { sector, block_id, blksize: len, pad: 0 })
+        let BlockReq { sector, block_id, blksize, .. } = req;
+        let (dagtag_node_id, dagtag) = self.resync_dagtag();
+        let dated = RsReq { sector, block_id, blksize, dagtag_node_id, dagtag };
+        let dependent = self.conns[cidx].link.as_ref().is_some_and(|l| l.has(Features::RESYNC_DAGTAG));
+        let packet = match (dependent, digest) {
+            (true, None) => Packet::RsDagtagReq(dated),
+            (true, Some(digest)) => Packet::RsCsumDagtagReq(RsReqDigest { req: dated, digest }),
+            (false, None) => Packet::RsDataRequest(req),
+            (false, Some(digest)) => Packet::CsumRsRequest(BlockReqDigest { req, digest }),
         };
         self.send_volume(cx, cidx, vidx, packet);
     }
@@ -365,6 +387,7 @@ impl Resource {
             flags: Default::default(),
             payload: Some(payload),
             interval: None,
+            digest: None,
             dagtag: 0,
             dagtag_node: node,
             epoch: 0,

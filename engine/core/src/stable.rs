@@ -27,12 +27,17 @@ impl Resource {
     /// passed on, so that after a loss of power here the bits of this node have to know it. Returns how many there are.
     pub(crate) fn becomes_target(&mut self, cidx: usize, vidx: usize) -> u64 {
         let node = self.conns[cidx].node();
+        let sums = self.csums_alg(cidx).is_some();
         let nr = self.next_block_id;
         self.next_block_id += 1;
         let v = &mut self.volumes[vidx];
         v.disk = DiskState::Inconsistent;
         v.set_flag(DeviceFlags::CONSISTENT, false);
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+        if sums {
+            // What turns out to be equal has to be stable, too.
+            v.meta.push(Step::DataFlush);
+        }
         for step in [Step::Bitmap, Step::SuperBlock, Step::Then(Then::ResyncBegins(node, nr))] {
             v.meta.push(step);
         }

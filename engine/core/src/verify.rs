@@ -20,6 +20,7 @@ use zea_wire::packet::{BlockAck, BlockReq, OvResult, OvVerdict, Packet, RsReq};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 
 use crate::activity_log::extents_of;
+use crate::csums::DigestAlgs;
 use crate::event::{Severity, VerifyStatus};
 use crate::interval::IntervalId;
 use crate::io::{AdminError, AdminTag, Time};
@@ -99,14 +100,6 @@ struct Asked {
     digest: Option<Digest>,
 }
 
-/// The algorithms that both ends of a link told in P_SYNC_PARAM89.
-#[derive(Debug, Default, Archive, Serialize, Deserialize)]
-pub(crate) struct VerifyAlgs {
-    pub(crate) own: Option<DigestAlg>,
-    /// As it came; empty: none.
-    pub(crate) peer: String,
-}
-
 fn refuse(code: i32, message: impl Into<String>) -> AdminError {
     AdminError { code, message: message.into() }
 }
@@ -166,7 +159,7 @@ impl Resource {
     /// The algorithm that both ends use: the one that is configured on either side; two Zea nodes without one use crc32c.
     fn verify_alg(&self, cidx: usize) -> Result<DigestAlg, AdminError> {
         let c = &self.conns[cidx];
-        let VerifyAlgs { own, peer } = &c.verify_algs;
+        let DigestAlgs { own, peer } = &c.verify_algs;
         let zea = c.keeps_bits();
         let name = &c.config.name;
         match (own, DigestAlg::from_name(peer)) {

@@ -48,6 +48,8 @@ macro_rules! for_each_scenario {
             interop_invalidate_beside_a_kernel_primary,
             interop_verify_beside_a_zea_primary,
             interop_verify_beside_a_kernel_primary,
+            interop_checksums_beside_a_zea_primary,
+            interop_checksums_beside_a_kernel_primary,
         }
     };
 }
@@ -75,6 +77,7 @@ pub use settings::{
     interop_peers_authenticate_with_the_same_secret_only,
 };
 pub use upkeep::{
+    interop_checksums_beside_a_kernel_primary, interop_checksums_beside_a_zea_primary,
     interop_invalidate_beside_a_kernel_primary, interop_invalidate_beside_a_zea_primary,
     interop_verify_beside_a_kernel_primary, interop_verify_beside_a_zea_primary,
 };

@@ -82,7 +82,7 @@ impl Resource {
             self.disk_failed(cx, vidx, &format!("read of {len} bytes at sector {sector} to verify: {e}"));
             let p = self.verify_read_ends(cx, index);
             return match (cidx, kind) {
-                (None, _) => self.verify_orphan(cx, &p),
+                (None, _) => self.orphan_read_ends(cx, &p),
                 (Some(cidx), Kind::VerifyTarget) => {
                     self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::Cancel);
                 }
@@ -102,7 +102,7 @@ impl Resource {
             // It was interrupted.
             _ => {
                 let p = self.verify_read_ends(cx, index);
-                self.verify_orphan(cx, &p);
+                self.orphan_read_ends(cx, &p);
             }
         }
     }
@@ -113,10 +113,12 @@ impl Resource {
         let p = &self.peer_reqs[index];
         match (p.orphan, p.kind) {
             (false, Kind::VerifySource) => self.verify_compare(cx, index, digest),
+            (false, Kind::ResyncSum) => self.resync_sum_known(cx, index, digest),
+            (false, Kind::ResyncRead) => self.resync_compared(cx, index, digest),
             (false, _) => self.verify_answer(cx, index, digest),
             (true, _) => {
                 let p = self.verify_read_ends(cx, index);
-                self.verify_orphan(cx, &p);
+                self.orphan_read_ends(cx, &p);
             }
         }
     }
@@ -178,7 +180,7 @@ impl Resource {
         }
     }
 
-    fn verify_orphan(&mut self, cx: &mut Ctx<'_>, p: &PeerReq) {
+    pub(crate) fn orphan_read_ends(&mut self, cx: &mut Ctx<'_>, p: &PeerReq) {
         if let Some(cidx) = self.cidx(p.node) {
             self.lost_peer_drained(cx, cidx);
         }

@@ -124,29 +124,29 @@ impl Algorithm {
     }
 }
 
-/// Digest of online verify, by the name that is on the wire.
+/// Digest of blocks, by the name that is on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VerifyAlg(pub DigestAlg);
+pub struct DigestName(pub DigestAlg);
 
-impl Serialize for VerifyAlg {
+impl Serialize for DigestName {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.0.as_str())
     }
 }
 
-impl<'de> Deserialize<'de> for VerifyAlg {
+impl<'de> Deserialize<'de> for DigestName {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
-impl FromStr for VerifyAlg {
+impl FromStr for DigestName {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        DigestAlg::from_name(name).map(VerifyAlg).ok_or_else(|| {
+        DigestAlg::from_name(name).map(DigestName).ok_or_else(|| {
             let known = DigestAlg::ALL.map(DigestAlg::as_str).join(", ");
-            format!("`{name}` is no algorithm to verify with; there are {known}")
+            format!("`{name}` is no digest algorithm; there are {known}")
         })
     }
 }
@@ -165,7 +165,10 @@ pub struct Net {
     pub secret_file: Option<PathBuf>,
     /// Digests of online verify. Left out: what the peer has, or crc32c with another Zea node.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verify_alg: Option<VerifyAlg>,
+    pub verify_alg: Option<DigestName>,
+    /// Digests of a resync in which blocks that are equal are not copied. Left out: what another Zea node has, else none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub csums_alg: Option<DigestName>,
     /// Idle time after which a peer is pinged.
     pub ping_int_ms: u64,
     /// Time a peer has to answer a ping.
@@ -183,6 +186,7 @@ impl Default for Net {
             cram_hmac_alg: None,
             secret_file: None,
             verify_alg: None,
+            csums_alg: None,
             ping_int_ms: 10_000,
             ping_timeout_ms: 500,
             timeout_ms: 6_000,

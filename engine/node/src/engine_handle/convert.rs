@@ -41,6 +41,7 @@ pub(super) fn net_options(file: &ResourceFile, secret: Option<&Secret>) -> core:
         timeout_ms: net.timeout_ms,
         ko_count: net.ko_count,
         verify_alg: net.verify_alg.map(|alg| alg.0),
+        csums_alg: net.csums_alg.map(|alg| alg.0),
         cram_hmac_alg: net.cram_hmac_alg.map(|algorithm| algorithm.name().to_owned()),
         shared_secret: secret.map(|secret| secret.0.clone()).unwrap_or_default(),
         ..core::NetOptions::default()

@@ -3,6 +3,7 @@
 mod catalogue;
 mod connect;
 mod crash;
+mod csums;
 mod dialect84;
 mod dialect84_admin;
 mod disk;

@@ -1,4 +1,4 @@
-//! What an administrator starts on nodes that are connected: invalidate, verify.
+//! What an administrator starts on nodes that are connected: invalidate, verify, resync by checksums.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::DEVICE_BYTES;
 use super::pair::Side::{self, Kernel, Zea};
 use super::pair::{
-    Load, SOON, finish, now, out_of_sync, pair, plant, promote_first, reconnect, synced_pair, wait_connected,
+    Load, SOON, finish, now, out_of_sync, pair, plant, promote_first, reconnect, scribble, synced_pair, wait_connected,
     wait_synced,
 };
 use crate::Lab;
@@ -82,4 +82,38 @@ pub fn interop_verify_beside_a_zea_primary(lab: &mut Lab) -> Result<()> {
 /// Next to a Primary of the kernel.
 pub fn interop_verify_beside_a_kernel_primary(lab: &mut Lab) -> Result<()> {
     verify(lab, Kernel)
+}
+
+/// Each gets everything from the other by checksums: one block differs, the rest is not copied.
+fn checksums(lab: &mut Lab, primary: Side) -> Result<()> {
+    pair(lab, 'C', "--csums-alg sha1", "csums-alg sha1;")?;
+    wait_connected(lab)?;
+    scribble(lab, primary)?;
+    promote_first(lab, primary)?;
+    wait_synced(lab)?;
+    let since = now()?;
+    for loser in [Kernel, Zea] {
+        plant(lab, loser, 12 << 10)?;
+        match loser {
+            Zea => lab.zead().zea("invalidate r0 0").map(drop)?,
+            Kernel => lab.guest(1).run("drbdadm invalidate r0").map(drop)?,
+        }
+        wait_synced(lab)?;
+        lab.step(&format!("{loser:?}: all compared"));
+    }
+    let packets = finish(lab, primary)?;
+    let copied = packets.payload_since(since, "P_RS_DATA_REPLY");
+    let [asked, equal] = ["P_CSUM_RS_REQUEST", "P_RS_IS_IN_SYNC"].map(|name| packets.count(name));
+    ensure!((4096..=2 << 20).contains(&copied) && equal > 16, "{asked} asked, {equal} equal, {copied} bytes copied");
+    Ok(())
+}
+
+/// Next to a Zea Primary.
+pub fn interop_checksums_beside_a_zea_primary(lab: &mut Lab) -> Result<()> {
+    checksums(lab, Zea)
+}
+
+/// Next to a Primary of the kernel.
+pub fn interop_checksums_beside_a_kernel_primary(lab: &mut Lab) -> Result<()> {
+    checksums(lab, Kernel)
 }
