@@ -1,12 +1,12 @@
 //! Zea and kernel DRBD as the two nodes of r0, and what can be done on either of them.
 
-use std::process::{Child, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
 use super::{DEVICE_BYTES, kernel_up};
-use crate::{Lab, Packets, tool};
+use crate::tool::{self, Background};
+use crate::{Lab, Packets};
 
 /// How long nodes may take to connect, or to change a state.
 pub(super) const SOON: Duration = Duration::from_secs(90);
@@ -189,7 +189,7 @@ fn written(status: &serde_json::Value) -> u64 {
 /// Writes that go on in the background until it is dropped, or until they fail.
 pub(super) struct Load {
     /// The writer on this machine; that in a guest ends with it, or by [`Load::stop`].
-    zea: Option<Child>,
+    zea: Option<Background>,
 }
 
 impl Load {
@@ -200,10 +200,13 @@ impl Load {
             Zea => {
                 let before = written(&lab.zead().status()?);
                 let uri = lab.zead().nbd();
-                let mut fio = tool::limited(WRITE_S, "fio");
-                fio.args(ENDLESS.split_whitespace()).arg("--ioengine=nbd").arg(format!("--uri={uri}"));
-                fio.current_dir(lab.folder()).stdout(Stdio::null()).stderr(Stdio::null());
-                let load = Load { zea: Some(fio.spawn().context("cannot start fio")?) };
+                let folder = lab.folder().to_owned();
+                let uri = format!("--uri={uri}");
+                // With threads it is one process.
+                let fio = Background::start("fio", |fio| {
+                    fio.args(ENDLESS.split_whitespace()).args(["--thread", "--ioengine=nbd", &uri]).current_dir(folder)
+                })?;
+                let load = Load { zea: Some(fio) };
                 lab.zead().wait(SOON, |status| written(status) > before + LOAD_KIB)?;
                 load
             }
@@ -228,30 +231,13 @@ impl Load {
     }
 
     /// Ends it, where its side still runs.
-    pub(super) fn stop(mut self, lab: &mut Lab) -> Result<()> {
-        match self.zea.take() {
-            Some(fio) => end(fio),
-            None => lab.guest(1).run("rm /tmp/load; until [ -e /tmp/stopped.1 -a -e /tmp/stopped.2 -a -e /tmp/stopped.3 -a -e /tmp/stopped.4 ]; do sleep 0.1; done")?,
-        };
+    pub(super) fn stop(self, lab: &mut Lab) -> Result<()> {
+        match self.zea {
+            Some(fio) => drop(fio),
+            None => lab.guest(1).run("rm /tmp/load; until [ -e /tmp/stopped.1 -a -e /tmp/stopped.2 -a -e /tmp/stopped.3 -a -e /tmp/stopped.4 ]; do sleep 0.1; done").map(drop)?,
+        }
         Ok(())
     }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        if let Some(fio) = self.zea.take() {
-            end(fio);
-        }
-    }
-}
-
-/// Ends a program and, through it, what it runs.
-fn end(mut timeout: Child) -> String {
-    let mut kill = tool::command("kill");
-    // A failure means that it is gone already.
-    let _ = kill.arg(timeout.id().to_string()).stderr(Stdio::null()).status();
-    let _ = timeout.wait();
-    String::new()
 }
 
 /// Now, on the clock of the recording.
