@@ -21,7 +21,7 @@ use crate::zead::Zead;
 const FOLDER: &str = "zea-lab-";
 /// The file that a living lab has locked.
 const LOCK: &str = "lock";
-/// The disk of a guest, meta data included: 16 MiB, as in the recordings.
+/// A disk of a guest, meta data included, unless told otherwise: 16 MiB, as in the recordings.
 const DISK_BYTES: u64 = 16 << 20;
 const MEMORY_MIB: u32 = 512;
 
@@ -35,6 +35,7 @@ pub struct Lab {
     kernel: Kernel,
     /// Programs of this machine that the guests get.
     programs: Vec<&'static str>,
+    disk_bytes: u64,
     _lock: File,
     folder: TempDir,
     slot: Slot,
@@ -56,8 +57,21 @@ impl Lab {
         let namespace = Namespace::new()?;
         let recording = Recording::begin(&namespace, folder.path())?;
         let (guests, zead, programs, steps) = (BTreeMap::new(), None, Vec::new(), Vec::new());
-        let mut lab =
-            Lab { guests, zead, recording, namespace, kernel, programs, _lock: lock, folder, slot, begin, steps };
+        let disk_bytes = DISK_BYTES;
+        let mut lab = Lab {
+            guests,
+            zead,
+            recording,
+            namespace,
+            kernel,
+            programs,
+            disk_bytes,
+            _lock: lock,
+            folder,
+            slot,
+            begin,
+            steps,
+        };
         lab.step("set up");
         Ok(lab)
     }
@@ -85,6 +99,17 @@ impl Lab {
         self.programs.push(program);
     }
 
+    /// Makes the disks of guests of another size. Before the first boots.
+    pub fn set_disk_bytes(&mut self, bytes: u64) {
+        self.disk_bytes = bytes;
+    }
+
+    /// The size of a guest's disk.
+    #[must_use]
+    pub const fn disk_bytes(&self) -> u64 {
+        self.disk_bytes
+    }
+
     /// Boots guest number `number` (from 1 on) with `disks` disks. Disks that it had before are kept.
     ///
     /// # Errors
@@ -103,7 +128,7 @@ impl Lab {
         }
         let disks: Vec<PathBuf> = (0..disks).map(|disk| self.disk(number, disk)).collect();
         for disk in disks.iter().filter(|disk| !disk.exists()) {
-            disk::create(disk, DISK_BYTES)?;
+            disk::create(disk, self.disk_bytes)?;
         }
         let address = guest_address(number);
         let machine = Machine {

@@ -44,6 +44,8 @@ macro_rules! for_each_scenario {
             interop_discards_of_the_kernel_reach_zea,
             interop_file_systems_of_zea_are_whole_on_the_kernel,
             interop_file_systems_of_the_kernel_are_whole_on_zea,
+            interop_xfs_of_zea_is_whole_on_the_kernel,
+            interop_xfs_of_the_kernel_is_whole_on_zea,
             interop_invalidate_beside_a_zea_primary,
             interop_invalidate_beside_a_kernel_primary,
             interop_verify_beside_a_zea_primary,
@@ -74,7 +76,8 @@ pub use replicate::{
 pub use settings::{
     interop_discards_and_zeroes_of_zea_reach_the_kernel, interop_discards_of_the_kernel_reach_zea,
     interop_file_systems_of_the_kernel_are_whole_on_zea, interop_file_systems_of_zea_are_whole_on_the_kernel,
-    interop_peers_authenticate_with_the_same_secret_only,
+    interop_peers_authenticate_with_the_same_secret_only, interop_xfs_of_the_kernel_is_whole_on_zea,
+    interop_xfs_of_zea_is_whole_on_the_kernel,
 };
 pub use upkeep::{
     interop_checksums_beside_a_kernel_primary, interop_checksums_beside_a_zea_primary,
@@ -90,8 +93,10 @@ macro_rules! list {
 }
 for_each_scenario!(list);
 
-/// Data of 16 MiB with internal meta data of version 08, in bytes.
-const DEVICE_BYTES: u64 = 32_688 * 512;
+/// What internal meta data of version 08 take of a disk of at most 128 MiB, in bytes.
+const META_BYTES: u64 = 40 << 10;
+/// Data of a disk of 16 MiB, in bytes.
+const DEVICE_BYTES: u64 = (16 << 20) - META_BYTES;
 
 /// Starts resource r0 in a guest, with new meta data: one volume on its first disk, meta data inside, and a peer of this
 /// name and address. `net` has the options of the connection.

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
-use super::{DEVICE_BYTES, kernel_up};
+use super::{META_BYTES, kernel_up};
 use crate::tool::{self, Background};
 use crate::{Lab, Packets};
 
@@ -33,8 +33,9 @@ pub(super) fn pair(lab: &mut Lab, protocol: char, zea: &str, kernel: &str) -> Re
     lab.boot(1, 1)?;
     let host = lab.host_address();
     let disk = lab.zead().disk().display().to_string();
+    let kib = lab.disk_bytes() >> 10;
     lab.zead().zea(&format!(
-        "resource create r0 --node 0=zea@{host}:7789 --node 1=guest1@10.99.0.1:7789 --volume 0={disk},size=16M \
+        "resource create r0 --node 0=zea@{host}:7789 --node 1=guest1@10.99.0.1:7789 --volume 0={disk},size={kib}K \
          --protocol {protocol} {zea}"
     ))?;
     kernel_up(lab, 1, ("zea", host), &format!("protocol {protocol}; {kernel}"))
@@ -258,7 +259,7 @@ pub(super) fn stop_and_compare(lab: &mut Lab) -> Result<Packets> {
     lab.zead().zea("down r0")?;
     lab.step("down");
     let (zea, kernel) = (lab.zead().disk().to_owned(), lab.disk(1, 0));
-    lab.compare(&zea, &kernel, DEVICE_BYTES)?;
+    lab.compare(&zea, &kernel, lab.disk_bytes() - META_BYTES)?;
     let packets = lab.packets()?;
     ensure!(packets.count("P_CONNECTION_FEATURES") >= 2, "the recording has no handshake: {packets}");
     Ok(packets)

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
+use super::META_BYTES;
 use super::pair::Side::{Kernel, Zea};
 use super::pair::{
     SOON, fill, finish, pair, promote_first, qemu_io, stop_and_compare, synced_pair, wait_connected, wait_synced,
@@ -90,6 +91,55 @@ pub fn interop_file_systems_of_the_kernel_are_whole_on_zea(lab: &mut Lab) -> Res
 fn check_ext4(lab: &mut Lab) -> Result<()> {
     let disk = lab.zead().disk().to_owned();
     let checked = tool::succeed(tool::limited(TOOL_S, "e2fsck").args(["-f", "-n"]).arg(disk));
+    checked.context("the file system is damaged")?;
+    lab.step("checked");
+    Ok(())
+}
+
+/// Smaller than XFS likes, and large enough for blocks of 1 KiB.
+const XFS_DISK_BYTES: u64 = 24 << 20;
+const MKFS_XFS: &str = "-q -f --unsupported -b size=1024";
+
+/// An XFS made for Zea is mounted by the kernel; what the kernel wrote is whole on Zea's disk.
+pub fn interop_xfs_of_zea_is_whole_on_the_kernel(lab: &mut Lab) -> Result<()> {
+    lab.set_disk_bytes(XFS_DISK_BYTES);
+    synced_pair(lab, 'C', Zea)?;
+    let image = lab.folder().join("xfs");
+    std::fs::File::create(&image)?.set_len(XFS_DISK_BYTES - META_BYTES)?;
+    tool::succeed(tool::limited(TOOL_S, "mkfs.xfs").args(MKFS_XFS.split(' ')).arg(&image))?;
+    let uri = lab.zead().nbd();
+    tool::succeed(tool::limited(TOOL_S, "nbdcopy").arg("--flush").arg(&image).arg(uri))?;
+    lab.step("file system copied");
+    lab.zead().zea("demote r0")?;
+    lab.guest(1).run(
+        "set -e; drbdadm primary r0; mount -t xfs /dev/drbd0 /mnt
+        cp -r /bin/busybox /etc /mnt; umount /mnt",
+    )?;
+    let packets = finish(lab, Kernel)?;
+    check_xfs(lab)?;
+    ensure!(packets.count("P_DATA") > 0, "{packets}");
+    Ok(())
+}
+
+/// An XFS that the kernel made is whole on Zea's disk.
+pub fn interop_xfs_of_the_kernel_is_whole_on_zea(lab: &mut Lab) -> Result<()> {
+    lab.give("mkfs.xfs");
+    lab.set_disk_bytes(XFS_DISK_BYTES);
+    synced_pair(lab, 'C', Kernel)?;
+    lab.guest(1).run(&format!(
+        "set -e; mkfs.xfs {MKFS_XFS} /dev/drbd0; mount -t xfs /dev/drbd0 /mnt
+        cp -r /bin/busybox /etc /mnt; umount /mnt; drbdadm secondary r0"
+    ))?;
+    wait_synced(lab)?;
+    stop_and_compare(lab)?;
+    check_xfs(lab)
+}
+
+/// Checks the file system on Zea's disk, as far as the volume goes.
+fn check_xfs(lab: &mut Lab) -> Result<()> {
+    let disk = lab.zead().disk().to_owned();
+    let checked =
+        tool::succeed(tool::limited(TOOL_S, "xfs_repair").args(["-n", "-f", "-o", "force_geometry"]).arg(disk));
     checked.context("the file system is damaged")?;
     lab.step("checked");
     Ok(())
