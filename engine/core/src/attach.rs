@@ -499,6 +499,9 @@ impl Resource {
                 Role::Primary => self.up_to_date_peer(vidx).is_some(),
                 _ => self.primary_peer().is_some(),
             };
+            for cidx in 0..self.conns.len() {
+                self.mark_kept(cx, cidx, vidx);
+            }
             let v = &mut self.volumes[vidx];
             if left_behind {
                 v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);

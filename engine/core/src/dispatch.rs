@@ -261,6 +261,10 @@ impl Resource {
         let has = |d: DiskState| d >= DiskState::Inconsistent && d != DiskState::DUnknown;
         let zea = self.conns[cidx].keeps_bits();
         let pd = &mut self.conns[cidx].pds[vidx];
+        if zea && pd.disk == DiskState::Failed && has(word.disk) {
+            // From before it failed: a negative ack was faster. After the next attach Zea connects again.
+            return;
+        }
         let crossed = zea && word.disk == DiskState::UpToDate && pd.told_out_of_sync;
         let (old, new) = (pd.disk, if crossed { DiskState::Outdated } else { word.disk });
         pd.says.state = Some(word);
@@ -276,13 +280,8 @@ impl Resource {
         } else {
             self.confirmed_by(cx, vidx, node);
         }
-        let pd = &mut self.conns[cidx].pds[vidx];
         if has(old) && !has(new) {
-            if pd.repl > ReplState::Established {
-                pd.repl = ReplState::Established;
-                self.drop_resync(vidx, cidx);
-                self.verify_interrupt(cx, cidx, vidx);
-            }
+            self.peer_disk_gone(cx, cidx, vidx);
             if self.role == Role::Primary {
                 self.volumes[vidx].new_uuid_needed = true;
             }
@@ -292,6 +291,16 @@ impl Resource {
         let worse = matches!(own, DiskState::Inconsistent | DiskState::Outdated);
         if new == DiskState::UpToDate && worse && idle && self.conns[cidx].is_up() {
             self.reconnect(cx, cidx, "to resync from it: its disk became UpToDate");
+        }
+    }
+
+    /// Nothing can be moved to or from this disk any more.
+    pub(crate) fn peer_disk_gone(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let pd = &mut self.conns[cidx].pds[vidx];
+        if pd.repl > ReplState::Established {
+            pd.repl = ReplState::Established;
+            self.drop_resync(vidx, cidx);
+            self.verify_interrupt(cx, cidx, vidx);
         }
     }
 

@@ -115,6 +115,16 @@ impl Resource {
         }
     }
 
+    /// Writes of other nodes that no P_PEER_ACK covers may be missing on this one. That will be told when the disk is gone.
+    pub(crate) fn mark_kept(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let others = self.conns.iter().enumerate().filter(|(other, _)| *other != cidx);
+        let kept = others.flat_map(|(_, c)| &c.kept).filter(|k| k.vidx == vidx);
+        let ranges: Vec<(u64, u32)> = kept.map(|k| (k.sector, k.len)).collect();
+        for (sector, len) in ranges {
+            self.mark_missing(cx, cidx, vidx, sector, len);
+        }
+    }
+
     /// Whether a third party's word about this node may clear bits. The word may be older than a mark made here: not while the
     /// node is known to be at another generation, and not soon after a mark (`docs/adr`: keep bits).
     fn believes_in_sync(&self, cx: &Ctx<'_>, vidx: usize, node: NodeId) -> bool {

@@ -480,8 +480,12 @@ impl Resource {
         } else {
             w.ok.remove(node);
             let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
-            // Its disk is gone, and its P_STATE on the way: no new generation may begin there.
-            self.conns[cidx].pds[vidx].disk = DiskState::Failed;
+            // Its disk is gone. Its P_STATE is on the way, or was here first: no new generation may begin there.
+            let pd = &mut self.conns[cidx].pds[vidx];
+            if pd.disk >= DiskState::Inconsistent {
+                pd.disk = DiskState::Failed;
+                self.peer_disk_gone(cx, cidx, vidx);
+            }
             self.confirmed_by(cx, vidx, node);
             self.state_changed = true;
             self.mark_missing(cx, cidx, vidx, sector, len);

@@ -142,3 +142,39 @@ fn sim_the_last_disk_fails_and_requests_fail() {
     let read = w.read(0, 0, 8);
     assert_eq!(w.wait(read), Err(IoError::Io));
 }
+
+/// Who has the last writes is told when they are stable everywhere: not to a disk that has left before.
+#[test]
+fn sim_a_detached_disk_knows_what_an_absent_node_misses() {
+    for seed in 0..5 {
+        let mut w = Cluster { seed, ..Cluster::new(3) }.synced();
+        w.crash(2, zea_sim::faults::Crash::Power);
+        w.expect("the loss is noticed", |w| w.is_apart(0, 2) && w.is_apart(1, 2));
+        for block in 0..10 {
+            w.write_ok(0, block * 64, 8);
+        }
+        w.detach(1);
+        w.run_ms(500);
+        w.attach(1);
+        w.checkpoint();
+        w.start(2);
+        w.settle();
+    }
+}
+
+/// The ack is on another stream than the states of the disk: it may come when the peer has let that disk go and opens the next one.
+#[test]
+fn sim_a_late_negative_ack_says_nothing_of_the_next_disk() {
+    for times in 2..40 {
+        let mut w = Cluster { seed: times, ..Cluster::new(2) }.synced();
+        w.write_ok(0, 0, 8);
+        w.slow_stream(1, 0, 1, times);
+        w.set_disk_faults(1, V0, WRITES);
+        let request = w.write(0, 0, 8);
+        w.expect("the disk is let go", |w| w.disk(1) == DiskState::Diskless);
+        w.attach(1);
+        assert_eq!(w.wait(request), Ok(()));
+        w.slow_stream(1, 0, 1, 1);
+        w.settle();
+    }
+}
