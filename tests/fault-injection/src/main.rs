@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use zea_core::limits::PROTOCOL_MAX;
 use zea_sim::plan::Fault;
 use zea_sim::random::Run;
 use zea_sim::report::{Failure, capture};
@@ -19,10 +20,11 @@ const USAGE: &str =
   --nodes N     nodes of each cluster, 2 to 8 (default: by the seed)
   --protocol V  the highest protocol version that the nodes offer; 100 and 101 are for 2 nodes
   --kinds K,K…  only faults of these kinds (default: by the seed): KINDS
-  --only F,F…   only these faults of the seed's plan, by number
-  --trace FILE  write every event of the first seed to a file, - for standard error
+  --only F,F…   run the first seed alone, with only these faults of its plan, by number
+  --trace FILE  run the first seed alone, and write every event of it to a file, - for standard error
   --mutation X  break the core on purpose: MUTATIONS
-  --keep-going  run the other seeds after a failure";
+  --keep-going  run the other seeds after a failure
+  --help        print this";
 
 /// Failures that are reported at length.
 const LONG_REPORTS: usize = 3;
@@ -57,10 +59,16 @@ mod broken {
     #[derive(Debug, Clone, Copy)]
     pub(crate) enum Mutation {}
 
+    impl Mutation {
+        pub(crate) fn name(self) -> &'static str {
+            match self {}
+        }
+    }
+
     pub(crate) fn set(_: Option<Mutation>) {}
 
     pub(crate) fn names() -> Vec<&'static str> {
-        vec!["not in this build: use cargo sim"]
+        vec!["none in this build; cargo sim has them"]
     }
 
     pub(crate) fn by_name(_: &str) -> Option<Mutation> {
@@ -101,7 +109,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--mutation" => {
                 let name = value()?;
                 let mutation = broken::by_name(&name);
-                options.mutation = Some(mutation.ok_or(format!("no mutation is called {name}"))?);
+                let known = broken::names().join(", ");
+                options.mutation = Some(mutation.ok_or(format!("no mutation is called {name}: {known}"))?);
             }
             "--trace" => options.trace = Some(value()?),
             "--keep-going" => options.plan.stop_after_failures = u64::MAX,
@@ -114,19 +123,25 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     }
 }
 
+fn usage() -> String {
+    USAGE.replace("KINDS", &Fault::KINDS.join(", ")).replace("MUTATIONS", &broken::names().join(", "))
+}
+
 fn main() -> ExitCode {
+    if std::env::args().skip(1).any(|arg| arg == "--help" || arg == "-h") {
+        println!("{}", usage());
+        return ExitCode::SUCCESS;
+    }
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(error) => {
-            let usage =
-                USAGE.replace("KINDS", &Fault::KINDS.join(", ")).replace("MUTATIONS", &broken::names().join(", "));
-            eprintln!("{error}\n{usage}");
+            eprintln!("{error}\n{}", usage());
             return ExitCode::from(2);
         }
     };
     broken::set(options.mutation);
     let passed = match (&options.trace, &options.only) {
-        (None, None) => many(&options.plan, options.mutation),
+        (None, None) => many(&options),
         (trace, only) => {
             let run = Run { only: only.clone(), ..options.plan.run_of(options.plan.first) };
             one(&run, trace.as_deref())
@@ -169,17 +184,19 @@ fn describe(failure: &Failure, lines: &[String]) {
 }
 
 /// Many runs, and what came of them.
-fn many(plan: &Plan, mutation: Option<Mutation>) -> bool {
+fn many(options: &Options) -> bool {
+    let Options { plan, mutation, .. } = options;
+    let mutation = *mutation;
     let mut shown = Instant::now();
     let mut long_reports = 0;
     let set_up = || broken::set(mutation);
     let summary = runner::run(plan, set_up, |so_far, seed, failure| {
         if let Some(failure) = failure {
             println!("FAILED seed {seed}: {}", failure.message);
-            println!("  reproduce with: {}", command(plan, seed, None));
+            println!("  reproduce with: {}", command(options, seed, None));
             if long_reports < LONG_REPORTS {
                 long_reports += 1;
-                explain(plan, seed, failure);
+                explain(options, seed, failure);
             }
         }
         if shown.elapsed() >= Duration::from_secs(5) {
@@ -197,26 +214,32 @@ fn many(plan: &Plan, mutation: Option<Mutation>) -> bool {
     summary.failed.is_empty()
 }
 
-fn command(plan: &Plan, seed: u64, only: Option<&[usize]>) -> String {
+/// The line that does the same again.
+fn command(options: &Options, seed: u64, only: Option<&[usize]>) -> String {
+    let Options { plan, mutation, .. } = options;
     let nodes = plan.nodes.map_or(String::new(), |n| format!(" --nodes {n}"));
+    let protocol = if plan.protocol == PROTOCOL_MAX { String::new() } else { format!(" --protocol {}", plan.protocol) };
+    let mutation = mutation.map_or(String::new(), |m| format!(" --mutation {}", m.name()));
     let names: Vec<&str> = plan.kinds.iter().map(|k| Fault::KINDS[*k]).collect();
     let kinds = if names.is_empty() { String::new() } else { format!(" --kinds {}", names.join(",")) };
     let only = only.map_or(String::new(), |only| {
         let numbers: Vec<String> = only.iter().map(usize::to_string).collect();
-        format!(" --only {}", numbers.join(","))
+        // Also none is a list.
+        format!(" --only '{}'", numbers.join(","))
     });
-    format!("cargo sim --seed {seed} --seeds 1{nodes}{kinds}{only} --trace trace.txt")
+    format!("cargo sim --seed {seed} --seeds 1{nodes}{protocol}{kinds}{mutation}{only} --trace trace.txt")
 }
 
 /// The last events of a failing seed, and the faults that are enough.
-fn explain(plan: &Plan, seed: u64, failure: &Failure) {
+fn explain(options: &Options, seed: u64, failure: &Failure) {
+    let plan = &options.plan;
     let run = Run { record: Record::Ring, ..plan.run_of(seed) };
     if let Err(again) = capture(|| run.run()) {
         describe(&again, &again.lines);
     }
     let run = Run { record: Record::HashOnly, ..run };
     let enough = runner::minimise(&run, failure);
-    println!("  {} of {} faults are enough: {}", enough.len(), run.plan().len(), command(plan, seed, Some(&enough)));
+    println!("  {} of {} faults are enough: {}", enough.len(), run.plan().len(), command(options, seed, Some(&enough)));
     for (nr, planned) in run.plan().into_iter().filter(|(nr, _)| enough.contains(nr)) {
         println!("  fault {nr:>2} {planned}");
     }
