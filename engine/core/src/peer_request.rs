@@ -113,10 +113,7 @@ impl Resource {
         len: u32,
         payload: Option<Payload>,
     ) {
-        let v = &self.volumes[vidx];
-        let end = data.sector.checked_add(u64::from(len) / 512);
-        let capacity = v.size_sectors;
-        if len == 0 || end.is_none_or(|e| e > capacity) {
+        if let Err(why) = self.check_peer_write(cidx, vidx, data.sector, len) {
             if let Some(p) = payload {
                 cx.free(p.buf);
             }
@@ -181,6 +178,23 @@ impl Resource {
         self.set_primary_ind(cx, vidx);
         self.peer_req_go(cx, index);
         self.dagtag_arrived(cx);
+    }
+
+    /// Why a peer must not write that.
+    fn check_peer_write(&self, cidx: usize, vidx: usize, sector: u64, len: u32) -> Result<(), &'static str> {
+        let c = &self.conns[cidx];
+        let end = sector.checked_add(u64::from(len) / 512);
+        // A commit may come on another way than the writes before it: what was said on theirs counts, too.
+        let told = c.pds[vidx].says.state.map(|state| state.role);
+        if len == 0 || end.is_none_or(|e| e > self.volumes[vidx].size_sectors) {
+            Err("a write outside of the device")
+        } else if c.kept.len() >= limits::MAX_PEER_REQUESTS {
+            Err("too many writes without a peer ack")
+        } else if c.role == Role::Secondary && told == Some(Role::Secondary) {
+            Err("a write from a Secondary")
+        } else {
+            Ok(())
+        }
     }
 
     /// A peer writes here: after a crash the activity log must be replayed.

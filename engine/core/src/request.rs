@@ -162,6 +162,11 @@ impl Resource {
 
     /// Range and activity log, then submit; or wait. True if it was submitted or waits for the activity log.
     pub(crate) fn admit(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) -> bool {
+        if self.role != Role::Primary {
+            // It waited while this node was demoted.
+            cx.complete(req.id, Err(IoError::NotPrimary));
+            return true;
+        }
         let sectors = u64::from(req.len) / 512;
         if self.conflict(vidx, req.sector, sectors, Lock::AppWrite) {
             // Whoever comes here is the first that waits: later ones queue behind.

@@ -1,10 +1,14 @@
 //! Section 8: disks and links that fail, peers that do what they must not.
 
-use zea_core::io::Command;
+use zea_core::io::{Command, Input, LinkId, Payload};
 use zea_sim::disk::DiskFaults;
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::workload::Mix;
+use zea_sim::world::node_id;
+use zea_wire::flags::DpFlags;
+use zea_wire::ids::BlockId;
+use zea_wire::packet::{Data, Packet};
 use zea_wire::state::{ConnState, DiskState};
 
 use super::{EXTENT, write_blocks};
@@ -156,4 +160,28 @@ fn sim_f7_a_slow_disk_is_not_a_broken_one() {
         assert_eq!(w.disk(victim), DiskState::UpToDate);
         w.settle();
     }
+}
+
+/// F15: a Secondary sends a write: it is refused, the connection is made anew, and the disk is as it was.
+#[test]
+fn sim_f15_a_write_from_a_secondary() {
+    let mut w = Cluster::new(3).synced();
+    write_blocks(&mut w, 0, 0..3);
+    w.settle();
+    w.checks.protocol_errors_expected = true;
+    let link = w.net.live_link(1, 2).expect("nodes 1 and 2 are connected");
+    let buf = w.nodes[1].pool.give_to_core(vec![77 << 36; 8]);
+    let data = Data { sector: 64, block_id: BlockId(1), seq_num: 1, dp_flags: DpFlags::EMPTY };
+    w.feed(
+        1,
+        Input::Packet {
+            peer: node_id(2),
+            link: LinkId(link),
+            volume: Some(V0),
+            packet: Packet::Data(data),
+            payload: Some(Payload { buf, offset: 0, len: 4096 }),
+        },
+    );
+    assert_ne!(w.conn(1, 2), ConnState::Connected, "{}", w.summary());
+    w.settle();
 }
