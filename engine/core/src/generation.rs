@@ -294,6 +294,9 @@ impl Resource {
         if new_datagen {
             return self.new_datagen(cx, cidx, vidx, current, weak);
         }
+        if self.volumes[vidx].disk == DiskState::Outdated {
+            self.recheck_at.get_or_insert(cx.now.plus_ms(limits::RECHECK_MS));
+        }
         self.source_finished(vidx, cidx);
         if asks && self.conns[cidx].keeps_bits() {
             self.tell_all_in_sync(cx, vidx);

@@ -7,6 +7,7 @@ use zea_wire::packet::{Packet, PeerBlockDesc};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
 
 use crate::activity_log;
+use crate::connection::Connection;
 use crate::limits;
 use crate::meta_queue::Step;
 use crate::resource::{Ctx, Resource};
@@ -170,10 +171,11 @@ impl Resource {
         }
         // A Primary without UpToDate data of its own serves that of another peer.
         let up_to_date = |c: &usize| self.conns[*c].pds[vidx].disk == DiskState::UpToDate;
-        let primary = self.primary_peer().and_then(|node| self.cidx(node));
-        let Some(cidx) = primary.and_then(|c| Some(c).filter(up_to_date).or(self.up_to_date_peer(vidx))) else {
-            return;
+        let cidx = match self.primary_peer().and_then(|node| self.cidx(node)) {
+            Some(primary) => Some(primary).filter(up_to_date).or(self.up_to_date_peer(vidx)),
+            None => self.stable_peer(vidx),
         };
+        let Some(cidx) = cidx else { return };
         let node = self.conns[cidx].node();
         let pd = &self.conns[cidx].pds[vidx];
         let unsure = matches!(self.volumes[vidx].disk, DiskState::Outdated | DiskState::Consistent);
@@ -196,6 +198,15 @@ impl Resource {
         self.state_changed = true;
         self.send_states(cx);
         self.end_paused_targets(cx, vidx);
+    }
+
+    /// An UpToDate peer that is no neighbour of a Primary any more, if it was one.
+    fn stable_peer(&self, vidx: usize) -> Option<usize> {
+        let stable = |c: &Connection| {
+            let told = c.pds[vidx].says.uuids.as_ref();
+            c.keeps_bits() && told.is_some_and(|u| u.uuid_flags.contains(UuidFlags::STABLE))
+        };
+        self.up_to_date_peer(vidx).filter(|&c| stable(&self.conns[c]))
     }
 
     /// A Primary that serves its peers' data, with a disk of its own that nothing brings up to date, compares again.

@@ -25,6 +25,24 @@ fn sim_m1_the_primary_moves_around_quickly() {
     w.settle();
 }
 
+/// M3: a Primary at one end of a chain: the far node is behind while it writes, and UpToDate after it is demoted.
+#[test]
+fn sim_m3_a_primary_at_one_end_of_a_chain() {
+    let mut w = Cluster::new(3).synced();
+    w.part(0, 2);
+    for round in 0..3 {
+        write_blocks(&mut w, 0, round * 10..round * 10 + 5);
+        w.run_ms(500);
+        assert_ne!(w.disk(2), DiskState::UpToDate, "it does not get the writes\n{}", w.summary());
+        w.must(0, Command::Demote);
+        w.expect("the far node is UpToDate", |w| w.disk(2) == DiskState::UpToDate && w.mutually_in_sync(1, 2, V0));
+        w.checkpoint();
+        promote(&mut w, 0);
+    }
+    w.heal(0, 2);
+    w.settle();
+}
+
 /// M4: a node without good data is made Primary by force, and sees a good node through a third one only: that stays UpToDate.
 #[test]
 fn sim_m4_an_incapable_primary_outdates_nobody() {
