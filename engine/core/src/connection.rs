@@ -13,6 +13,7 @@ use crate::csums::DigestAlgs;
 use crate::handshake::Decision;
 use crate::interval::IntervalId;
 use crate::io::{LinkId, Time};
+use crate::served::Vouched;
 use crate::verify::Verify;
 
 /// How far the set-up of a link has come (wire-protocol.md 4, 6; handshake-and-states.md 3.2).
@@ -100,6 +101,8 @@ pub(crate) struct Kept {
     pub(crate) al: bool,
     /// Index of the peer request while it is still being written.
     pub(crate) active: Option<usize>,
+    /// Nodes towards which it was marked already, as it may be missing there.
+    pub(crate) marked: NodeMask,
 }
 
 /// A connection to one peer.
@@ -130,6 +133,8 @@ pub(crate) struct Connection {
     pub(crate) dagtag_received: Option<u64>,
     /// Writes of this peer that wait for P_PEER_ACK, in dagtag order.
     pub(crate) kept: VecDeque<Kept>,
+    /// A Primary, and a dagtag of it: of writes up to there this peer gets from here what it lacks.
+    pub(crate) relies_on: Option<(NodeId, u64)>,
     /// Peer requests of this connection that are not finished.
     pub(crate) active_peer_reqs: u32,
     pub(crate) verify_algs: DigestAlgs,
@@ -157,6 +162,7 @@ impl Connection {
             dagtag_sent: None,
             dagtag_received: None,
             kept: VecDeque::new(),
+            relies_on: None,
             active_peer_reqs: 0,
             verify_algs: DigestAlgs::default(),
             csums_algs: DigestAlgs::default(),
@@ -182,6 +188,7 @@ impl Connection {
         self.recv_base = 0;
         self.dagtag_sent = None;
         self.dagtag_received = None;
+        self.relies_on = None;
     }
 
     /// Both ends keep bits (Zea's private feature).
@@ -227,6 +234,8 @@ pub(crate) struct PeerDevice {
     /// On this connection the peer was told of a write that it did not get (P_OUT_OF_SYNC): it connects again before it is
     /// UpToDate, and what it says of its disk before was not meant for that.
     pub(crate) told_out_of_sync: bool,
+    /// Since the peer connected this node's disk has not been one that a Primary leaves writes out for.
+    pub(crate) gets_all: bool,
     /// When this node last marked a write as missing there.
     pub(crate) marked_at: Option<Time>,
     pub(crate) packet_seq: u32,
@@ -257,6 +266,7 @@ impl PeerDevice {
             unverified: false,
             told_bits: false,
             told_out_of_sync: false,
+            gets_all: false,
             marked_at: None,
             packet_seq: 0,
             peer_seq: 0,
@@ -325,6 +335,8 @@ pub(crate) struct ResyncTarget {
     pub(crate) end_ping: Option<u64>,
     /// Requests were not served: the next one goes out after this instant.
     pub(crate) retry_at: Option<Time>,
+    /// The source has vouched for what a Primary had written.
+    pub(crate) vouched: Vouched,
     /// Something was skipped because of a conflict: another pass is due when an interval leaves.
     pub(crate) blocked: bool,
 }

@@ -82,7 +82,6 @@ impl Resource {
             Packet::SyncParam89(p) => self.sync_param_told(cx, cidx, &p),
             Packet::DelayProbe(_)
             | Packet::UnplugRemote
-            | Packet::PeerDagtag(_)
             | Packet::EnableReplication(_)
             | Packet::EnableReplicationNext(_) => {}
             // The control stream was faster than the commit on the data stream.
@@ -109,6 +108,7 @@ impl Resource {
                 self.conns[cidx].dagtag_received = Some(d.dagtag);
                 self.dagtag_arrived(cx);
             }
+            Packet::PeerDagtag(d) => self.peer_relies(cx, cidx, d),
             Packet::ConnStChgReq(r) => self.conn_state_requested(cx, cidx, r),
             Packet::Barrier(b) => self.barrier(cx, cidx, b.barrier),
             Packet::BarrierAck(b) => self.barrier_ack(cx, cidx, b),

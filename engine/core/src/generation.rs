@@ -32,6 +32,9 @@ impl Resource {
         flags.set(UuidFlags::INCONSISTENT, v.disk == DiskState::Inconsistent);
         flags.set(UuidFlags::STABLE, self.is_stable());
         flags.set(UuidFlags::RECONNECT, c.was_connected);
+        flags.set(UuidFlags::DISKLESS_PRIMARY, self.compares_beside_served_primary(cidx, vidx));
+        let asks = flags.contains(UuidFlags::DISKLESS_PRIMARY) && v.disk == DiskState::Outdated;
+        flags.set(UuidFlags::RESYNC, asks || extra.contains(UuidFlags::RESYNC));
         let source = self.sync_source_of(vidx);
         flags.set(UuidFlags::SYNC_TARGET, source.is_some_and(|s| s != cidx));
         let mut bitmap_uuids = BitmapUuids::default();

@@ -161,6 +161,9 @@ impl Resource {
             return;
         }
         self.volumes[vidx].told_disk = self.volumes[vidx].disk;
+        if self.volumes[vidx].disk == DiskState::Outdated {
+            self.gets_no_longer_all(vidx);
+        }
         for cidx in self.up_conns() {
             self.send_state(cx, cidx, vidx);
         }
@@ -301,6 +304,8 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             self.conns[cidx].pds[vidx].begin();
             self.apply_decision(cx, cidx, vidx);
+            let v = &self.volumes[vidx];
+            self.conns[cidx].pds[vidx].gets_all = v.has_disk() && v.disk != DiskState::Outdated;
             self.await_confirmation(vidx);
         }
         let tells_uuids = !self.conns[cidx].speaks_84();

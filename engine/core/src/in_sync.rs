@@ -21,16 +21,10 @@ impl Resource {
     /// When a whole step is in sync with a peer, tell everybody who is in sync there (wire-protocol.md 10.5).
     pub(crate) fn maybe_peers_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize, sector: u64) {
         let start = sector - sector % IN_SYNC_STEP;
-        let v = &self.volumes[vidx];
-        // Of writes that no peer ack covers, this node does not know who else has them: the Primary will say.
-        let kept = v.attached.as_ref().is_some_and(|a| a.al.refs(activity_log::extent_of(start)) > 0);
-        if kept && self.role != Role::Primary {
-            return;
+        // Otherwise the Primary will say.
+        if self.role == Role::Primary || !self.keeps_any(vidx, start, 1) {
+            self.tell_range_in_sync(cx, vidx, start, IN_SYNC_STEP);
         }
-        let len = IN_SYNC_STEP.min(v.size_sectors - start);
-        let bytes = u32::try_from(len * 512).expect("4 MiB");
-        let mask = self.nodes_in_sync(vidx, start, bytes);
-        self.tell_in_sync(cx, vidx, PeerBlockDesc { sector: start, mask, size: bytes });
     }
 
     /// Connected nodes that have nothing to get from this node, or from which it has nothing to get, in a range.
@@ -62,17 +56,36 @@ impl Resource {
         }
     }
 
-    /// A Primary tells its Secondaries of the whole volume: whatever they had marked towards each other before is settled.
+    /// A Primary tells its Secondaries of the whole volume: whatever they had marked towards each other before is settled. If it
+    /// serves their data they tell each other.
     pub(crate) fn tell_all_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
-        if self.role != Role::Primary || self.volumes[vidx].disk != DiskState::UpToDate {
+        let knows = self.role == Role::Primary || self.served_primary(vidx).is_some();
+        if !knows || self.volumes[vidx].disk != DiskState::UpToDate {
             return;
         }
-        let size = self.volumes[vidx].size_sectors;
-        for sector in (0..size).step_by(IN_SYNC_SWEEP as usize) {
-            let bytes = u32::try_from(IN_SYNC_SWEEP.min(size - sector) * 512).expect("128 MiB");
-            let mask = self.nodes_in_sync(vidx, sector, bytes);
-            self.tell_in_sync(cx, vidx, PeerBlockDesc { sector, mask, size: bytes });
+        for sector in (0..self.volumes[vidx].size_sectors).step_by(IN_SYNC_SWEEP as usize) {
+            if self.role == Role::Primary || !self.keeps_any(vidx, sector, IN_SYNC_SWEEP) {
+                self.tell_range_in_sync(cx, vidx, sector, IN_SYNC_SWEEP);
+                continue;
+            }
+            for step in (sector..sector + IN_SYNC_SWEEP).step_by(IN_SYNC_STEP as usize) {
+                if step < self.volumes[vidx].size_sectors && !self.keeps_any(vidx, step, IN_SYNC_STEP) {
+                    self.tell_range_in_sync(cx, vidx, step, IN_SYNC_STEP);
+                }
+            }
         }
+    }
+
+    fn tell_range_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize, sector: u64, sectors: u64) {
+        let size = u32::try_from(sectors.min(self.volumes[vidx].size_sectors - sector) * 512).expect("128 MiB");
+        let mask = self.nodes_in_sync(vidx, sector, size);
+        self.tell_in_sync(cx, vidx, PeerBlockDesc { sector, mask, size });
+    }
+
+    /// Of writes in this range no peer ack has come: who else has them, this node does not know.
+    fn keeps_any(&self, vidx: usize, sector: u64, sectors: u64) -> bool {
+        let attached = self.volumes[vidx].attached.as_ref();
+        attached.is_some_and(|a| activity_log::extents_of(sector, sectors).any(|extent| a.al.refs(extent) > 0))
     }
 
     /// P_PEERS_IN_SYNC: the sender and the nodes of the mask are equal there.
@@ -148,7 +161,7 @@ impl Resource {
         }
         for vidx in 0..self.volumes.len() {
             self.recheck_own_disk(cx, vidx);
-            self.ask_primary_about_bits(cx, vidx);
+            self.ask_about_bits(cx, vidx);
             self.tell_cleared_bits(cx, vidx);
         }
         for cidx in self.up_conns() {
@@ -190,7 +203,7 @@ impl Resource {
         let current = v.uuids.current & !1;
         let same_generation = pd.says.uuids.as_ref().is_some_and(|u| u.current & !1 == current);
         if !same_generation || v.dirty_bits(node) > 0 || self.conns[cidx].role != Role::Primary {
-            return self.reconnect(cx, cidx, "this disk is not UpToDate, the Primary's data is");
+            return self.reconnect(cx, cidx, "this disk is not UpToDate, there is data that is");
         }
         v.disk = DiskState::UpToDate;
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
@@ -226,17 +239,24 @@ impl Resource {
         }
     }
 
-    /// Marks towards another neighbour of the Primary are left: the Primary is to say again who is in sync.
-    fn ask_primary_about_bits(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+    /// Marks towards another neighbour of the Primary are left: the Primary is to say again who is in sync. If it serves its peers'
+    /// data, they are.
+    fn ask_about_bits(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         let Some(primary) = self.primary_peer().and_then(|node| self.cidx(node)) else { return };
+        let asked: Vec<usize> = match self.served_primary(vidx) {
+            Some(_) => self.up_conns().filter(|&c| self.conns[c].pds[vidx].disk == DiskState::UpToDate).collect(),
+            None => vec![primary],
+        };
         let v = &self.volumes[vidx];
         let left = (0..self.conns.len()).any(|c| {
             let both = v.disk == DiskState::UpToDate && self.conns[c].pds[vidx].disk == DiskState::UpToDate;
             both && v.dirty_bits(self.conns[c].node()) > 0 && self.have_common_primary(c, vidx)
         });
-        if left && self.conns[primary].keeps_bits() {
-            self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
-            self.send_uuids_to(cx, primary, vidx, UuidFlags::RESYNC, NodeMask::EMPTY);
+        for cidx in asked.into_iter().filter(|_| left) {
+            if self.conns[cidx].keeps_bits() {
+                self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+                self.send_uuids_to(cx, cidx, vidx, UuidFlags::RESYNC, NodeMask::EMPTY);
+            }
         }
     }
 
@@ -259,7 +279,9 @@ impl Resource {
         let quiet = self.conns.iter().all(|c| c.pds[vidx].repl <= ReplState::Established);
         let both = v.disk == DiskState::UpToDate && c.pds[vidx].disk == DiskState::UpToDate;
         let wanted = c.keeps_bits() && !c.pds[vidx].verify.found;
-        quiet && both && wanted && v.dirty_bits(c.node()) > 0 && !self.have_common_primary(cidx, vidx)
+        let third = (0..self.conns.len()).any(|c| c != cidx && self.conns[c].pds[vidx].disk == DiskState::UpToDate);
+        let settled = self.have_common_primary(cidx, vidx) && (third || self.served_primary(vidx).is_none());
+        quiet && both && wanted && v.dirty_bits(c.node()) > 0 && !settled
     }
 
     /// A resync that waited for another one, which has made this disk UpToDate meanwhile.

@@ -59,6 +59,7 @@ mod read;
 mod request;
 mod resource;
 mod resync;
+mod served;
 mod snapshot;
 mod stable;
 mod status;

@@ -2,7 +2,7 @@
 
 use zea_wire::ids::NodeId;
 use zea_wire::packet::{BarrierAck, Packet};
-use zea_wire::state::ConnState;
+use zea_wire::state::{ConnState, Role};
 
 use crate::connection::RecvEpoch;
 use crate::io::{DiskCmd, DiskError, LinkId};
@@ -11,6 +11,23 @@ use crate::peer_request::Stage;
 use crate::resource::{Ctx, DiskJob, Resource};
 
 impl Resource {
+    /// Why a peer must not write that.
+    pub(crate) fn check_peer_write(&self, cidx: usize, vidx: usize, sector: u64, len: u32) -> Result<(), &'static str> {
+        let c = &self.conns[cidx];
+        let end = sector.checked_add(u64::from(len) / 512);
+        // A commit may come on another way than the writes before it: what was said on theirs counts, too.
+        let told = c.pds[vidx].says.state.map(|state| state.role);
+        if len == 0 || end.is_none_or(|e| e > self.volumes[vidx].size_sectors) {
+            Err("a write outside of the device")
+        } else if c.kept.len() >= limits::MAX_PEER_REQUESTS {
+            Err("too many writes without a peer ack")
+        } else if c.role == Role::Secondary && told == Some(Role::Secondary) {
+            Err("a write from a Secondary")
+        } else {
+            Ok(())
+        }
+    }
+
     /// P_BARRIER.
     pub(crate) fn barrier(&mut self, cx: &mut Ctx<'_>, cidx: usize, number: u32) {
         let c = &mut self.conns[cidx];

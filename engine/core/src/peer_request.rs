@@ -5,7 +5,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_wire::digest::Digest;
 use zea_wire::flags::DpFlags;
-use zea_wire::ids::{BlockId, NodeId, VolumeNr};
+use zea_wire::ids::{BlockId, NodeId, NodeMask, VolumeNr};
 use zea_wire::packet::{BlockAck, Data, Packet, PeerAck, RsReq};
 use zea_wire::state::{ConnState, DiskState, Role};
 
@@ -117,16 +117,10 @@ impl Resource {
             if let Some(p) = payload {
                 cx.free(p.buf);
             }
-            return self.drop_link(cx, cidx, ConnState::ProtocolError, "a write outside of the device");
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, why);
         }
         let node = self.conns[cidx].node();
         let c = &mut self.conns[cidx];
-        if c.kept.len() >= limits::MAX_PEER_REQUESTS {
-            if let Some(p) = payload {
-                cx.free(p.buf);
-            }
-            return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many writes without a peer ack");
-        }
         let dagtag = c.dagtag_received.unwrap_or(0) + u64::from(len) / 512;
         c.dagtag_received = Some(dagtag);
         c.pds[vidx].peer_seq = data.seq_num;
@@ -140,7 +134,8 @@ impl Resource {
                 cx.free(p.buf);
             }
             // Its peer ack will name it all the same.
-            let kept = Kept { dagtag, vidx, sector: data.sector, len, al: false, active: None };
+            let kept =
+                Kept { dagtag, vidx, sector: data.sector, len, al: false, active: None, marked: NodeMask::EMPTY };
             self.conns[cidx].kept.push_back(kept);
             return self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Neg);
         }
@@ -174,27 +169,11 @@ impl Resource {
         });
         let c = &mut self.conns[cidx];
         c.active_peer_reqs += 1;
-        c.kept.push_back(Kept { dagtag, vidx, sector: data.sector, len, active: Some(index), al: true });
+        let marked = NodeMask::EMPTY;
+        c.kept.push_back(Kept { dagtag, vidx, sector: data.sector, len, active: Some(index), al: true, marked });
         self.set_primary_ind(cx, vidx);
         self.peer_req_go(cx, index);
         self.dagtag_arrived(cx);
-    }
-
-    /// Why a peer must not write that.
-    fn check_peer_write(&self, cidx: usize, vidx: usize, sector: u64, len: u32) -> Result<(), &'static str> {
-        let c = &self.conns[cidx];
-        let end = sector.checked_add(u64::from(len) / 512);
-        // A commit may come on another way than the writes before it: what was said on theirs counts, too.
-        let told = c.pds[vidx].says.state.map(|state| state.role);
-        if len == 0 || end.is_none_or(|e| e > self.volumes[vidx].size_sectors) {
-            Err("a write outside of the device")
-        } else if c.kept.len() >= limits::MAX_PEER_REQUESTS {
-            Err("too many writes without a peer ack")
-        } else if c.role == Role::Secondary && told == Some(Role::Secondary) {
-            Err("a write from a Secondary")
-        } else {
-            Ok(())
-        }
     }
 
     /// A peer writes here: after a crash the activity log must be replayed.
@@ -269,6 +248,9 @@ impl Resource {
                         return;
                     }
                     self.peer_reqs[index].stage = Stage::Range;
+                    if let Some(cidx) = self.cidx(self.peer_reqs[index].node) {
+                        self.mark_relied_on(cx, cidx);
+                    }
                 }
                 Stage::Disk | Stage::Flush | Stage::Digest | Stage::Sent => return,
             }
@@ -442,7 +424,7 @@ impl Resource {
                 }
                 if mask.contains(node) && mask.contains(self.config.node_id) {
                     self.volumes[k.vidx].set_in_sync(node, k.sector, k.len);
-                } else if !mask.contains(node) {
+                } else if !mask.contains(node) && !k.marked.contains(node) {
                     self.mark_missing(cx, n, k.vidx, k.sector, k.len);
                 }
             }

@@ -20,6 +20,7 @@ use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::peer_request::{AckKind, Kind, PeerReq, Stage};
 use crate::resource::{Ctx, Resource};
+use crate::served::{Complete, Vouched};
 use crate::uuid::UuidView;
 use crate::volume::Lock;
 
@@ -294,14 +295,24 @@ impl Resource {
         (sector, u32::try_from((end - sector) * 512).expect("at most 1 MiB"), first + bits)
     }
 
+    /// Ask for a range.
     fn resync_request(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
+        let Some((serial, block_id)) = self.resync_take(cidx, vidx, sector, len) else { return };
+        if self.csums_alg(cidx).is_some() {
+            return self.resync_sum(cx, cidx, vidx, serial, sector, len);
+        }
+        self.resync_ask(cx, cidx, vidx, BlockReq { sector, block_id, blksize: len, pad: 0 }, None);
+    }
+
+    /// Take a range to ask for, unless application I/O is there: the number of the request, and its id on the wire.
+    pub(crate) fn resync_take(&mut self, cidx: usize, vidx: usize, sector: u64, len: u32) -> Option<(u64, BlockId)> {
         let node = self.conns[cidx].node();
         let sectors = u64::from(len) / 512;
         if self.conflict(vidx, sector, sectors, Lock::ResyncRequest(node)) {
             let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
-            // Application I/O is there: come back in another pass.
+            // Come back in another pass.
             r.blocked = r.in_flight.is_empty();
-            return;
+            return None;
         }
         let interval = self.volumes[vidx].lock_range(sector, sectors, Lock::ResyncRequest(node));
         let serial = self.next_block_id;
@@ -310,10 +321,7 @@ impl Resource {
         let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
         r.in_flight.insert(sector, ResyncReq { serial, block_id, len, interval, answered: false });
         r.in_flight_sectors += sectors;
-        if self.csums_alg(cidx).is_some() {
-            return self.resync_sum(cx, cidx, vidx, serial, sector, len);
-        }
-        self.resync_ask(cx, cidx, vidx, BlockReq { sector, block_id, blksize: len, pad: 0 }, None);
+        Some((serial, block_id))
     }
 
     /// The request for a range that is taken; `digest`: of what is there now.
@@ -369,7 +377,13 @@ impl Resource {
         let node = self.conns[cidx].node();
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.received_sectors += u64::from(payload.len) / 512;
-        let q = pd.resync.as_mut().and_then(|r| r.in_flight.get_mut(&data.sector)).expect("looked at above");
+        let r = pd.resync.as_mut().expect("looked at above");
+        if let Vouched::Asked(id, link) = r.vouched
+            && id == data.block_id
+        {
+            r.vouched = Vouched::Yes(link);
+        }
+        let q = r.in_flight.get_mut(&data.sector).expect("looked at above");
         q.answered = true;
         let interval = q.interval;
         // The range stays locked: the request's lock becomes the writer's, without a gap.
@@ -442,6 +456,9 @@ impl Resource {
                     r.end_ping = Some(ping);
                 }
             }
+            Some(ping) if acked >= ping && self.target_is_complete(cidx, vidx) == Complete::NotYet => {
+                self.complete_target(cx, cidx, vidx);
+            }
             Some(ping) if acked >= ping => self.resync_finish(vidx, cidx),
             Some(_) => {}
         }
@@ -459,7 +476,7 @@ impl Resource {
         pd.finishing = true;
         let source_disk = pd.disk;
         let source = UuidView::from_packet(node, &u);
-        let behind = self.is_behind_a_primary(cidx, vidx);
+        let complete = self.target_is_complete(cidx, vidx) == Complete::Yes;
         let at_source = self.nodes_at(vidx, source.current);
         let rotate = self.rotate_context(vidx, self.dagtag);
         let v = &mut self.volumes[vidx];
@@ -471,45 +488,12 @@ impl Resource {
             v.uuids.resync_finished_target(&rotate, &source, start, at_source);
         }
         v.set_flag(DeviceFlags::CONSISTENT, true);
-        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && !behind);
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && complete);
         v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
         v.set_flag(DeviceFlags::ZEA_LOST_WRITES, u.uuid_flags.contains(UuidFlags::ZEA_LOST_WRITES));
         v.crashed_primary = false;
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::ResyncFinished(node)));
-    }
-
-    /// What was resynced from this source is good, but not UpToDate: a Primary has written more. Either the source is a
-    /// neighbour of one that this node cannot see (6.5), or one that it does see wrote past it meanwhile (P_OUT_OF_SYNC).
-    fn is_behind_a_primary(&self, cidx: usize, vidx: usize) -> bool {
-        let hidden = self.conns[cidx].pds[vidx].says.uuids.as_ref().is_some_and(|u| {
-            let unstable = !u.uuid_flags.contains(UuidFlags::STABLE);
-            unstable && u.node_mask.iter().any(|primary| !self.is_at_generation(primary, vidx, u.current))
-        });
-        hidden || self.primary_peer().is_some_and(|node| self.volumes[vidx].dirty_bits(node) > 0)
-    }
-
-    /// A Primary is connected and told of this generation. One that did not may have dropped the connection already, without this
-    /// node having noticed.
-    fn is_at_generation(&self, primary: NodeId, vidx: usize, current: u64) -> bool {
-        if primary == self.config.node_id {
-            return true;
-        }
-        let Some(c) = self.cidx(primary).map(|c| &self.conns[c]).filter(|c| c.is_up()) else { return false };
-        let says = &c.pds[vidx].says;
-        let told = [says.uuids.as_ref().map(|u| u.current), says.current_uuid];
-        told.iter().flatten().any(|uuid| uuid & !1 == current & !1)
-    }
-
-    /// Connected nodes that are at this generation.
-    fn nodes_at(&self, vidx: usize, current: u64) -> NodeMask {
-        let mut mask = NodeMask::EMPTY;
-        for c in self.conns.iter().filter(|c| c.is_up()) {
-            if c.pds[vidx].says.uuids.as_ref().is_some_and(|u| u.current & !1 == current & !1) {
-                mask.insert(c.node());
-            }
-        }
-        mask
     }
 
     /// The result is stable: this disk is as good as its source.
@@ -532,9 +516,10 @@ impl Resource {
             // A new generation began meanwhile: this node has its writes, it lacks the name.
             return self.resync_finish(vidx, cidx);
         }
+        let complete = self.target_is_complete(cidx, vidx);
         let pd = &mut self.conns[cidx].pds[vidx];
-        if self.volumes[vidx].dirty_bits(node) > 0 {
-            // A late P_OUT_OF_SYNC: another pass.
+        if self.volumes[vidx].dirty_bits(node) > 0 || complete == Complete::NotYet {
+            // A late P_OUT_OF_SYNC, or the Primary has just connected again: another pass.
             if let Some(r) = pd.resync.as_mut() {
                 r.end_ping = None;
             }
@@ -547,7 +532,7 @@ impl Resource {
         pd.repl = ReplState::Established;
         pd.resync_total_bits = 0;
         self.conns[cidx].discard_my_data = false;
-        let behind = self.is_behind_a_primary(cidx, vidx);
+        let behind = complete == Complete::Behind;
         let v = &mut self.volumes[vidx];
         v.disk = match source_disk {
             _ if behind => DiskState::Outdated,
@@ -565,7 +550,10 @@ impl Resource {
             self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
         }
         self.end_paused_targets(cx, vidx);
-        if behind && let Some(primary) = self.primary_peer().and_then(|node| self.cidx(node)) {
+        if behind
+            && self.served_primary(vidx).is_none()
+            && let Some(primary) = self.primary_peer().and_then(|node| self.cidx(node))
+        {
             self.reconnect(cx, primary, "to resync what the Primary wrote meanwhile");
         }
         self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));

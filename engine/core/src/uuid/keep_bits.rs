@@ -18,7 +18,8 @@ use super::same;
 ///   equal disks the only Primary, else the only neighbour of a Primary, else the only one that has not lost writes in a
 ///   crash, else the only node with bits, else the lower node id. If the target would be a Primary that serves its
 ///   data: disconnect. If the reason is a split brain that is overlooked for now: retry.
-/// * Not so between UpToDate neighbours of one Primary: there the bits stay until the Primary settles them.
+/// * Likewise without bits, if an Outdated node asks for it and the other one is UpToDate.
+/// * Not so between UpToDate neighbours of one Primary that has a good disk: there the bits stay until the Primary settles them.
 /// * A node that lost writes in a crash is no source for one at the same generation that did not.
 /// * With a peer that is not Zea: the strategy stays, the decision is `unverified`.
 /// * A strategy that replaces bits of an UpToDate node by others adds the others instead.
@@ -51,7 +52,8 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
     }
 
     let counts = |side: &Side<'_>| side.has_data() && side.disk > DiskState::Inconsistent && side.view.dirty_bits > 0;
-    if decision.strategy != Strategy::NoSync || !(counts(own) || counts(peer)) {
+    let asks = both_zea && (asks_for_resync(own, peer) || asks_for_resync(peer, own));
+    if decision.strategy != Strategy::NoSync || !(counts(own) || counts(peer) || asks) {
         return decision;
     }
     if !both_zea || !own.has_data() || !peer.has_data() {
@@ -73,6 +75,12 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
     decision.outcome =
         if target.is_in_use() { Outcome::Disconnect(Reason::TargetIsPrimary) } else { outcome_of(decision.strategy) };
     decision
+}
+
+/// An Outdated disk beside a Primary that serves the data of its peers becomes UpToDate by a resync, and be it of nothing.
+fn asks_for_resync(target: &Side<'_>, source: &Side<'_>) -> bool {
+    let asks = target.view.flags.contains(UuidFlags::RESYNC) && target.view.flags.contains(UuidFlags::DISKLESS_PRIMARY);
+    asks && target.disk == DiskState::Outdated && source.disk == DiskState::UpToDate
 }
 
 /// Left-over bits at the same generation would make the worse disk the source, which is refused: a Secondary that
@@ -118,8 +126,17 @@ fn discarded_is_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> 
 /// Both are UpToDate neighbours of one Primary. It is what they are measured by: it settles their marks
 /// (P_PEERS_IN_SYNC), and if it is lost before, they compare again.
 fn have_common_primary(own: &Side<'_>, peer: &Side<'_>) -> bool {
+    are_equal_neighbours(own, peer) && !serves_them(own, peer)
+}
+
+fn are_equal_neighbours(own: &Side<'_>, peer: &Side<'_>) -> bool {
     let up_to_date = own.disk == DiskState::UpToDate && peer.disk == DiskState::UpToDate;
     up_to_date && !(own.view.primaries & peer.view.primaries).is_empty()
+}
+
+/// The Primary that a node is connected to has no UpToDate disk, and no marks: these nodes are what it is measured by.
+fn serves_them(own: &Side<'_>, peer: &Side<'_>) -> bool {
+    [own, peer].iter().any(|side| side.view.flags.contains(UuidFlags::DISKLESS_PRIMARY))
 }
 
 /// A node that is being resynced shows its source's generation, but still its own past, or none yet: whether the two have a split
@@ -143,6 +160,7 @@ fn neighbour_is_no_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) 
     let uses_bits = matches!(decision.strategy, Strategy::SourceUseBitmap | Strategy::TargetUseBitmap);
     if !(neighbour && free && uses_bits && same(source.view.current, target.view.current))
         || target.view.flags.contains(UuidFlags::DISCARD_MY_DATA)
+        || (are_equal_neighbours(own, peer) && serves_them(own, peer))
     {
         return None;
     }
