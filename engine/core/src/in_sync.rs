@@ -263,7 +263,8 @@ impl Resource {
     /// Peers that were told of bits towards them, which are gone since, hear of that.
     fn tell_cleared_bits(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         for cidx in self.up_conns() {
-            if !self.conns[cidx].pds[vidx].told_bits {
+            // Kernels say nothing of it, and have no use for it (seen: 01, 84-01, mix-01).
+            if !self.conns[cidx].pds[vidx].told_bits || !self.conns[cidx].keeps_bits() {
                 continue;
             }
             if self.volumes[vidx].dirty_bits(self.conns[cidx].node()) > 0 {

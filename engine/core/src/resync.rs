@@ -277,19 +277,16 @@ impl Resource {
         self.resync_end(cx, cidx, vidx);
     }
 
-    /// The largest aligned power of two of adjacent set bits from `first` on, or what a source with a limit takes of it: sector, bytes,
-    /// the bit behind.
+    /// Adjacent set bits from `first` on, no more than those to which its place is aligned, or what a source with a limit takes of it:
+    /// sector, bytes, the bit behind.
     fn resync_range(&self, vidx: usize, slot: usize, first: u64, longest: Option<u64>) -> (u64, u32, u64) {
         let v = &self.volumes[vidx];
         let bitmap = &v.attached.as_ref().expect("a sync target has a disk").bitmap;
         let per_bit = bitmap.sectors_per_bit();
         let most = u64::from(limits::MAX_RESYNC_BYTES) / 512 / per_bit;
         let run = bitmap.next_run(slot, first).map_or(1, |(_, len)| len);
-        let mut bits = 1;
-        while bits * 2 <= most.min(run) && first.is_multiple_of(bits * 2) {
-            bits *= 2;
-        }
-        bits = bits.min(longest.unwrap_or(bits));
+        let aligned = 1_u64.checked_shl(first.trailing_zeros()).unwrap_or(most);
+        let bits = run.min(most).min(aligned).min(longest.unwrap_or(most));
         let sector = first * per_bit;
         let end = ((first + bits) * per_bit).min(v.size_sectors);
         (sector, u32::try_from((end - sector) * 512).expect("at most 1 MiB"), first + bits)
