@@ -23,7 +23,7 @@ const NOT_IN_DETERMINISTIC: [&str; 6] = ["getrandom", "rand", "mio", "io-uring",
 const DETERMINISTIC: [&str; 4] = ["zea-wire", "zea-meta", "zea-core", "zea-nbd"];
 
 /// The layers: each crate, and the crates of this repository that it may depend on. Below, nothing knows what is above.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("zea-wire", &[]),
     ("zea-meta", &[]),
     ("zea-nbd", &[]),
@@ -35,6 +35,7 @@ const LAYERS: [(&str, &[&str]); 15] = [
     ("zea-node", &["zea-shard", "zea-tcp", "zea-nbd", "zea-recorder", "zea-core", "zea-wire", "zea-meta"]),
     ("zea-cli", &["zea-node", "zea-capture", "zea-recorder", "zea-core", "zea-wire", "zea-meta"]),
     ("zea-sim", &["zea-core", "zea-wire", "zea-meta"]),
+    ("zea-conformance", &["zea-capture", "zea-core", "zea-meta", "zea-sim", "zea-wire"]),
     ("zea-demo", &[]),
     ("zea-lab", &["zea-capture"]),
     ("zea-bench", &[]),

@@ -1,0 +1,199 @@
+//! Where Zea differs on purpose, and what it cannot do yet.
+
+use crate::compare::{Difference, Kind};
+
+/// Something that Zea does differently on purpose.
+#[derive(Debug)]
+pub struct Deviation {
+    /// Its name.
+    pub name: &'static str,
+    /// Why.
+    pub why: &'static str,
+    /// Whether a difference in a recording is this.
+    covers: fn(&str, &Difference) -> bool,
+}
+
+/// A replay that does not pass.
+#[derive(Debug)]
+pub struct Expected {
+    /// How the name of the recording begins.
+    pub recording: &'static str,
+    /// The node that Zea plays; empty for all.
+    pub node: &'static str,
+    /// What is missing.
+    pub why: &'static str,
+}
+
+/// The deviation that explains a difference.
+pub fn deviation(recording: &str, difference: &Difference) -> Option<&'static Deviation> {
+    DEVIATIONS.iter().find(|d| (d.covers)(recording, difference))
+}
+
+/// What is expected of a replay, if it is not to pass.
+pub fn expected_failure(recording: &str, node: &str) -> Option<&'static Expected> {
+    EXPECTED_FAILURES.iter().find(|e| recording.starts_with(e.recording) && (e.node.is_empty() || e.node == node))
+}
+
+/// One of these fields of this packet.
+fn is_field(difference: &Difference, packet: &str, names: &[&str]) -> bool {
+    let Kind::Field { name, .. } = &difference.kind else { return false };
+    difference.packet == packet && names.contains(&name.as_str())
+}
+
+/// See the module.
+pub const DEVIATIONS: &[Deviation] = &[
+    Deviation {
+        name: "offers what it has",
+        why: "protocol 100 and above, and node ids also to 8.4, which has none; no resync without replication, one bitmap \
+              granularity, no reconciliation by dagtag; and Zea's private feature, which a kernel ignores",
+        covers: |_, d| {
+            let own = ["protocol_min", "feature_flags", "sender_node_id", "receiver_node_id"];
+            is_field(d, "P_CONNECTION_FEATURES", &own)
+        },
+    },
+    Deviation {
+        name: "speaks to 8.4 as 9 does",
+        why: "the flags QUORUM of a state and INCONSISTENT of UUIDs, and a first generation that follows a random one instead \
+              of 4: 9.3.3 sends them to 8.4 in mix-01",
+        covers: |_, d| {
+            let Kind::Field { name, recorded, own } = &d.kind else { return false };
+            let quorum = d.packet == "P_STATE" && name == "flags" && recorded == "0x0" && own == "QUORUM";
+            let past = ["bitmap", "history0", "history1"].contains(&name.as_str());
+            d.packet == "P_UUIDS" && past && recorded == "0000000000000004"
+                || d.packet == "P_UUIDS" && name == "uuid_flags" && recorded == "0x0" && own == "INCONSISTENT"
+                || quorum
+        },
+    },
+    Deviation {
+        name: "a fresh slot has no bits",
+        why: "the bitmap slot of a disk that was never written is empty until a resync is decided; in kernels all its bits are set",
+        covers: |_, d| match &d.kind {
+            Kind::Field { name, recorded, own } => name == "dirty_bits" && recorded == "4086" && own == "0",
+            Kind::Extra(text) => {
+                let fresh = text.starts_with("current=0000000000000004 ") && text.contains("dirty_bits=4086");
+                d.packet == "P_UUIDS" && fresh
+            }
+            _ => false,
+        },
+    },
+    Deviation {
+        name: "speaks to 8.4 as 8.4 does",
+        why: "what is said while connecting, which packet asks for a role, and no state when a resync begins, of which P_SYNC_UUID \
+              tells: 9.3.3 has its own words, which 8.4 takes, too",
+        covers: |recording, d| {
+            let asks = matches!(d.kind, Kind::Missing(_)) && d.packet == "P_CONN_ST_CHG_REQ"
+                || matches!(d.kind, Kind::Extra(_)) && d.packet == "P_STATE_CHG_REQ";
+            let connecting = match &d.kind {
+                Kind::Field { name, own, .. } => {
+                    d.packet == "P_STATE"
+                        && (name == "conn" && own == "WFConnection" || name == "peer" && own == "Unknown")
+                }
+                _ => false,
+            };
+            let begins =
+                matches!(&d.kind, Kind::Missing(text) if d.packet == "P_STATE" && text.contains("conn=SyncSource"));
+            recording.starts_with("mix-") && (asks || connecting || begins)
+        },
+    },
+    Deviation {
+        name: "in doubt while the Primary is away",
+        why: "a Secondary that the Primary has left does not know whether it has the last word: Consistent, where 8.4 stays UpToDate",
+        covers: |recording, d| {
+            let Kind::Field { name, recorded: theirs, own } = &d.kind else { return false };
+            let doubt = name == "disk" && theirs == "UpToDate" && own == "Consistent";
+            recording.starts_with("84-") && d.packet == "P_STATE" && doubt
+        },
+    },
+    Deviation {
+        name: "a generation begins with a write",
+        why: "8.4 begins one when the connection ends, and tells it on the link that it is closing; Zea with the next write",
+        covers: |recording, d| {
+            recording.starts_with("84-03a")
+                && d.frame == 1389
+                && d.packet == "P_UUIDS"
+                && matches!(d.kind, Kind::Missing(_))
+        },
+    },
+    Deviation {
+        name: "no resync controller",
+        why: "Zea's resync is paced by a window of requests: it has no resync-rate and no c-plan-ahead, and tells the \
+              kernel's defaults",
+        covers: |_, d| is_field(d, "P_SYNC_PARAM89", &["resync_rate", "c_plan_ahead", "c_fill_target"]),
+    },
+    Deviation {
+        name: "limits of the disk",
+        why: "the recorded disks take 255 sectors and have blocks of 512 bytes; Zea takes requests of 1 MiB and \
+              prefers 4 KiB",
+        covers: |_, d| is_field(d, "P_SIZES", &["max_bio_size", "physical_block_size"]),
+    },
+    Deviation {
+        name: "no latency hint",
+        why: "the front ends of Zea do not tell which requests somebody waits for",
+        covers: |_, d| {
+            let Kind::Field { name, recorded, own } = &d.kind else { return false };
+            let without = recorded.replace("RW_SYNC|", "").replace("RW_SYNC", "0x0");
+            name == "dp_flags" && without == *own
+        },
+    },
+    Deviation {
+        name: "two nodes know it already",
+        why: "P_PEERS_IN_SYNC is for third nodes: between the two that have just resynced it says nothing",
+        covers: |_, d| {
+            let Kind::Missing(text) = &d.kind else { return false };
+            let alone = ["mask=0x1 ", "mask=0x2 ", "mask=0x4 "].iter().any(|mask| text.contains(mask));
+            d.packet == "P_PEERS_IN_SYNC" && alone
+        },
+    },
+    Deviation {
+        name: "to be resynced is Outdated",
+        why: "a peer that waits for its resync counts as Outdated at once, in the kernel only when the resync begins: \
+              it is behind, and nobody is to take its data for good",
+        covers: |_, d| {
+            let Kind::Field { name, recorded, own } = &d.kind else { return false };
+            d.packet == "P_STATE" && name == "pdsk" && recorded == "Consistent" && own == "Outdated"
+        },
+    },
+];
+
+/// Many recordings begin with it.
+const FORCED: &str =
+    "after a forced promotion kernels compare on the connection that is up, Zea connects again (docs/adr/0005)";
+
+/// See the module.
+pub const EXPECTED_FAILURES: &[Expected] = &[
+    Expected { recording: "01-", node: "", why: FORCED },
+    Expected { recording: "02-", node: "", why: FORCED },
+    Expected { recording: "03a-", node: "", why: FORCED },
+    Expected { recording: "03b-", node: "", why: FORCED },
+    Expected { recording: "03c-", node: "", why: FORCED },
+    Expected { recording: "04-", node: "", why: "no automatic promotion when the device is opened; and as 01" },
+    Expected {
+        recording: "05-",
+        node: "",
+        why: "three nodes: transactions that cross, paused resyncs, P_FLUSH_FORWARD, and when P_PEERS_IN_SYNC is sent",
+    },
+    Expected { recording: "06-", node: "", why: "no quorum" },
+    Expected { recording: "07-", node: "", why: "no quorum, no tie-breaker; and set bits are kept (docs/adr/0002)" },
+    Expected { recording: "07b-", node: "", why: "no quorum; UUIDs of a Primary without a disk" },
+    Expected { recording: "08-", node: "", why: "digests are not played; and set bits are kept (docs/adr/0002)" },
+    Expected { recording: "09a-", node: "", why: "no resync by checksums" },
+    Expected { recording: "09b-", node: "", why: "no data-integrity-alg" },
+    Expected { recording: "09c-", node: "", why: "options that are changed later: `drbdadm adjust` is not replayed" },
+    Expected { recording: "09d-", node: "", why: "options that are changed later: `drbdadm adjust` is not replayed" },
+    Expected { recording: "09e-", node: "", why: "no thin resync; invalidate connects again (docs/adr/0005)" },
+    Expected { recording: "10a-", node: "", why: FORCED },
+    Expected { recording: "10b-", node: "", why: "no automatic end of a split brain" },
+    Expected { recording: "11-", node: "", why: "no online resize" },
+    Expected { recording: "12-", node: "", why: "no volume is added to a connection that is up" },
+    Expected { recording: "13-", node: "", why: "no two primaries" },
+    Expected { recording: "14-", node: "", why: "no pause of a resync; invalidate connects again (docs/adr/0005)" },
+    Expected {
+        recording: "15-",
+        node: "",
+        why: "attach and detach are no transactions; attach connects again (docs/adr/0005)",
+    },
+    Expected { recording: "16-", node: "", why: "no Ahead and Behind" },
+    Expected { recording: "84-08-", node: "", why: "no online verify with 8.4" },
+    Expected { recording: "84-09a-", node: "", why: "no resync by checksums" },
+    Expected { recording: "84-13-", node: "", why: "no two primaries" },
+];
