@@ -2,6 +2,7 @@
 
 mod failures;
 mod kernel_pair;
+mod moves;
 mod pair;
 mod replicate;
 mod settings;
@@ -46,6 +47,9 @@ macro_rules! for_each_scenario {
             interop_file_systems_of_the_kernel_are_whole_on_zea,
             interop_xfs_of_zea_is_whole_on_the_kernel,
             interop_xfs_of_the_kernel_is_whole_on_zea,
+            interop_disks_that_were_stopped_in_order_move_without_a_resync,
+            interop_a_disk_of_a_zea_primary_without_power_moves,
+            interop_a_disk_of_a_kernel_primary_without_power_moves,
             interop_invalidate_beside_a_zea_primary,
             interop_invalidate_beside_a_kernel_primary,
             interop_verify_beside_a_zea_primary,
@@ -65,6 +69,10 @@ pub use failures::{
 };
 pub use kernel_pair::{
     interop_guest_boots_and_loads_drbd, interop_two_guests_over_a_bridge, interop_two_kernel_resources_in_one_guest,
+};
+pub use moves::{
+    interop_a_disk_of_a_kernel_primary_without_power_moves, interop_a_disk_of_a_zea_primary_without_power_moves,
+    interop_disks_that_were_stopped_in_order_move_without_a_resync,
 };
 pub use replicate::{
     interop_kernel_primary_syncs_zea, interop_kernel_primary_writes_by_protocol_a,

@@ -7,7 +7,8 @@ use anyhow::{Result, ensure};
 
 use super::pair::Side::{self, Kernel, Zea};
 use super::pair::{
-    Load, SOON, demote, fill, finish, now, promote, stop_and_compare, synced_pair, wait_connected, wait_synced,
+    Load, SOON, demote, fill, finish, now, power_on, promote, stop_and_compare, synced_pair, wait_connected,
+    wait_synced,
 };
 use crate::{Lab, Packets};
 
@@ -59,15 +60,6 @@ pub fn interop_zea_primary_is_killed_under_load(lab: &mut Lab) -> Result<()> {
     promote(lab, Zea)?;
     fill(lab, Zea, 0, 64, 7)?;
     check_resync(lab, Zea, since)
-}
-
-/// Boots the guest again after it lost its power, with what was on its disk.
-fn power_on(lab: &mut Lab) -> Result<()> {
-    lab.boot(1, 1)?;
-    let host = lab.host_address();
-    super::kernel_config(lab, 1, ("zea", host), "protocol C;")?;
-    lab.guest(1).run("drbdadm up r0")?;
-    wait_connected(lab)
 }
 
 /// The kernel's machine loses its power while Zea writes; then it boots again.

@@ -73,6 +73,15 @@ pub(super) fn synced_pair(lab: &mut Lab, protocol: char, primary: Side) -> Resul
     wait_synced(lab)
 }
 
+/// Boots the guest again after it lost its power, with what was on its disk.
+pub(super) fn power_on(lab: &mut Lab) -> Result<()> {
+    lab.boot(1, 1)?;
+    let host = lab.host_address();
+    super::kernel_config(lab, 1, ("zea", host), "protocol C;")?;
+    lab.guest(1).run("drbdadm up r0")?;
+    wait_connected(lab)
+}
+
 /// Makes one Primary, whose data is the truth from now on.
 pub(super) fn promote_first(lab: &mut Lab, side: Side) -> Result<()> {
     match side {

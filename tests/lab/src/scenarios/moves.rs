@@ -1,0 +1,99 @@
+//! A disk that moves: what one of the two has left, the other attaches. Both have the meta data of 8.4.
+
+use anyhow::{Result, ensure};
+
+use super::pair::Side::{self, Kernel, Zea};
+use super::pair::{
+    Load, demote, fill, finish, now, power_on, promote, stop_and_compare, synced_pair, wait_connected, wait_synced,
+};
+use crate::Lab;
+
+/// Zea, which is down, gets a copy of the disk of the guest, which is not booted.
+fn copy_to_zea(lab: &mut Lab) -> Result<()> {
+    let (kernel, zea) = (lab.disk(1, 0), lab.zead().disk().to_owned());
+    std::fs::copy(kernel, zea)?;
+    Ok(())
+}
+
+/// The disks of both change places. Neither is in use.
+fn swap(lab: &mut Lab, zea: &std::path::Path) -> Result<()> {
+    let (kernel, aside) = (lab.disk(1, 0), lab.folder().join("aside"));
+    std::fs::rename(zea, &aside)?;
+    std::fs::rename(&kernel, zea)?;
+    std::fs::rename(&aside, &kernel)?;
+    lab.step("disks change places");
+    Ok(())
+}
+
+/// Both stop in order, and have the same data.
+fn stop(lab: &mut Lab, primary: Side) -> Result<()> {
+    demote(lab, primary)?;
+    wait_synced(lab)?;
+    lab.guest(1).run("drbdadm down r0; sync")?;
+    lab.zead().zea("down r0")?;
+    lab.kill_guest(1)
+}
+
+/// Both come up again.
+fn start(lab: &mut Lab) -> Result<()> {
+    lab.zead().zea("up r0")?;
+    power_on(lab)?;
+    wait_connected(lab)?;
+    wait_synced(lab)
+}
+
+/// Disks that were left in order are attached without a resync, in both directions.
+pub fn interop_disks_that_were_stopped_in_order_move_without_a_resync(lab: &mut Lab) -> Result<()> {
+    synced_pair(lab, 'C', Kernel)?;
+    fill(lab, Kernel, 0, 256, 1)?;
+    stop(lab, Kernel)?;
+    copy_to_zea(lab)?;
+    let since = now()?;
+    start(lab)?;
+    promote(lab, Zea)?;
+    fill(lab, Zea, 512, 256, 2)?;
+    stop(lab, Zea)?;
+    let zea = lab.zead().disk().to_owned();
+    swap(lab, &zea)?;
+    start(lab)?;
+    let packets = stop_and_compare(lab)?;
+    let copied = packets.payload_since(since, "P_RS_DATA_REPLY");
+    ensure!(copied == 0, "{copied} bytes were copied");
+    Ok(())
+}
+
+/// Both lose their power while one writes; each replays the activity log that the other has left.
+fn unclean(lab: &mut Lab, primary: Side) -> Result<()> {
+    synced_pair(lab, 'C', Kernel)?;
+    stop(lab, Kernel)?;
+    copy_to_zea(lab)?;
+    start(lab)?;
+    promote(lab, primary)?;
+    let load = Load::begin(lab, primary)?;
+    let zea = lab.zead().disk().to_owned();
+    lab.kill_zead()?;
+    lab.kill_guest(1)?;
+    drop(load);
+    swap(lab, &zea)?;
+    let since = now()?;
+    lab.start_zead()?;
+    power_on(lab)?;
+    wait_connected(lab)?;
+    wait_synced(lab)?;
+    promote(lab, Zea)?;
+    fill(lab, Zea, 0, 64, 3)?;
+    let packets = finish(lab, Zea)?;
+    let copied = packets.payload_since(since, "P_RS_DATA_REPLY");
+    ensure!((4096..=8 << 20).contains(&copied), "{copied} bytes were copied");
+    Ok(())
+}
+
+/// The kernel replays what Zea was writing.
+pub fn interop_a_disk_of_a_zea_primary_without_power_moves(lab: &mut Lab) -> Result<()> {
+    unclean(lab, Zea)
+}
+
+/// Zea replays what the kernel was writing.
+pub fn interop_a_disk_of_a_kernel_primary_without_power_moves(lab: &mut Lab) -> Result<()> {
+    unclean(lab, Kernel)
+}
