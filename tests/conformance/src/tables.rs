@@ -176,7 +176,7 @@ pub const EXPECTED_FAILURES: &[Expected] = &[
     Expected { recording: "07-", node: "", why: "no quorum, no tie-breaker; and set bits are kept (docs/adr/0002)" },
     Expected { recording: "07b-", node: "", why: "no quorum; UUIDs of a Primary without a disk" },
     Expected { recording: "08-", node: "", why: "digests are not played; and set bits are kept (docs/adr/0002)" },
-    Expected { recording: "09a-", node: "", why: "no resync by checksums" },
+    Expected { recording: "09a-", node: "", why: "digests are not played" },
     Expected { recording: "09b-", node: "", why: "no data-integrity-alg" },
     Expected { recording: "09c-", node: "", why: "options that are changed later: `drbdadm adjust` is not replayed" },
     Expected { recording: "09d-", node: "", why: "options that are changed later: `drbdadm adjust` is not replayed" },
@@ -193,7 +193,7 @@ pub const EXPECTED_FAILURES: &[Expected] = &[
         why: "attach and detach are no transactions; attach connects again (docs/adr/0005)",
     },
     Expected { recording: "16-", node: "", why: "no Ahead and Behind" },
-    Expected { recording: "84-08-", node: "", why: "no online verify with 8.4" },
-    Expected { recording: "84-09a-", node: "", why: "no resync by checksums" },
+    Expected { recording: "84-08-", node: "", why: "digests are not played" },
+    Expected { recording: "84-09a-", node: "", why: "digests are not played" },
     Expected { recording: "84-13-", node: "", why: "no two primaries" },
 ];
