@@ -20,7 +20,7 @@ const SECTIONS: [(char, u32); 13] = [
     ('P', 7),
 ];
 
-/// Names of the test functions below a folder.
+/// Names of the test functions below a folder. Those of the lab are public: they are run by hand, too.
 fn tests_below(dir: &Path, names: &mut BTreeSet<String>) {
     for entry in
         std::fs::read_dir(dir).expect("a folder of the repository").map(|entry| entry.expect("an entry").path())
@@ -30,7 +30,8 @@ fn tests_below(dir: &Path, names: &mut BTreeSet<String>) {
             tests_below(&entry, names);
         } else if name.ends_with(".rs") {
             let text = std::fs::read_to_string(&entry).expect("a source file");
-            let functions = text.lines().filter_map(|line| line.trim().strip_prefix("fn ")?.split_once("("));
+            let lines = text.lines().map(|line| line.trim().trim_start_matches("pub "));
+            let functions = lines.filter_map(|line| line.strip_prefix("fn ")?.split_once("("));
             names.extend(functions.map(|(name, _)| name.to_owned()));
         }
     }
