@@ -167,6 +167,11 @@ impl Resource {
             cx.complete(req.id, Err(IoError::NotPrimary));
             return true;
         }
+        if !self.has_data(vidx) {
+            // It waited while the last good disk failed: it waits for the next one, or fails.
+            self.write(cx, vidx, req);
+            return true;
+        }
         let sectors = u64::from(req.len) / 512;
         if self.conflict(vidx, req.sector, sectors, Lock::AppWrite) {
             // Whoever comes here is the first that waits: later ones queue behind.
@@ -271,7 +276,9 @@ impl Resource {
             return;
         }
         self.open_send_epoch(cx, cidx, index);
-        let protocol = self.conns[cidx].config.net.protocol;
+        // Without UpToDate data here the copies of the peers are all there is: nothing is done before it is written there.
+        let own_copy = self.volumes[vidx].disk == DiskState::UpToDate;
+        let protocol = if own_copy { self.conns[cidx].config.net.protocol } else { Protocol::C };
         let mut flags = DpFlags::EMPTY;
         match protocol {
             Protocol::A => {}
@@ -519,8 +526,10 @@ impl Resource {
         let answered = w.waits.is_empty() || broken!(AckEarly);
         if local_over && answered && !w.completed && generation_ok {
             w.completed = true;
-            let (id, vidx, local, on_peers) = (w.req.id, w.vidx, w.local, !w.ok.is_empty());
+            let (id, vidx, local, ok) = (w.req.id, w.vidx, w.local, w.ok);
             let here = local == Local::Done && v.disk == DiskState::UpToDate;
+            // What only a disk has that is being resynced is nowhere: its data is not good yet.
+            let on_peers = ok.iter().any(|node| self.is_up_to_date(node, vidx));
             let result = match local {
                 _ if here || (on_peers && self.generation_is_kept(vidx)) => Ok(()),
                 Local::Failed(DiskError::NoSpace) => Err(IoError::NoSpace),

@@ -36,6 +36,16 @@ const REGRESSIONS: &[Once] = &[
         wrong: "a write that waited for space was tried again on a disk that had been given up meanwhile",
     },
     Once { seed: 94, only: &[6, 8, 9], wrong: "a replica that missed a generation was told that its data had split" },
+    Once {
+        seed: 139,
+        only: &[1, 2, 3, 8],
+        wrong: "a Primary without a disk acknowledged writes of protocol A that its only server never got",
+    },
+    Once {
+        seed: 80,
+        only: &[],
+        wrong: "a write that waited while the Primary's disk failed was acknowledged with its only copy on a disk in resync",
+    },
     Once { seed: 113, only: &[0, 1, 3, 4], wrong: "the same between two nodes that were never Primary" },
 ];
 
