@@ -44,18 +44,24 @@ fn sim_r2_a_bitmap_resync_moves_dirty_blocks_only() {
     assert_eq!(w.received(1, 0), 37 * 8);
 }
 
+/// Node 1 is the target of a resync of three blocks, so many events after its beginning.
+fn in_a_short_resync(events: u64) -> World {
+    let mut w = Cluster { seed: events, ..Cluster::new(2) }.synced();
+    w.part(0, 1);
+    write_blocks(&mut w, 0, 0..3);
+    w.heal(0, 1);
+    w.expect("the resync begins", |w| w.nodes[1].target_of.contains_key(&V0));
+    for _ in 0..events {
+        w.step(u64::MAX);
+    }
+    w
+}
+
 /// R10: the link breaks around the very end of a resync, at any event: what is needed follows, neither side forgets.
 #[test]
 fn sim_r10_the_end_of_a_resync_is_lost() {
     for events in 0..80 {
-        let mut w = Cluster { seed: events, ..Cluster::new(2) }.synced();
-        w.part(0, 1);
-        write_blocks(&mut w, 0, 0..3);
-        w.heal(0, 1);
-        w.expect("the resync begins", |w| w.nodes[1].target_of.contains_key(&V0));
-        for _ in 0..events {
-            w.step(u64::MAX);
-        }
+        let mut w = in_a_short_resync(events);
         w.reset_link(0, 1);
         w.expect("both notice", |w| w.is_apart(0, 1));
         w.settle();
@@ -67,14 +73,7 @@ fn sim_r10_the_end_of_a_resync_is_lost() {
 fn sim_r11_the_end_is_lost_and_no_bit_is_left() {
     let mut without_bits = 0;
     for events in 20..100 {
-        let mut w = Cluster { seed: events, ..Cluster::new(2) }.synced();
-        w.part(0, 1);
-        write_blocks(&mut w, 0, 0..3);
-        w.heal(0, 1);
-        w.expect("the resync begins", |w| w.nodes[1].target_of.contains_key(&V0));
-        for _ in 0..events {
-            w.step(u64::MAX);
-        }
+        let mut w = in_a_short_resync(events);
         w.part(0, 1);
         let clean = w.out_of_sync(0, 1) + w.out_of_sync(1, 0) == 0;
         w.heal(0, 1);

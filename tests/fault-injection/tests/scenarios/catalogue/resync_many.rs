@@ -58,17 +58,22 @@ fn sim_r4_the_ends_of_a_syncing_chain_are_joined() {
     }
 }
 
+/// The three links are healed in this order, so many ms apart, and everything comes to rest.
+fn heal_one_by_one(w: &mut World, order: [usize; 3], pause_ms: u64) {
+    for (a, b) in order.map(|nr| [(0, 1), (0, 2), (1, 2)][nr]) {
+        w.heal(a, b);
+        w.run_ms(pause_ms);
+    }
+    w.settle();
+}
+
 /// R5: three generations meet in every order, at once or after each other.
 #[test]
 fn sim_r5_generations_meet_in_every_order() {
     for order in ORDERS {
         for pause_ms in [0, 30, 5_000] {
             let mut w = generations(Cluster::new(3));
-            for (a, b) in order.map(|nr| [(0, 1), (0, 2), (1, 2)][nr]) {
-                w.heal(a, b);
-                w.run_ms(pause_ms);
-            }
-            w.settle();
+            heal_one_by_one(&mut w, order, pause_ms);
         }
     }
 }
@@ -143,11 +148,7 @@ fn sim_r9_a_resync_between_two_stale_nodes() {
             w.isolate(1);
             w.isolate(2);
             write_blocks(&mut w, 0, 0..30);
-            for (a, b) in order.map(|nr| [(0, 1), (0, 2), (1, 2)][nr]) {
-                w.heal(a, b);
-                w.run_ms(pause_ms);
-            }
-            w.settle();
+            heal_one_by_one(&mut w, order, pause_ms);
         }
     }
 }
