@@ -53,7 +53,9 @@ pub mod limits;
 mod meta_queue;
 #[cfg(feature = "mutations")]
 pub mod mutation;
+mod peer_ack;
 mod peer_epoch;
+mod peer_read;
 mod peer_request;
 mod read;
 mod request;

@@ -1,18 +1,16 @@
-//! Work for a peer: its writes, its reads, resync reads for it, and the epochs of its writes
-//! (wire-protocol.md 10.2, 10.3, 10.6, 11.1).
+//! Work for a peer: what it is, how far it has come, and its writes; acks (wire-protocol.md 10.2, 10.3).
 
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_wire::digest::Digest;
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, NodeMask, VolumeNr};
-use zea_wire::packet::{BlockAck, Data, Packet, PeerAck, RsReq};
+use zea_wire::packet::{BlockAck, Data, Packet};
 use zea_wire::state::{ConnState, DiskState, Role};
 
-use crate::connection::{Kept, PeerDevice};
+use crate::connection::Kept;
 use crate::interval::IntervalId;
 use crate::io::{BufId, DiskCmd, DiskError, Op, Payload};
-use crate::limits;
 use crate::request::write_cmd;
 use crate::resource::{Ctx, DiskJob, Resource};
 use crate::volume::{Lock, Waiter};
@@ -379,95 +377,6 @@ impl Resource {
         self.lost_peer_drained(cx, cidx);
     }
 
-    /// A write that no P_PEER_ACK covers may be missing on every other node, and here or there compared with its origin.
-    fn mark_unconfirmed(&mut self, cx: &mut Ctx<'_>, vidx: usize, origin: NodeId, sector: u64, len: u32) {
-        for n in 0..self.conns.len() {
-            let node = self.conns[n].node();
-            if node != origin {
-                self.mark_missing(cx, n, vidx, sector, len);
-            }
-        }
-    }
-
-    /// A write is, or may be, missing at a peer.
-    pub(crate) fn mark_missing(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
-        let node = self.conns[cidx].node();
-        if !broken!(SkipBitmap) {
-            self.volumes[vidx].set_out_of_sync(node, sector, len);
-        }
-        self.volumes[vidx].void_verify(sector, u64::from(len) / 512);
-        self.conns[cidx].pds[vidx].marked_at = Some(cx.now);
-        self.tell_out_of_sync(cx, cidx, vidx, sector, len);
-    }
-
-    // ---- peer acks -------------------------------------------------------------------------------------------------
-
-    /// P_PEER_ACK: all writes up to this dagtag are on the nodes of the mask (wire-protocol.md 10.5).
-    pub(crate) fn peer_ack_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, ack: PeerAck) {
-        let origin = self.conns[cidx].node();
-        if self.conns[cidx].kept.binary_search_by_key(&ack.dagtag, |k| k.dagtag).is_err() {
-            return self.drop_link(cx, cidx, ConnState::ProtocolError, "peer request with dagtag not found");
-        }
-        let mask = if broken!(PeerAckNamesAll) { zea_wire::ids::NodeMask(u64::MAX) } else { ack.mask };
-        while let Some(k) = self.conns[cidx].kept.front().copied() {
-            if k.dagtag > ack.dagtag {
-                break;
-            }
-            if k.active.is_some() {
-                return self.drop_link(cx, cidx, ConnState::ProtocolError, "peer ack for a write that is not finished");
-            }
-            self.conns[cidx].kept.pop_front();
-            for n in 0..self.conns.len() {
-                let node = self.conns[n].node();
-                if node == origin {
-                    continue;
-                }
-                if mask.contains(node) && mask.contains(self.config.node_id) {
-                    self.volumes[k.vidx].set_in_sync(node, k.sector, k.len);
-                } else if !mask.contains(node) && !k.marked.contains(node) {
-                    self.mark_missing(cx, n, k.vidx, k.sector, k.len);
-                }
-            }
-            if k.al {
-                self.al_put(k.vidx, k.sector, k.len);
-            }
-        }
-    }
-
-    /// Everything up to this dagtag is stable, and there is no third node that might miss it.
-    pub(crate) fn forget_kept(&mut self, cidx: usize, dagtag: u64) {
-        while let Some(k) = self.conns[cidx].kept.front().copied().filter(|k| k.dagtag <= dagtag) {
-            self.conns[cidx].kept.pop_front();
-            if k.al {
-                self.al_put(k.vidx, k.sector, k.len);
-            }
-        }
-    }
-
-    /// A SyncTarget must fetch what it does not have.
-    fn tell_out_of_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
-        let pd = &self.conns[cidx].pds[vidx];
-        if self.conns[cidx].is_up() && (pd.is_sync_source() || pd.repl == zea_wire::state::ReplState::WFBitMapS) {
-            let desc = zea_wire::packet::BlockDesc { sector, blksize: len };
-            self.send_volume(cx, cidx, vidx, Packet::OutOfSync(desc));
-        }
-    }
-
-    /// The connection to the origin of these writes is gone: nobody will say who else has them.
-    pub(crate) fn kept_lost_origin(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
-        let node = self.conns[cidx].node();
-        let kept = std::mem::take(&mut self.conns[cidx].kept);
-        for k in kept {
-            if k.active.is_some() {
-                continue;
-            }
-            self.mark_unconfirmed(cx, k.vidx, node, k.sector, k.len);
-            if k.al {
-                self.al_put(k.vidx, k.sector, k.len);
-            }
-        }
-    }
-
     /// Requests of a link that is gone. Writes that arrived are carried out, so that what was received and what is on the disk are
     /// the same when survivors compare; everything else ends.
     pub(crate) fn peer_reqs_lost_link(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
@@ -488,162 +397,6 @@ impl Resource {
                 }
             }
         }
-    }
-
-    // ---- reads for a peer ------------------------------------------------------------------------------------------
-
-    /// P_DATA_REQUEST.
-    pub(crate) fn peer_read(
-        &mut self,
-        cx: &mut Ctx<'_>,
-        cidx: usize,
-        vidx: usize,
-        sector: u64,
-        len: u32,
-        block_id: BlockId,
-    ) {
-        let v = &self.volumes[vidx];
-        let inside = sector.checked_add(u64::from(len) / 512).is_some_and(|e| e <= v.size_sectors);
-        if !inside || len == 0 || len > limits::MAX_BIO_BYTES {
-            return self.drop_link(cx, cidx, ConnState::ProtocolError, "a read outside of the device");
-        }
-        if v.disk != DiskState::UpToDate {
-            return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegRead);
-        }
-        let index = self.new_peer_read(cidx, vidx, Kind::Read, sector, len, block_id);
-        self.peer_req_go(cx, index);
-    }
-
-    /// P_RS_DATA_REQUEST, P_RS_DAGTAG_REQ and their thin forms.
-    pub(crate) fn resync_read(
-        &mut self,
-        cx: &mut Ctx<'_>,
-        cidx: usize,
-        vidx: usize,
-        req: RsReq,
-        digest: Option<Digest>,
-    ) {
-        let v = &self.volumes[vidx];
-        let inside = req.sector.checked_add(u64::from(req.blksize) / 512).is_some_and(|e| e <= v.size_sectors);
-        if !inside || req.blksize == 0 || req.blksize > limits::MAX_RESYNC_BYTES {
-            return self.drop_link(cx, cidx, ConnState::ProtocolError, "a resync request outside of the device");
-        }
-        let (sector, len, block_id) = (req.sector, req.blksize, req.block_id);
-        let open = self.peer_reqs.iter().filter(|(_, p)| p.kind == Kind::ResyncRead && p.vidx == vidx).count();
-        if !v.has_disk() || !self.conns[cidx].pds[vidx].is_sync_source() {
-            return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegResync);
-        }
-        if open >= limits::MAX_RESYNC_READS || self.sync_source_of(vidx).is_some() {
-            return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::Cancel);
-        }
-        let index = self.new_peer_read(cidx, vidx, Kind::ResyncRead, sector, len, block_id);
-        let p = &mut self.peer_reqs[index];
-        p.digest = digest;
-        p.dagtag = req.dagtag;
-        p.dagtag_node = req.dagtag_node_id;
-        p.stage = Stage::Dagtag;
-        self.peer_req_go(cx, index);
-    }
-
-    pub(crate) fn new_peer_read(
-        &mut self,
-        cidx: usize,
-        vidx: usize,
-        kind: Kind,
-        sector: u64,
-        len: u32,
-        block_id: BlockId,
-    ) -> usize {
-        let c = &mut self.conns[cidx];
-        c.active_peer_reqs += 1;
-        self.peer_reqs.insert(PeerReq {
-            kind,
-            stage: Stage::Range,
-            node: c.config.node_id,
-            vidx,
-            op: Op::Read,
-            sector,
-            len,
-            block_id,
-            flags: DpFlags::EMPTY,
-            payload: None,
-            interval: None,
-            digest: None,
-            dagtag: 0,
-            dagtag_node: self.config.node_id,
-            epoch: 0,
-            al: false,
-            orphan: false,
-        })
-    }
-
-    /// The primary's writes that the target already has are here too (wire-protocol.md 11.1).
-    fn dagtag_reached(&self, index: usize) -> bool {
-        let p = &self.peer_reqs[index];
-        if p.dagtag == 0 || p.dagtag_node == self.config.node_id {
-            return true;
-        }
-        match self.cidx(p.dagtag_node) {
-            Some(c) if self.conns[c].is_up() => self.conns[c].dagtag_received.is_some_and(|d| d >= p.dagtag),
-            _ => true,
-        }
-    }
-
-    /// A dagtag advanced, or its sender is gone: resync reads that waited for it.
-    pub(crate) fn dagtag_arrived(&mut self, cx: &mut Ctx<'_>) {
-        let waits = |pd: &PeerDevice| pd.is_sync_source() || pd.verify.tally().is_some();
-        if !self.conns.iter().any(|c| c.pds.iter().any(waits)) {
-            return;
-        }
-        let waiting: Vec<usize> =
-            self.peer_reqs.iter().filter(|(_, p)| p.stage == Stage::Dagtag).map(|(i, _)| i).collect();
-        for index in waiting {
-            self.peer_req_go(cx, index);
-        }
-    }
-
-    pub(crate) fn peer_read_done(
-        &mut self,
-        cx: &mut Ctx<'_>,
-        index: usize,
-        result: Result<(), DiskError>,
-        buf: Option<BufId>,
-    ) {
-        let p = &self.peer_reqs[index];
-        let (vidx, sector, len, kind, block_id) = (p.vidx, p.sector, p.len, p.kind, p.block_id);
-        let cidx = self.cidx(p.node).filter(|_| !p.orphan);
-        let Some(cidx) = cidx else {
-            if let Some(buf) = buf {
-                cx.free(buf);
-            }
-            let p = self.peer_req_end(cx, index);
-            if let Some(cidx) = self.cidx(p.node) {
-                self.lost_peer_drained(cx, cidx);
-            }
-            return;
-        };
-        if let (Ok(()), Some(buf)) = (result, buf) {
-            if self.peer_reqs[index].digest.is_some() {
-                return self.resync_compares(cx, cidx, index, buf);
-            }
-            let id = if kind == Kind::Read { block_id } else { self.conns[cidx].resync_id(block_id) };
-            let data = Data { sector, block_id: id, seq_num: 0, dp_flags: DpFlags::EMPTY };
-            let packet = if kind == Kind::Read { Packet::DataReply(data) } else { Packet::RsDataReply(data) };
-            let payload = Payload { buf, offset: 0, len };
-            self.send_payload(cx, cidx, Some(self.volumes[vidx].nr), packet, Some(payload));
-            cx.free(buf);
-            self.conns[cidx].pds[vidx].sent_sectors += u64::from(len) / 512;
-            if kind == Kind::ResyncRead {
-                self.peer_reqs[index].stage = Stage::Sent;
-                return;
-            }
-        } else {
-            let e = result.err().unwrap_or(DiskError::Io(5));
-            let ack = if kind == Kind::Read { AckKind::NegRead } else { AckKind::NegResync };
-            self.send_ack(cx, cidx, vidx, sector, len, block_id, ack);
-            self.disk_failed(cx, vidx, &format!("read of {len} bytes at sector {sector} for a peer: {e}"));
-        }
-        self.peer_req_end(cx, index);
     }
 
     // ---- acks ------------------------------------------------------------------------------------------------------
