@@ -14,6 +14,9 @@ use crate::io::{Action, LinkId, LinkLost, Time};
 use crate::limits;
 use crate::resource::{Ctx, Resource};
 
+/// What no peer may lack: this node sends discards, and sizes with queue limits, without asking.
+const NEEDED: Features = Features(Features::TRIM.0 | Features::WSAME.0 | Features::WZEROES.0);
+
 /// What a node offers beside the features of 8.4.
 const OFFERED: [Features; 3] = [Features::RESYNC_DAGTAG, Features::TWOPC_V2, Features::RS_SKIP_UUID];
 
@@ -87,6 +90,11 @@ impl Resource {
             }
             Err(e) => return self.stand_alone(cx, cidx, &format!("refused: {e}")),
         };
+        let lacks = NEEDED.without(negotiated.features);
+        if !lacks.is_empty() {
+            let why = format!("refused: the peer lacks {lacks}; DRBD 8.4.10, 9.1 and newer have all that is needed");
+            return self.stand_alone(cx, cidx, &why);
+        }
         link.negotiated = negotiated;
         let (peer_id, id) = (self.conns[cidx].node(), self.conns[cidx].link.as_ref().expect("above").id);
         cx.out.push(Action::SetNegotiated { peer: peer_id, link: id, negotiated });

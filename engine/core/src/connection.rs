@@ -191,6 +191,11 @@ impl Connection {
         self.relies_on = None;
     }
 
+    /// The dagtag behind a write that comes now; `None` if there is none.
+    pub(crate) fn dagtag_behind(&self, len: u32) -> Option<u64> {
+        self.dagtag_received.unwrap_or(0).checked_add(u64::from(len) / 512)
+    }
+
     /// Both ends keep bits (Zea's private feature).
     pub(crate) fn keeps_bits(&self) -> bool {
         self.link.as_ref().is_some_and(|l| l.has(Features::ZEA_KEEP_BITS))

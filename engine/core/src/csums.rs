@@ -190,10 +190,16 @@ impl Resource {
 
     /// The source has read what the target sent a digest of.
     pub(crate) fn resync_compares(&mut self, cx: &mut Ctx<'_>, cidx: usize, index: usize, buf: BufId) {
-        let alg = self.csums_alg(cidx).expect("looked at when the request came");
+        let alg = self.csums_alg(cidx);
         let p = &mut self.peer_reqs[index];
         let payload = Payload { buf, offset: 0, len: p.len };
         (p.payload, p.stage) = (Some(payload), Stage::Digest);
+        let Some(alg) = alg else {
+            // P_SYNC_PARAM89 came after the request.
+            self.peer_req_end(cx, index);
+            let why = "csums-alg was changed while a resync request with a checksum was under way";
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, why);
+        };
         cx.out.push(Action::Digest { tag: DigestTag(index as u64), alg, payload });
     }
 

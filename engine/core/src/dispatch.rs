@@ -104,10 +104,7 @@ impl Resource {
                     self.peer_role(cx, cidx, role);
                 }
             }
-            Packet::Dagtag(d) => {
-                self.conns[cidx].dagtag_received = Some(d.dagtag);
-                self.dagtag_arrived(cx);
-            }
+            Packet::Dagtag(d) => self.dagtag_told(cx, cidx, d.dagtag),
             Packet::PeerDagtag(d) => self.peer_relies(cx, cidx, d),
             Packet::ConnStChgReq(r) => self.conn_state_requested(cx, cidx, r),
             Packet::Barrier(b) => self.barrier(cx, cidx, b.barrier),
@@ -210,12 +207,13 @@ impl Resource {
             Packet::OutOfSync(d) => self.out_of_sync(cx, cidx, vidx, d),
             Packet::Sizes(s) => {
                 let up = self.conns[cidx].is_up();
-                let says = &mut self.conns[cidx].pds[vidx].says;
+                let pd = &mut self.conns[cidx].pds[vidx];
                 if !up {
-                    // The first packet of a round about this volume.
-                    *says = PeerSays::default();
+                    // The first packet of a round about this volume: what was decided before is void.
+                    pd.says = PeerSays::default();
+                    pd.decision = None;
                 }
-                says.sizes = Some(*s);
+                pd.says.sizes = Some(*s);
             }
             Packet::StateChgReq(r) => self.state_requested(cx, cidx, vidx, r),
             Packet::SyncUuid(u) => self.sync_uuid_received(cx, cidx, vidx, u),

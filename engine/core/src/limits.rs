@@ -16,6 +16,8 @@ pub const MAX_TRANSFER_LOG: usize = 8192;
 pub const MAX_EPOCH_SIZE: u32 = 2048;
 /// Peer writes that a node keeps until they are peer-acked, per connection. Beyond: the connection is dropped.
 pub const MAX_PEER_REQUESTS: usize = 16384;
+/// Reads for peers at once, of all connections. A node has no more requests than [`MAX_REQUESTS`] out itself.
+pub const MAX_PEER_READS: usize = MAX_REQUESTS;
 /// Peers of a resource.
 pub const MAX_PEERS: usize = 31;
 /// Volumes of a resource.

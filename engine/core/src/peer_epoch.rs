@@ -21,6 +21,8 @@ impl Resource {
             Err("a write outside of the device")
         } else if c.kept.len() >= limits::MAX_PEER_REQUESTS {
             Err("too many writes without a peer ack")
+        } else if c.dagtag_behind(len).is_none() {
+            Err("a write behind the last dagtag")
         } else if c.role == Role::Secondary && told == Some(Role::Secondary) {
             Err("a write from a Secondary")
         } else {

@@ -31,6 +31,10 @@ impl Resource {
         if v.disk != DiskState::UpToDate {
             return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegRead);
         }
+        let open = self.peer_reqs.iter().filter(|(_, p)| p.kind == Kind::Read).count();
+        if open >= limits::MAX_PEER_READS {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many reads at once");
+        }
         let index = self.new_peer_read(cidx, vidx, Kind::Read, sector, len, block_id);
         self.peer_req_go(cx, index);
     }
@@ -108,6 +112,16 @@ impl Resource {
             Some(c) if self.conns[c].is_up() => self.conns[c].dagtag_received.is_some_and(|d| d >= p.dagtag),
             _ => true,
         }
+    }
+
+    /// P_DAGTAG. The writes behind it are told apart by theirs.
+    pub(crate) fn dagtag_told(&mut self, cx: &mut Ctx<'_>, cidx: usize, dagtag: u64) {
+        let c = &mut self.conns[cidx];
+        if c.dagtag_received.is_some_and(|before| before > dagtag) {
+            return self.drop_link(cx, cidx, ConnState::ProtocolError, "a dagtag that goes back");
+        }
+        c.dagtag_received = Some(dagtag);
+        self.dagtag_arrived(cx);
     }
 
     /// A dagtag advanced, or its sender is gone: resync reads that waited for it.

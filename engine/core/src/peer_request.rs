@@ -119,7 +119,7 @@ impl Resource {
         }
         let node = self.conns[cidx].node();
         let c = &mut self.conns[cidx];
-        let dagtag = c.dagtag_received.unwrap_or(0) + u64::from(len) / 512;
+        let dagtag = c.dagtag_behind(len).expect("checked above");
         c.dagtag_received = Some(dagtag);
         c.pds[vidx].peer_seq = data.seq_num;
         c.pds[vidx].received_sectors += u64::from(len) / 512;
@@ -385,16 +385,21 @@ impl Resource {
             self.peer_reqs.iter().filter(|(_, p)| p.node == node && !p.orphan).map(|(i, p)| (p.dagtag, i)).collect();
         mine.sort_unstable();
         for (_, index) in mine {
-            let p = &mut self.peer_reqs[index];
-            p.orphan = true;
-            match (p.kind, p.stage) {
-                (_, Stage::Disk | Stage::Flush | Stage::Digest) | (Kind::Write, Stage::Range | Stage::ActivityLog) => {}
-                (Kind::Write, _) => self.peer_req_go(cx, index),
-                _ => {
-                    let vidx = p.vidx;
-                    self.volumes[vidx].resync_waiters.retain(|&i| i != index);
-                    self.peer_req_end(cx, index);
-                }
+            self.peer_req_orphaned(cx, index);
+        }
+    }
+
+    /// Nobody waits for this request any more.
+    pub(crate) fn peer_req_orphaned(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let p = &mut self.peer_reqs[index];
+        p.orphan = true;
+        match (p.kind, p.stage) {
+            (_, Stage::Disk | Stage::Flush | Stage::Digest) | (Kind::Write, Stage::Range | Stage::ActivityLog) => {}
+            (Kind::Write, _) => self.peer_req_go(cx, index),
+            _ => {
+                let vidx = p.vidx;
+                self.volumes[vidx].resync_waiters.retain(|&i| i != index);
+                self.peer_req_end(cx, index);
             }
         }
     }

@@ -603,7 +603,7 @@ impl Resource {
             .peer_reqs
             .iter()
             .find(|(_, p)| {
-                p.stage == Stage::Sent
+                (p.kind, p.stage) == (Kind::ResyncRead, Stage::Sent)
                     && p.node == node
                     && p.vidx == vidx
                     && self.conns[cidx].resync_id(p.block_id) == ack.block_id

@@ -25,7 +25,7 @@ use crate::event::{Severity, VerifyStatus};
 use crate::interval::IntervalId;
 use crate::io::{AdminError, AdminTag, Time};
 use crate::limits;
-use crate::peer_request::{Kind, Stage};
+use crate::peer_request::{Kind, PeerReq, Stage};
 use crate::resource::{Ctx, Resource};
 use crate::twopc::{Change, ss};
 use crate::volume::{Attached, Lock};
@@ -481,6 +481,7 @@ impl Resource {
                 for asked in &s.asked {
                     self.remove_mark(vidx, asked.mark);
                 }
+                self.verify_forget_reads(cx, cidx, vidx);
                 s.tally
             }
             None => match target {
@@ -489,6 +490,16 @@ impl Resource {
             },
         };
         self.verify_over(cx, cidx, vidx, tally, false);
+    }
+
+    /// What is being read for a verify that is over is for no later one.
+    fn verify_forget_reads(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let node = self.conns[cidx].node();
+        let of_it = |p: &PeerReq| (p.kind, p.node, p.vidx, p.orphan) == (Kind::VerifySource, node, vidx, false);
+        let reads: Vec<usize> = self.peer_reqs.iter().filter(|(_, p)| of_it(p)).map(|(index, _)| index).collect();
+        for index in reads {
+            self.peer_req_orphaned(cx, index);
+        }
     }
 
     /// P_STATE of the other end of a verify.

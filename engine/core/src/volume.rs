@@ -171,7 +171,9 @@ impl Volume {
             former: Vec::new(),
             unconfirmed: NodeMask::EMPTY,
             size_sectors: 0,
-            intervals: IntervalSet::new(2 * limits::MAX_TRANSFER_LOG + limits::MAX_VERIFY_READS),
+            intervals: IntervalSet::new(
+                2 * limits::MAX_TRANSFER_LOG + limits::MAX_VERIFY_READS + limits::MAX_PEER_READS,
+            ),
             verify_marks: 0,
             conflict_waiters: VecDeque::new(),
             resync_waiters: VecDeque::new(),

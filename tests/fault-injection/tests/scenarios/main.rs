@@ -8,6 +8,7 @@ mod dialect84;
 mod dialect84_admin;
 mod disk;
 mod diskless;
+mod hostile;
 mod resync;
 mod verify;
 mod writes;
