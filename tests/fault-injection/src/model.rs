@@ -8,7 +8,7 @@
 //! * A read at a node may return any write that does not lie strictly before one that the node holds. "Before" is the
 //!   order of real time: completed (or failed, or its Primary died) before the other was submitted.
 //! * A resync that throws away what its target holds is a violation unless somebody asked for it
-//!   (`--force`, discard-my-data): [`Model::forgive`]. An invalidated replica holds nothing: [`Model::gave_up`].
+//!   (`--force`, discard-my-data): [`Model::forgive`], which is a decision on these writes wherever they are. An invalidated replica holds nothing: [`Model::gave_up`].
 
 mod lineage;
 mod order;
@@ -141,6 +141,8 @@ pub struct Model {
     sectors: Vec<Sector>,
     views: Vec<View>,
     forgiven: BTreeSet<(usize, u16)>,
+    /// Writes that somebody decided to throw away on one of the nodes that held them: the others follow.
+    discarded: BTreeSet<WriteIx>,
     lineage: Lineage,
     order: Order,
 }
@@ -169,6 +171,7 @@ impl Model {
             sectors: Vec::new(),
             views: vec![View::default(); nodes],
             forgiven: BTreeSet::new(),
+            discarded: BTreeSet::new(),
             lineage: Lineage::new(nodes),
             order: Order::new(nodes),
         }
@@ -354,12 +357,14 @@ impl Model {
         }
     }
 
-    /// A node becomes Primary, in sync with the replicas of `followers`; `alone`: not with every other one.
+    /// A node becomes Primary, in sync with the replicas of `followers`; `alone`: not with every one. They go on with it.
     pub fn promoted(&mut self, node: usize, followers: &[usize], alone: bool) {
         self.order.promoted(node);
         if alone {
-            self.views[node].went_on_alone = true;
-            self.views[node].took_over = true;
+            for ix in followers.iter().copied().chain([node]) {
+                self.views[ix].went_on_alone = true;
+                self.views[ix].took_over = true;
+            }
             (0..VOLUMES).for_each(|volume| self.lineage.attempt(node, followers, volume));
         }
     }
@@ -401,7 +406,9 @@ impl Model {
             let of_target = self.views[target].of(id).iter().filter(|h| !h.observed && !of_source(h));
             let (kept, gone): (Vec<Held>, Vec<Held>) =
                 of_target.partition(|h| self.is_allowed(id, std::iter::once(h.write), tag));
-            if !forgiven && lost.is_none() {
+            if forgiven {
+                self.discarded.extend(gone.iter().map(|h| h.write));
+            } else if lost.is_none() {
                 lost = gone.iter().find_map(|h| self.find_lost(target, source, id, *h));
             }
             self.views[target].of_mut(id).clear();
@@ -432,7 +439,7 @@ impl Model {
         let witnessed = lost.is_some_and(|(_, witnesses)| witnesses >> target & 1 == 1);
         let excused =
             (source_view.took_over && weak) || (lost.is_some() && (source_view.went_on_alone || weak || !witnessed));
-        if overridden || excused {
+        if overridden || excused || self.discarded.contains(&held.write) {
             return None;
         }
         let write = &self.writes[held.write as usize];

@@ -268,12 +268,17 @@ impl Node {
         self.connection(peer)?.peer_devices.iter().find(|p| p.volume == volume)
     }
 
+    /// Connected, UpToDate as this node sees it.
+    pub fn sees_up_to_date(&self, peer: NodeIx, volume: VolumeNr) -> bool {
+        self.conn_state(peer) == ConnState::Connected
+            && self.peer_device(peer, volume).is_some_and(|p| p.peer_disk == DiskState::UpToDate)
+    }
+
     /// Connected, replicating, UpToDate as this node sees it.
     pub fn sees_in_sync(&self, peer: NodeIx, volume: VolumeNr) -> bool {
         let replicates =
             |repl: ReplState| matches!(repl, ReplState::Established | ReplState::VerifyS | ReplState::VerifyT);
-        self.conn_state(peer) == ConnState::Connected
-            && self.peer_device(peer, volume).is_some_and(|p| replicates(p.repl) && p.peer_disk == DiskState::UpToDate)
+        self.sees_up_to_date(peer, volume) && self.peer_device(peer, volume).is_some_and(|p| replicates(p.repl))
     }
 
     /// No resync and no verify runs.

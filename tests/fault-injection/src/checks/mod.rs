@@ -142,7 +142,7 @@ impl World {
         if self.nodes[ix].disk_state(volume) == DiskState::UpToDate {
             return vec![ix];
         }
-        (0..self.nodes.len()).filter(|o| *o != ix && self.nodes[ix].sees_in_sync(*o, volume)).collect()
+        (0..self.nodes.len()).filter(|o| *o != ix && self.nodes[ix].sees_up_to_date(*o, volume)).collect()
     }
 
     /// A peer is connected and UpToDate, and writes do not wait until it wrote them (protocols A and B).
@@ -190,8 +190,10 @@ impl World {
                 .map(|v| self.nodes[ix].sees_in_sync(*other, *v));
             if all { seen.all(|s| s) } else { seen.any(|s| s) }
         };
-        let alone = others.clone().any(|other| !in_sync(&other, true));
-        let followers: Vec<NodeIx> = others.filter(|other| in_sync(other, false)).collect();
+        let own = |v: &VolumeNr| !self.wants_disk(ix, *v) || self.nodes[ix].disk_state(*v) == DiskState::UpToDate;
+        let alone = others.clone().any(|other| !in_sync(&other, true)) || !volumes.iter().all(own);
+        let mut followers: Vec<NodeIx> = others.filter(|other| in_sync(other, false)).collect();
+        followers.extend(volumes.iter().flat_map(|v| self.servers(ix, *v)));
         self.model.promoted(ix, &followers, alone);
     }
 
@@ -216,7 +218,12 @@ impl World {
         let in_state =
             |s: ReplState| (0..self.nodes.len()).find(|p| node.peer_device(*p, volume).is_some_and(|pd| pd.repl == s));
         let source = in_state(ReplState::SyncTarget).or_else(|| in_state(ReplState::WFBitMapT));
+        let waits = |peer: NodeIx| node.peer_device(peer, volume).is_some_and(|pd| pd.repl == ReplState::PausedSyncT);
+        let waiting = node.target_of.get(&volume).is_some_and(|(source, _)| waits(*source));
         let disk = node.disk_state(volume);
+        if disk <= DiskState::Failed || waiting {
+            self.nodes[ix].target_of.remove(&volume);
+        }
         // A resync that waited for another one does not begin when that has made the disk UpToDate.
         if let Some(source) = source
             && disk != DiskState::UpToDate
@@ -235,9 +242,6 @@ impl World {
             if let Some(lost) = self.model.resynced(ix, source, volume.0, began, at_source, at_target) {
                 self.fail(Check::Durability, &lost);
             }
-        }
-        if disk <= DiskState::Failed {
-            self.nodes[ix].target_of.remove(&volume);
         }
     }
 

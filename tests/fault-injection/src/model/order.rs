@@ -77,8 +77,9 @@ impl Model {
                 let failed = self.order.failed.get(&(write.epoch.reign, volume)).copied().unwrap_or(0);
                 let covered = write.fate == Fate::Acked && write.ended.is_some_and(|end| failed < end && end < floor);
                 if covered && !self.is_allowed(*id, std::iter::once(*wanted), *tag) {
+                    let at = self.writes[shown as usize].key.1;
                     return Err(format!(
-                        "volume {volume} sector {} shows {} in place of write #{wanted}, which a flush put before write #{shown}, and that one is there",
+                        "volume {volume} sector {} shows {} in place of write #{wanted}, which a flush put before write #{shown} at {at}, and that one is there",
                         self.sectors[*id].key.1,
                         super::describe_tag(*tag),
                     ));
