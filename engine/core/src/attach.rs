@@ -224,6 +224,7 @@ impl Resource {
         let node_ids: Vec<_> = self.conns.iter().filter(|c| c.config.net.bitmap).map(|c| c.node()).collect();
         mark_hot(cx, &mut attached, &hot);
         let sb = &mut attached.sb;
+        self.volumes[vidx].claimed_flags = sb.flags;
         sb.node_id = Some(self.config.node_id.0);
         if was_in_use(sb) {
             sb.flags.insert(DeviceFlags::ZEA_LOST_WRITES);

@@ -215,6 +215,7 @@ impl Resource {
         v.meta.flags_in_flight = sb.flags;
         // Until it is written, only what both versions have is certain.
         v.stable_flags = DeviceFlags(v.stable_flags.bits() & sb.flags.bits());
+        v.claimed_flags.insert(sb.flags);
         let a = v.attached.as_ref().expect("attached");
         let (offset, v08_peer) = (a.layout.super_block_offset_bytes, a.v08_peer);
         let mut block = v.meta.block();
@@ -287,6 +288,7 @@ impl Resource {
                 self.meta_step_done(vidx);
                 let v = &mut self.volumes[vidx];
                 v.stable_flags = v.meta.flags_in_flight;
+                v.claimed_flags = v.stable_flags;
                 v.retry_waiters = true;
             }
             MetaJob::BitmapFlush | MetaJob::DataFlush => self.meta_step_done(vidx),

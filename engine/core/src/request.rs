@@ -190,8 +190,11 @@ impl Resource {
         self.volumes[vidx].intervals.conflicts(sector, sectors).any(|i| i.kind.excludes(lock))
     }
 
-    /// Take references on every activity log extent of a range, or none.
+    /// Take references on every activity log extent of a range, or none. None either before the super block is true.
     pub(crate) fn al_get(&mut self, vidx: usize, sector: u64, len: u32) -> bool {
+        if self.volumes[vidx].overclaims() {
+            return false;
+        }
         let Some(a) = self.volumes[vidx].attached.as_mut() else { return false };
         let got = a.al.try_get_range(activity_log::extents_of(sector, u64::from(len) / 512));
         match got {

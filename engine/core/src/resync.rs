@@ -249,12 +249,13 @@ impl Resource {
     fn resync_step(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let node = self.conns[cidx].node();
         let Some(slot) = self.volumes[vidx].slot(node) else { return };
+        let early = self.volumes[vidx].overclaims();
         let window = self.volumes[vidx].config.disk.resync_window_sectors;
         let mut wrapped = false;
         loop {
             let r = self.conns[cidx].pds[vidx].resync.as_ref().expect("checked by the caller");
             let full = r.in_flight_sectors >= window || r.in_flight.len() >= limits::MAX_RESYNC_REQUESTS;
-            if full || r.begins.is_some() || r.blocked || r.end_ping.is_some() || r.retry_at.is_some_and(|t| cx.now < t)
+            if full || early || r.begins.is_some() || r.blocked || r.end_ping.is_some() || r.retry_at.is_some_and(|t| cx.now < t)
             {
                 break;
             }

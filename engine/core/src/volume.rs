@@ -118,6 +118,8 @@ pub(crate) struct Volume {
     pub(crate) told_disk: DiskState,
     /// Device flags that are certainly on the disk.
     pub(crate) stable_flags: DeviceFlags,
+    /// Device flags that may be on the disk.
+    pub(crate) claimed_flags: DeviceFlags,
     /// Whoever held a write that was acknowledged and not stable is gone: the next flush fails.
     pub(crate) writes_lost: bool,
     /// The next write of a Primary begins a new data generation.
@@ -182,6 +184,7 @@ impl Volume {
             meta: MetaQueue::default(),
             told_disk: DiskState::Diskless,
             stable_flags: DeviceFlags::empty(),
+            claimed_flags: DeviceFlags::empty(),
             writes_lost: false,
             new_uuid_needed: false,
             crashed_primary: false,
@@ -319,6 +322,13 @@ impl Volume {
             a.sb.flags.remove(flag);
         }
         before != a.sb.flags
+    }
+
+    /// The super block on the disk may still call good what is not. Nothing is written meanwhile: after a crash a mixture of old
+    /// and new would pass for data.
+    pub(crate) fn overclaims(&self) -> bool {
+        let good = DeviceFlags::CONSISTENT | DeviceFlags::WAS_UP_TO_DATE;
+        self.attached.as_ref().is_some_and(|a| self.claimed_flags.bits() & !a.sb.flags.bits() & good.bits() != 0)
     }
 
     /// The super block with the UUIDs of now.
