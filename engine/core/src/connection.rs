@@ -338,6 +338,8 @@ pub(crate) struct ResyncTarget {
     pub(crate) failed: u64,
     /// All bits are clear; the number of P_PING_ACKs that must have come before the end.
     pub(crate) end_ping: Option<u64>,
+    /// How many writes of peers had arrived then. They may be older than what was resynced.
+    pub(crate) end_writes: u64,
     /// Requests were not served: the next one goes out after this instant.
     pub(crate) retry_at: Option<Time>,
     /// The source has vouched for what a Primary had written.

@@ -97,6 +97,7 @@ impl Resource {
             dagtag: 0,
             dagtag_node: self.config.node_id,
             epoch: 0,
+            serial: 0,
             al: false,
             orphan: false,
         })

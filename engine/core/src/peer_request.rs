@@ -76,6 +76,8 @@ pub(crate) struct PeerReq {
     pub(crate) dagtag_node: NodeId,
     /// Of a write: serial number of its epoch on this link.
     pub(crate) epoch: u64,
+    /// Of a write: how many arrived before it for the volume.
+    pub(crate) serial: u64,
     /// It holds references on activity log extents.
     pub(crate) al: bool,
     /// The connection is gone: finish quietly.
@@ -138,6 +140,10 @@ impl Resource {
             return self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Neg);
         }
         self.conns[cidx].recv.back_mut().expect("one epoch is always open").active += 1;
+        let v = &mut self.volumes[vidx];
+        let serial = v.peer_writes_arrived;
+        v.peer_writes_arrived += 1;
+        v.peer_writes += 1;
         let origin = self.conns[cidx].pds[vidx].disk;
         if origin < DiskState::Inconsistent || origin == DiskState::DUnknown {
             // It did not write this itself, whatever disk it has by the time this reaches ours.
@@ -162,6 +168,7 @@ impl Resource {
             dagtag,
             dagtag_node: node,
             epoch,
+            serial,
             al: false,
             orphan: false,
         });
@@ -351,9 +358,12 @@ impl Resource {
     /// Take a finished request out of every table.
     pub(crate) fn peer_req_end(&mut self, cx: &mut Ctx<'_>, index: usize) -> PeerReq {
         let p = self.peer_reqs.remove(index);
+        let v = &mut self.volumes[p.vidx];
+        v.peer_writes -= usize::from(p.kind == Kind::Write);
+        v.retry_waiters |= p.kind == Kind::Write;
         if let Some(id) = p.interval {
-            self.volumes[p.vidx].intervals.remove(id);
-            self.volumes[p.vidx].retry_waiters = true;
+            v.intervals.remove(id);
+            v.retry_waiters = true;
         }
         if let Some(payload) = p.payload
             && !broken!(LeakBuffers)

@@ -403,6 +403,7 @@ impl Resource {
             dagtag: 0,
             dagtag_node: node,
             epoch: 0,
+            serial: 0,
             al: false,
             orphan: false,
         });
@@ -449,11 +450,12 @@ impl Resource {
         }
         match r.end_ping {
             None => {
-                let ping = self.ping(cx, cidx);
+                let (ping, end_writes) = (self.ping(cx, cidx), self.volumes[vidx].peer_writes_arrived);
                 if let Some(r) = self.conns[cidx].pds[vidx].resync.as_mut() {
-                    r.end_ping = Some(ping);
+                    (r.end_ping, r.end_writes) = (Some(ping), end_writes);
                 }
             }
+            Some(_) if self.has_peer_write_before(vidx, r.end_writes) => {}
             Some(ping) if acked >= ping && self.target_is_complete(cidx, vidx) == Complete::NotYet => {
                 self.complete_target(cx, cidx, vidx);
             }
@@ -462,7 +464,14 @@ impl Resource {
         }
     }
 
-    /// Bitmap, then the source's UUIDs, stable; only then UpToDate.
+    /// A write that the source had made before it sent the last resync data may come after that here: for that long this disk shows
+    /// something older next to something newer.
+    fn has_peer_write_before(&self, vidx: usize, serial: u64) -> bool {
+        let older = |p: &PeerReq| p.kind == Kind::Write && p.vidx == vidx && p.serial < serial;
+        self.volumes[vidx].peer_writes > 0 && self.peer_reqs.iter().any(|(_, p)| older(p))
+    }
+
+    /// Data and bitmap, then the source's UUIDs, stable; only then UpToDate.
     fn resync_finish(&mut self, vidx: usize, cidx: usize) {
         let node = self.conns[cidx].node();
         if self.serves_peers(vidx) && !self.knows_generation(&self.conns[cidx], vidx) {
@@ -478,6 +487,7 @@ impl Resource {
         let at_source = self.nodes_at(vidx, source.current);
         let rotate = self.rotate_context(vidx, self.dagtag);
         let v = &mut self.volumes[vidx];
+        v.meta.push(Step::DataFlush);
         v.meta.push(Step::Bitmap);
         let start = v.resync_start_uuid;
         if self.conns[cidx].speaks_84() {

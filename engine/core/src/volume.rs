@@ -111,7 +111,10 @@ pub(crate) struct Volume {
     pub(crate) resync_waiters: VecDeque<usize>,
     /// Waits for an activity log extent, oldest first.
     pub(crate) al_waiters: VecDeque<Waiter>,
-    /// Front-end requests that wait for a state: a new UUID, a disk that comes up.
+    /// Writes of peers that have not ended.
+    pub(crate) peer_writes: usize,
+    pub(crate) peer_writes_arrived: u64,
+    /// Front-end requests that wait for a state: a new UUID, a disk that comes up, the last writes of a former Primary.
     pub(crate) held: VecDeque<Request>,
     pub(crate) meta: MetaQueue,
     /// The disk state that the peers were told last.
@@ -180,6 +183,8 @@ impl Volume {
             conflict_waiters: VecDeque::new(),
             resync_waiters: VecDeque::new(),
             al_waiters: VecDeque::new(),
+            peer_writes: 0,
+            peer_writes_arrived: 0,
             held: VecDeque::new(),
             meta: MetaQueue::default(),
             told_disk: DiskState::Diskless,

@@ -11,6 +11,9 @@ impl Resource {
         if !std::mem::take(&mut self.volumes[vidx].retry_waiters) {
             return;
         }
+        if self.volumes[vidx].peer_writes == 0 && !self.volumes[vidx].held.is_empty() {
+            self.release_held(cx, vidx);
+        }
         for pd in self.conns.iter_mut().map(|c| &mut c.pds[vidx]) {
             if let Some(r) = pd.resync.as_mut() {
                 r.blocked = false;
