@@ -274,6 +274,7 @@ impl Resource {
         let node = self.conns[cidx].node();
         if new == DiskState::UpToDate {
             self.volumes[vidx].exposed_weak.remove(node);
+            self.volumes[vidx].lacking.remove(node);
             self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
         } else {
             self.confirmed_by(cx, vidx, node);

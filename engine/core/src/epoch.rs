@@ -4,6 +4,8 @@ use zea_wire::ids::NodeId;
 use zea_wire::packet::{BarrierAck, Packet, PeerAck};
 use zea_wire::state::{ConnState, DiskState};
 
+use crate::config::Protocol;
+use crate::connection::Connection;
 use crate::limits;
 use crate::request::{Local, WriteReq};
 use crate::resource::{Ctx, PendingPeerAck, Resource};
@@ -104,6 +106,16 @@ impl Resource {
         }
     }
 
+    /// The own UpToDate disk, or another connected UpToDate peer, is known to have a write that this node has not confirmed.
+    fn is_held_elsewhere(&self, w: &WriteReq, node: NodeId) -> bool {
+        let here = w.local == Local::Done && self.volumes[w.vidx].disk == DiskState::UpToDate;
+        let confirmed = |c: &Connection| {
+            let acked = c.config.net.protocol != Protocol::A && w.ok.contains(c.node());
+            w.sent.contains(c.node()) && (acked || !w.unstable.contains(c.node()))
+        };
+        here || self.conns.iter().any(|c| c.node() != node && self.is_up_to_date(c.node(), w.vidx) && confirmed(c))
+    }
+
     /// A peer is gone: what it has not confirmed as stable is out of sync; what waited for it goes on.
     pub(crate) fn writes_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
         self.close_epoch();
@@ -113,8 +125,14 @@ impl Resource {
         }
         let log: Vec<usize> = self.transfer_log.iter().copied().collect();
         for vidx in 0..self.volumes.len() {
-            let waits = |w: &WriteReq| w.vidx == vidx && w.waits.contains(node);
-            if log.iter().any(|&index| waits(&self.writes[index])) {
+            let unstable = log.iter().map(|&index| &self.writes[index]);
+            let mut unstable = unstable.filter(|w| w.vidx == vidx && w.unstable.contains(node));
+            let waits = unstable.clone().any(|w| w.waits.contains(node));
+            let lacks = unstable.any(|w| self.is_held_elsewhere(w, node));
+            if lacks {
+                self.volumes[vidx].lacking.insert(node);
+            }
+            if waits || (lacks && self.serves_peers(vidx)) {
                 self.new_generation_now(cx, vidx);
             }
         }

@@ -76,7 +76,8 @@ impl Resource {
 
     /// A Primary that serves the data of its peers tells a Zea peer which generations are as good as the one that it tells last.
     fn tell_former_generations(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
-        let tells = self.serves_peers(vidx) && self.conns[cidx].keeps_bits();
+        let lacks = self.volumes[vidx].lacking.contains(self.conns[cidx].node());
+        let tells = self.serves_peers(vidx) && self.conns[cidx].keeps_bits() && !lacks;
         let former = if tells { self.volumes[vidx].former.clone() } else { Vec::new() };
         for &uuid in &former {
             let packet = Packet::CurrentUuid(CurrentUuid { uuid, weak_nodes: NodeMask::EMPTY });

@@ -97,6 +97,8 @@ pub(crate) struct Volume {
     /// Generations before the one that this Primary serves, oldest first, since when it has acknowledged nothing: data of one
     /// of them is as good.
     pub(crate) former: Vec<u64>,
+    /// Nodes that were lost before they confirmed a write that others have: what they hold of such a generation is not as good.
+    pub(crate) lacking: NodeMask,
     /// UpToDate peers that have not told yet that they know the generation of this Primary. Until then nothing is
     /// acknowledged in it, so that it does not matter if all who know it are lost.
     pub(crate) unconfirmed: NodeMask,
@@ -174,6 +176,7 @@ impl Volume {
             left_as: None,
             exposed_weak: NodeMask::EMPTY,
             former: Vec::new(),
+            lacking: NodeMask::EMPTY,
             unconfirmed: NodeMask::EMPTY,
             size_sectors: 0,
             intervals: IntervalSet::new(
