@@ -6,6 +6,7 @@ use zea_wire::state::{DiskState, Role, StateWord};
 
 use super::Decision;
 use crate::config::Protocol;
+use crate::connection::Connection;
 use crate::event::Severity;
 use crate::resource::{Ctx, Resource};
 use crate::uuid::{self, BitmapPrep, Outcome, Reason, Side, UuidView};
@@ -78,11 +79,36 @@ impl Resource {
                 outcome => outcome,
             };
         }
+        if decision.outcome == Outcome::Target
+            && let Some(conflict) = self.follows_another_primary(cidx, vidx, peer)
+        {
+            return Err(conflict);
+        }
         let own_sent = Side { view: sent, ..own_side };
         if broken!(SkipResync | ClearBitsOnHandshake) {
             return Ok(decision);
         }
         Ok(uuid::keep_bits(decision, &own_sent, &peer_side, c.keeps_bits()))
+    }
+
+    /// This node is to become the target of a peer, and has the data of a connected Primary, which acknowledges on the strength of
+    /// that. A peer whose data is of another generation may have to catch up with that Primary first, or must not overwrite it.
+    fn follows_another_primary(&self, cidx: usize, vidx: usize, source: &UuidView) -> Option<Decision> {
+        let serves = |c: &Connection| {
+            let pd = &c.pds[vidx];
+            c.is_up() && c.role == Role::Primary && pd.disk == DiskState::UpToDate && pd.is_established()
+        };
+        let (_, primary) = self.conns.iter().enumerate().find(|(other, c)| *other != cidx && serves(c))?;
+        let current = primary.pds[vidx].says.uuids.as_ref()?.current & !1;
+        let former = source.history.iter().chain(&source.bitmap).any(|uuid| uuid & !1 == current);
+        match source.current & !1 == current {
+            true => None,
+            false if former => Some(Decision::Refuse(format!(
+                "this would overwrite the data that node {} serves, which is Primary: demote it, or disconnect it",
+                primary.node()
+            ))),
+            false => Some(Decision::Retry),
+        }
     }
 
     /// 3.3: sizes that do not fit are refused, nothing shrinks.
