@@ -5,6 +5,7 @@ use zea_wire::ids::NodeId;
 use zea_wire::packet::{BlockDesc, Packet, PeerAck};
 use zea_wire::state::{ConnState, ReplState};
 
+use crate::limits;
 use crate::resource::{Ctx, Resource};
 
 impl Resource {
@@ -53,6 +54,7 @@ impl Resource {
                     self.volumes[k.vidx].set_in_sync(node, k.sector, k.len);
                 } else if !mask.contains(node) && !k.marked.contains(node) {
                     self.mark_missing(cx, n, k.vidx, k.sector, k.len);
+                    self.recheck_at.get_or_insert(cx.now.plus_ms(limits::RECHECK_MS));
                 }
             }
             if k.al {
