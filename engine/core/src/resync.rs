@@ -575,16 +575,21 @@ impl Resource {
     }
 
     /// The source is gone in the meantime. What it had is here, unless it told of later writes (P_OUT_OF_SYNC); whether a Primary goes
-    /// on elsewhere is to be asked.
+    /// on elsewhere is to be asked. A Primary that has begun a generation meanwhile lacks its name: the source may have it.
     fn resync_finished_alone(&mut self, vidx: usize, node: NodeId) {
+        let serves = self.serves_peers(vidx);
         let v = &mut self.volumes[vidx];
+        let unnamed = serves && v.uuids.current & !1 != v.exposed_uuid & !1;
         let missing = v.dirty_bits(node) > 0;
         let was_up_to_date = v.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::WAS_UP_TO_DATE));
-        if missing {
-            v.set_flag(DeviceFlags::CONSISTENT, false);
+        if missing || unnamed {
+            v.set_flag(DeviceFlags::CONSISTENT, !missing);
             v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
             v.meta.push(Step::SuperBlock);
-        } else if was_up_to_date {
+        }
+        if missing {
+            // Another source, or the same one, has the rest.
+        } else if was_up_to_date && !unnamed {
             v.disk = DiskState::Consistent;
             self.want(crate::twopc::Change::Empty, None);
         } else {
