@@ -8,7 +8,8 @@
 //! * A read at a node may return any write that does not lie strictly before one that the node holds. "Before" is the
 //!   order of real time: completed (or failed, or its Primary died) before the other was submitted.
 //! * A resync that throws away what its target holds is a violation unless somebody asked for it
-//!   (`--force`, discard-my-data): [`Model::forgive`], which is a decision on these writes wherever they are. An invalidated replica holds nothing: [`Model::gave_up`].
+//!   (`--force`, discard-my-data): [`Model::forgive`], a decision on these writes wherever they are. An invalidated replica
+//!   holds nothing: [`Model::gave_up`].
 
 mod lineage;
 mod order;
@@ -450,14 +451,16 @@ impl Model {
         ))
     }
 
-    /// Two UpToDate replicas of a volume are connected: each holds what either holds.
-    pub fn joined(&mut self, a: usize, b: usize, volume: u16) {
+    /// Two UpToDate replicas of a volume are in sync, and connected since an instant: each holds what either held then. Whoever
+    /// writes later knows who holds that.
+    pub fn joined(&mut self, a: usize, b: usize, volume: u16, connected: u64) {
         let now = self.tick();
         self.lineage.joined(a, b, volume);
         let ids: Vec<Id> = self.ids_of(volume).collect();
         for id in ids {
             for (to, from) in [(a, b), (b, a)] {
-                let news = |h: &&Held| !h.observed && !self.views[to].of(id).iter().any(|k| k.write == h.write);
+                let known = |h: &Held| self.views[to].of(id).iter().any(|k| k.write == h.write);
+                let news = |h: &&Held| !h.observed && h.since <= connected && !known(h);
                 let news: Vec<Held> = self.views[from].of(id).iter().filter(news).copied().collect();
                 for held in news {
                     self.hold(to, id, Held { stable: false, since: now, ..held });

@@ -97,6 +97,8 @@ impl Check {
 pub struct Checks {
     /// Pairs of replicas that see each other as connected and UpToDate.
     in_sync: BTreeSet<(NodeIx, NodeIx, VolumeNr)>,
+    /// Pairs that see each other as connected, and since when.
+    connected: BTreeMap<(NodeIx, NodeIx), u64>,
     /// A scenario sets nodes up so that they cannot agree; else a protocol error is a bug of one of them.
     pub protocol_errors_expected: bool,
     /// A scenario makes histories that it calls a split brain itself.
@@ -248,6 +250,15 @@ impl World {
     fn follow_pairs(&mut self, ix: NodeIx, volume: VolumeNr) {
         for peer in (0..self.nodes.len()).filter(|p| *p != ix) {
             let (a, b) = (ix.min(peer), ix.max(peer));
+            let sees = |x: NodeIx, y: NodeIx| self.nodes[x].conn_state(y) == ConnState::Connected;
+            let now = self.model.instant();
+            let connected = match sees(a, b) && sees(b, a) {
+                true => *self.checks.connected.entry((a, b)).or_insert(now),
+                false => {
+                    self.checks.connected.remove(&(a, b));
+                    now
+                }
+            };
             // Replicas that know of differences are not equal yet, whatever their state says.
             let marked =
                 |x: NodeIx, y: NodeIx| self.nodes[x].peer_device(y, volume).is_none_or(|p| p.out_of_sync_sectors > 0);
@@ -257,7 +268,7 @@ impl World {
                 continue;
             } else if self.checks.in_sync.insert((a, b, volume)) {
                 self.check_uuid_truth(a, b, volume);
-                self.model.joined(a, b, volume.0);
+                self.model.joined(a, b, volume.0, connected);
             }
         }
     }
