@@ -255,7 +255,12 @@ impl Resource {
         loop {
             let r = self.conns[cidx].pds[vidx].resync.as_ref().expect("checked by the caller");
             let full = r.in_flight_sectors >= window || r.in_flight.len() >= limits::MAX_RESYNC_REQUESTS;
-            if full || early || r.begins.is_some() || r.blocked || r.end_ping.is_some() || r.retry_at.is_some_and(|t| cx.now < t)
+            if full
+                || early
+                || r.begins.is_some()
+                || r.blocked
+                || r.end_ping.is_some()
+                || r.retry_at.is_some_and(|t| cx.now < t)
             {
                 break;
             }

@@ -45,6 +45,16 @@ const REGRESSIONS: &[Once] = &[
         only: &[],
         wrong: "a write that waited while the Primary's disk failed was acknowledged with its only copy on a disk in resync",
     },
+    Once {
+        seed: 1013,
+        only: &[1, 5, 6, 7, 8, 11],
+        wrong: "a target of a resync wrote before its meta data said that it is one, and came back as a mixture of old and new",
+    },
+    Once {
+        seed: 1616,
+        only: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17],
+        wrong: "a Primary that had invalidated its disk took a peer for its source that lacked what another one had",
+    },
     Once { seed: 113, only: &[0, 1, 3, 4], wrong: "the same between two nodes that were never Primary" },
 ];
 
