@@ -234,9 +234,15 @@ impl World {
             let began = self.model.instant();
             self.nodes[ix].target_of.insert(volume, (source, began));
         }
+        // One that still waits has not begun: this disk is UpToDate for another reason, with what was on it.
+        let waits = self.nodes[ix].target_of.get(&volume).is_some_and(|(source, _)| {
+            let repl = self.nodes[ix].peer_device(*source, volume).map(|pd| pd.repl);
+            matches!(repl, Some(ReplState::WFBitMapT | ReplState::PausedSyncT))
+        });
         if disk == DiskState::UpToDate
             && old != DiskState::UpToDate
             && let Some((source, began)) = self.nodes[ix].target_of.remove(&volume)
+            && !waits
         {
             *self.checks.resyncs.entry((ix, volume)).or_default() += 1;
             let disks = [source, ix].map(|node| &self.nodes[node].disks[&volume]);
