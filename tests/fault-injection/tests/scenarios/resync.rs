@@ -269,3 +269,23 @@ fn sim_bits_that_a_kernel_peer_ignores_are_kept_and_reported() {
     assert!(pd.unverified, "and reported");
     w.checkpoint();
 }
+
+/// A slow replica holds the peer ack of a write back until the node that missed the write has long been resynced by the Primary. The
+/// others, who learn only then that it missed something, have nobody to resync it from: the Primary knows that it is complete.
+#[test]
+fn sim_a_peer_ack_that_comes_after_the_resync_leaves_no_bits() {
+    let mut w = Cluster::new(4).synced();
+    w.isolate(3);
+    w.slow_disk(2, V0, 100_000);
+    let write = w.write(0, 0, 8);
+    w.run_ms(5);
+    w.slow_disk(2, V0, 1);
+    w.rejoin(3);
+    w.expect("node 3 is back", |w| w.all_connected() && w.disk(3) == DiskState::UpToDate);
+    w.run_ms(6_000);
+    assert!(!w.outcomes.contains_key(&write), "node 2 is slow\n{}", w.summary());
+    w.wait(write).expect("the write is carried out");
+    w.run_ms(1_000);
+    assert!(w.out_of_sync(1, 3) > 0, "the peer ack leaves a mark\n{}", w.summary());
+    w.settle();
+}

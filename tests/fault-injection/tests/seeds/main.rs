@@ -56,6 +56,7 @@ const REGRESSIONS: &[Once] = &[
         wrong: "a Primary that had invalidated its disk took a peer for its source that lacked what another one had",
     },
     Once { seed: 113, only: &[0, 1, 3, 4], wrong: "the same between two nodes that were never Primary" },
+    Once { seed: 1999, only: &[0, 7, 10], wrong: "bits of a peer ack that came long after the resync stayed for good" },
 ];
 
 #[test]
