@@ -103,6 +103,16 @@ pub(crate) struct Kept {
     pub(crate) active: Option<usize>,
     /// Nodes towards which it was marked already, as it may be missing there.
     pub(crate) marked: NodeMask,
+    /// Resync data was written over it: its peer ack tells who has the write, not whether this disk still has it.
+    pub(crate) overwritten: bool,
+}
+
+impl Kept {
+    /// A write that is being carried out by a peer request, or one that this node has no disk for.
+    pub(crate) fn new(dagtag: u64, vidx: usize, sector: u64, len: u32, active: Option<usize>) -> Self {
+        let al = active.is_some();
+        Kept { dagtag, vidx, sector, len, al, active, marked: NodeMask::EMPTY, overwritten: false }
+    }
 }
 
 /// A connection to one peer.

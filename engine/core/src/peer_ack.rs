@@ -51,6 +51,9 @@ impl Resource {
                     continue;
                 }
                 if mask.contains(node) && mask.contains(self.config.node_id) {
+                    if k.overwritten {
+                        continue;
+                    }
                     self.volumes[k.vidx].set_in_sync(node, k.sector, k.len);
                 } else if !mask.contains(node) && !k.marked.contains(node) {
                     self.mark_missing(cx, n, k.vidx, k.sector, k.len);
@@ -60,6 +63,14 @@ impl Resource {
             if k.al {
                 self.al_put(k.vidx, k.sector, k.len);
             }
+        }
+    }
+
+    /// Resync data replaces writes whose peer acks are still to come. Its source may not have had them.
+    pub(crate) fn kept_is_overwritten(&mut self, vidx: usize, sector: u64, len: u32) {
+        let end = sector + u64::from(len) / 512;
+        for k in self.conns.iter_mut().flat_map(|c| &mut c.kept).filter(|k| k.vidx == vidx) {
+            k.overwritten |= k.sector < end && sector < k.sector + u64::from(k.len) / 512;
         }
     }
 

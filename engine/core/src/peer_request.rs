@@ -4,7 +4,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_wire::digest::Digest;
 use zea_wire::flags::DpFlags;
-use zea_wire::ids::{BlockId, NodeId, NodeMask, VolumeNr};
+use zea_wire::ids::{BlockId, NodeId, VolumeNr};
 use zea_wire::packet::{BlockAck, Data, Packet};
 use zea_wire::state::{ConnState, DiskState, Role};
 
@@ -134,8 +134,7 @@ impl Resource {
                 cx.free(p.buf);
             }
             // Its peer ack will name it all the same.
-            let kept =
-                Kept { dagtag, vidx, sector: data.sector, len, al: false, active: None, marked: NodeMask::EMPTY };
+            let kept = Kept::new(dagtag, vidx, data.sector, len, None);
             self.conns[cidx].kept.push_back(kept);
             return self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Neg);
         }
@@ -174,8 +173,7 @@ impl Resource {
         });
         let c = &mut self.conns[cidx];
         c.active_peer_reqs += 1;
-        let marked = NodeMask::EMPTY;
-        c.kept.push_back(Kept { dagtag, vidx, sector: data.sector, len, active: Some(index), al: true, marked });
+        c.kept.push_back(Kept::new(dagtag, vidx, data.sector, len, Some(index)));
         self.set_primary_ind(cx, vidx);
         self.peer_req_go(cx, index);
         self.dagtag_arrived(cx);
@@ -302,6 +300,7 @@ impl Resource {
                     self.volumes[vidx].set_out_of_sync(other, sector, len);
                 }
             }
+            self.kept_is_overwritten(vidx, sector, len);
         }
         if !self.volumes[vidx].has_disk() {
             return self.peer_disk_done(cx, index, Err(DiskError::Io(5)), None);
