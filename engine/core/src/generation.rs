@@ -327,7 +327,9 @@ impl Resource {
 
     /// Take over a generation that a peer began. True if this node was at another one.
     pub(crate) fn follow_generation(&mut self, vidx: usize, cidx: usize, current: u64, weak: NodeMask) -> bool {
-        let being_synced = self.conns.iter().any(|c| c.pds[vidx].is_sync_target());
+        // A resync that still waits, although this disk has become good from another source, does not count.
+        let being_synced =
+            self.volumes[vidx].disk < DiskState::Consistent && self.conns.iter().any(|c| c.pds[vidx].is_sync_target());
         let rotate = self.rotate_context(vidx, self.conns[cidx].dagtag_received.unwrap_or(0));
         let v = &mut self.volumes[vidx];
         if !v.has_disk() || v.disk == DiskState::Inconsistent {

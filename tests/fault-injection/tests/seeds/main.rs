@@ -56,6 +56,11 @@ const REGRESSIONS: &[Once] = &[
         wrong: "a Primary that had invalidated its disk took a peer for its source that lacked what another one had",
     },
     Once { seed: 113, only: &[0, 1, 3, 4], wrong: "the same between two nodes that were never Primary" },
+    Once {
+        seed: 1487,
+        only: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 16, 17, 18],
+        wrong: "an UpToDate disk with a resync that still waited did not follow the Primary's new generation, whose writes waited for it",
+    },
     Once { seed: 1999, only: &[0, 7, 10], wrong: "bits of a peer ack that came long after the resync stayed for good" },
 ];
 
