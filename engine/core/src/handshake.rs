@@ -317,6 +317,7 @@ impl Resource {
             self.send_state(cx, cidx, vidx);
         }
         self.send_dagtag(cx, cidx);
+        self.send_dagtags(cx);
         for vidx in 0..self.volumes.len() {
             if self.conns[cidx].speaks_84() {
                 self.connected_without_disk(vidx);

@@ -347,6 +347,16 @@ impl Resource {
         self.tell_dagtag(cx, cidx, self.dagtag);
     }
 
+    /// Tell also the peers that writes passed by. A node that has just connected knows of those writes, and may be resynced from one of
+    /// these peers: that one waits until it knows of them, too (wire-protocol.md 11.1), and no write may come any more that tells.
+    pub(crate) fn send_dagtags(&mut self, cx: &mut Ctx<'_>) {
+        for cidx in self.up_conns() {
+            if self.conns[cidx].keeps_bits() {
+                self.send_dagtag(cx, cidx);
+            }
+        }
+    }
+
     fn tell_dagtag(&mut self, cx: &mut Ctx<'_>, cidx: usize, dagtag: u64) {
         let c = &mut self.conns[cidx];
         if c.dagtag_sent != Some(dagtag) && !c.speaks_84() {
