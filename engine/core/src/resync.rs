@@ -585,8 +585,13 @@ impl Resource {
         let serves = self.serves_peers(vidx);
         let v = &mut self.volumes[vidx];
         let unnamed = serves && v.uuids.current & !1 != v.exposed_uuid & !1;
+        let flags = v.attached.as_ref().map_or(DeviceFlags(0), |a| a.sb.flags);
+        if !flags.contains(DeviceFlags::CONSISTENT) {
+            // Another resync has begun since: this disk is Inconsistent until that one ends.
+            return;
+        }
         let missing = v.dirty_bits(node) > 0;
-        let was_up_to_date = v.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::WAS_UP_TO_DATE));
+        let was_up_to_date = flags.contains(DeviceFlags::WAS_UP_TO_DATE);
         if missing || unnamed {
             v.set_flag(DeviceFlags::CONSISTENT, !missing);
             v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);

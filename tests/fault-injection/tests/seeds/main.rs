@@ -57,6 +57,17 @@ const REGRESSIONS: &[Once] = &[
     },
     Once { seed: 113, only: &[0, 1, 3, 4], wrong: "the same between two nodes that were never Primary" },
     Once {
+        seed: 1396,
+        only: &[0, 1, 5, 8, 9, 10, 11, 12, 13, 14, 16, 17],
+        wrong: "the source of a resync waited for good to hear of writes that had passed it by",
+    },
+    Once {
+        seed: 1437,
+        only: &[0, 2, 3],
+        wrong: "a peer ack cleared the bits of a write that older resync data had replaced; and a disk in resync was called Consistent \
+                when the end of the resync before, whose source was gone, became stable",
+    },
+    Once {
         seed: 1487,
         only: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 16, 17, 18],
         wrong: "an UpToDate disk with a resync that still waited did not follow the Primary's new generation, whose writes waited for it",
