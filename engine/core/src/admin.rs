@@ -328,6 +328,8 @@ impl Resource {
     }
 
     pub(crate) fn become_secondary(&mut self, cx: &mut Ctx<'_>) {
+        // The last writes are confirmed soon: until then their receivers do not know who has them.
+        self.close_epoch();
         self.send_peer_ack(cx);
         self.role = Role::Secondary;
         self.state_changed = true;

@@ -2,7 +2,7 @@
 
 use zea_wire::ids::NodeId;
 use zea_wire::packet::{BarrierAck, Packet, PeerAck};
-use zea_wire::state::{ConnState, DiskState};
+use zea_wire::state::{ConnState, DiskState, Role};
 
 use crate::config::Protocol;
 use crate::connection::Connection;
@@ -32,7 +32,9 @@ impl Resource {
                 self.send_barrier(cx, cidx);
             }
         }
-        if self.peer_ack.is_some_and(|p| cx.now >= p.since.plus_ms(limits::PEER_ACK_DELAY_MS)) {
+        let more_may_come =
+            |p: PendingPeerAck| self.role == Role::Primary && cx.now < p.since.plus_ms(limits::PEER_ACK_DELAY_MS);
+        if self.peer_ack.is_some_and(|p| !more_may_come(p)) {
             self.send_peer_ack(cx);
         }
     }

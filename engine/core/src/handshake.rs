@@ -55,6 +55,9 @@ impl Resource {
             let sizes = self.own_sizes(vidx);
             self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
             self.tell_former_generations(cx, cidx, vidx);
+            if self.role == Role::Primary {
+                self.mark_kept(cx, cidx, vidx);
+            }
             self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
             let sent = self.volumes[vidx]
                 .attached

@@ -136,7 +136,7 @@ fn sim_r13_interrupted_while_it_conflicts_with_writes() {
 /// R14: a resync with a writer at work ends, with each protocol, and whichever node writes.
 #[test]
 fn sim_r14_writes_during_a_resync() {
-    for (seed, protocol) in (0..3).zip([Protocol::A, Protocol::B, Protocol::C].into_iter().cycle()) {
+    for (seed, protocol) in [(0, Protocol::A), (1, Protocol::B), (2, Protocol::C), (5, Protocol::C)] {
         for writer in [0, 2] {
             let mut cluster = Cluster { seed, ..Cluster::new(3) };
             cluster.net.protocol = protocol;
