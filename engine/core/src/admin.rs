@@ -32,6 +32,10 @@ impl Resource {
                 Some(vidx) => return self.detach(cx, Some(tag), vidx, force),
                 None => Err(refuse(0, format!("no volume {volume}"))),
             },
+            Command::NewCurrentUuid { volume } => match self.vidx(volume) {
+                Some(vidx) => return self.skip_initial_sync(cx, tag, vidx),
+                None => Err(refuse(0, format!("no volume {volume}"))),
+            },
             Command::Down => return self.start_down(cx, tag),
             Command::Invalidate { volume } => return self.invalidate(cx, tag, volume),
             Command::Verify { peer, volume, start_sector, stop_sector } => {
@@ -292,18 +296,21 @@ impl Resource {
             v.set_flag(DeviceFlags::CRASHED_PRIMARY, true);
             if forced {
                 v.new_uuid_needed = false;
-                self.new_current_uuid(cx, vidx);
+                let named = self.new_current_uuid(cx, vidx);
+                self.volumes[vidx].forced = named && self.up_conns().any(|c| self.compares_here(c));
             }
             let v = &mut self.volumes[vidx];
             v.new_uuid_running = true;
             v.meta.push(Step::SuperBlock);
             v.meta.push(Step::Then(Then::RoleStable));
-            if forced && peer_84.is_none() {
-                v.meta.push(Step::Then(Then::Compare));
+            // Kernels compare by themselves.
+            let by_themselves = v.forced && !self.up_conns().any(|c| self.conns[c].keeps_bits());
+            if forced && peer_84.is_none() && !by_themselves {
+                self.volumes[vidx].meta.push(Step::Then(Then::Compare));
             }
         }
         if peer_84.is_none() {
-            self.send_states(cx);
+            self.tell_role(cx);
         }
     }
 
@@ -442,6 +449,7 @@ impl Resource {
                 }
                 self.full_bitmap_stable(cx, vidx, node);
             }
+            Then::SyncSkipped(by) => self.sync_skipped(cx, vidx, by),
             Then::Compare => self.compare_again(cx, vidx),
         }
     }

@@ -421,7 +421,7 @@ impl Resource {
         v.attached = None;
         v.closing = Some(reply);
         v.stable_flags = DeviceFlags::empty();
-        v.new_uuid_running = false;
+        (v.new_uuid_running, v.forced) = (false, false);
         self.forget_al_references(vidx);
         if let Some(uuid) = unnamed {
             // The disk may or may not know this generation: the peers must, and then leave it for the next one.
@@ -478,7 +478,8 @@ impl Resource {
                 | Then::ResyncBegins(..)
                 | Then::ResyncFinished(_)
                 | Then::SyncUuid(..)
-                | Then::FullSyncWritten(_) => {}
+                | Then::FullSyncWritten(_)
+                | Then::SyncSkipped(_) => {}
             }
         }
     }

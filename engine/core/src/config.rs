@@ -51,6 +51,8 @@ pub struct NetOptions {
     /// Digests of a checksum-based resync, in which blocks that are equal are not copied. `None`: what another Zea node has
     /// configured, else blocks are copied without.
     pub csums_alg: Option<DigestAlg>,
+    /// Send bitmaps as run lengths where that is shorter.
+    pub use_rle: bool,
     /// The peer is known to keep no disk: no bitmap slot for it.
     pub bitmap: bool,
     /// Offer Zea's private feature bit (see `docs/adr`). Off only to act like a kernel peer in tests.
@@ -71,6 +73,7 @@ impl Default for NetOptions {
             shared_secret: String::new(),
             verify_alg: None,
             csums_alg: None,
+            use_rle: true,
             bitmap: true,
             keep_bits: true,
             protocol_max: limits::PROTOCOL_MAX,

@@ -398,6 +398,7 @@ impl Resource {
             c.last_error = Some(why.to_owned());
         }
         c.state = ConnState::Unconnected;
+        c.was_connected |= was_up;
         c.link_not_before = (state == ConnState::ProtocolError).then(|| cx.now.plus_ms(limits::REFUSED_RETRY_MS));
         c.reset_link();
         self.state_changed = true;

@@ -249,6 +249,7 @@ impl Resource {
         }
         self.source_sees_state(cx, cidx, vidx, word);
         self.verify_sees_state(cx, cidx, vidx, word);
+        self.target_waits_for_bitmap(cx, cidx, vidx, word);
         self.peer_disk(cx, cidx, vidx, word);
         self.peer_role(cx, cidx, word.role);
         self.begin_generation_for_peer(cx, cidx, vidx);
@@ -289,7 +290,11 @@ impl Resource {
         let own = self.volumes[vidx].disk;
         let worse = matches!(own, DiskState::Inconsistent | DiskState::Outdated);
         if new == DiskState::UpToDate && worse && idle && self.conns[cidx].is_up() {
-            self.reconnect(cx, cidx, "to resync from it: its disk became UpToDate");
+            if self.compares_here(cidx) {
+                self.compare_here(cx, cidx, vidx);
+            } else {
+                self.reconnect(cx, cidx, "to resync from it: its disk became UpToDate");
+            }
         }
     }
 

@@ -22,8 +22,8 @@ impl Resource {
         self.role == Role::Primary || self.primary_peer().is_none()
     }
 
-    /// P_UUIDS110 about a volume for a peer.
-    pub(crate) fn uuids_for(&self, cidx: usize, vidx: usize, extra: UuidFlags, node_mask: NodeMask) -> Box<Uuids110> {
+    /// P_UUIDS110 about a volume for a peer. A node that is not stable names the Primaries instead of those that are weak.
+    pub(crate) fn uuids_for(&self, cidx: usize, vidx: usize, extra: UuidFlags, weak: NodeMask) -> Box<Uuids110> {
         let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
         let mut flags = extra;
         flags.set(UuidFlags::DISCARD_MY_DATA, c.discard_my_data);
@@ -51,7 +51,7 @@ impl Resource {
             current: self.shown_uuid(vidx, source.filter(|&s| s != cidx)),
             dirty_bits: v.dirty_bits(c.node()),
             uuid_flags: flags,
-            node_mask: if extra.contains(UuidFlags::NEW_DATAGEN) { node_mask } else { authoritative },
+            node_mask: if flags.contains(UuidFlags::STABLE) { weak } else { authoritative },
             bitmap_uuids,
             history: self.shown_history(vidx),
         };
@@ -164,12 +164,31 @@ impl Resource {
         weak
     }
 
+    /// The nodes that miss some of what this node has, or will.
+    pub(crate) fn weak_nodes(&self, vidx: usize) -> NodeMask {
+        self.rotate_context(vidx, self.dagtag).weak_nodes() | self.not_replicated(vidx)
+    }
+
     /// Begin a new generation before anything more is acknowledged.
     pub(crate) fn new_generation_now(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         if self.role == Role::Primary && !self.volumes[vidx].new_uuid_running {
             // Without any data there is nothing to name yet; the first write after that will.
             self.volumes[vidx].new_uuid_needed = !self.has_data(vidx);
             self.new_current_uuid(cx, vidx);
+        }
+    }
+
+    /// A peer that ignores bits at equal generations has left, and lacks something: what it has not confirmed as stable, what a verify
+    /// found, or what is being written now. So that this is resynced when it comes back, the data of a Primary are of a new generation
+    /// before the two compare, as with kernels themselves (7).
+    pub(crate) fn rename_what_differs(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let node = self.conns[cidx].node();
+        for vidx in 0..self.volumes.len() {
+            let v = &self.volumes[vidx];
+            let known = v.uuids.bitmap[node.index()] & !1 != 0;
+            if v.disk == DiskState::UpToDate && v.dirty_bits(node) > 0 && !known {
+                self.new_generation_now(cx, vidx);
+            }
         }
     }
 
@@ -256,13 +275,22 @@ impl Resource {
         }
     }
 
-    /// The new UUID is stable.
+    /// The new UUID is stable. One made by force is nobody else's: kernels are to compare themselves with it, so they get it without the
+    /// mark of a new generation, and before the state (seen: 01 f59-f61).
     pub(crate) fn new_uuid_stable(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         self.volumes[vidx].new_uuid_running = false;
         self.volumes[vidx].retry_waiters = true;
         self.close_epoch();
-        let weak = self.rotate_context(vidx, self.dagtag).weak_nodes() | self.not_replicated(vidx);
-        self.send_uuids(cx, vidx, UuidFlags::NEW_DATAGEN, weak);
+        let weak = self.weak_nodes(vidx);
+        let forced = std::mem::take(&mut self.volumes[vidx].forced);
+        for cidx in self.up_conns() {
+            if forced && self.compares_here(cidx) {
+                self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, weak);
+                self.send_state(cx, cidx, vidx);
+            } else {
+                self.send_uuids_to(cx, cidx, vidx, UuidFlags::NEW_DATAGEN, weak);
+            }
+        }
         self.await_confirmation(vidx);
         if !self.volumes[vidx].has_disk() {
             // The disk was let go meanwhile, and knows this generation: what is written now is of the next one.
@@ -278,9 +306,13 @@ impl Resource {
     pub(crate) fn uuids_received(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, uuids: Box<Uuids110>) {
         let new_datagen = uuids.uuid_flags.contains(UuidFlags::NEW_DATAGEN);
         let asks = uuids.uuid_flags.contains(UuidFlags::RESYNC);
+        let skips = uuids.uuid_flags.contains(UuidFlags::SKIP_INITIAL_SYNC);
         let (current, weak) = (uuids.current, uuids.node_mask);
         let up = self.conns[cidx].is_up();
-        let done = up && self.conns[cidx].speaks_84() && self.uuids_told_84(cx, cidx, vidx, &uuids);
+        let done = up && skips && self.told_to_skip_initial_sync(cidx, vidx, &uuids);
+        if up && !done && self.conns[cidx].speaks_84() {
+            self.uuids_told_84(cx, vidx, &uuids);
+        }
         self.conns[cidx].pds[vidx].says.uuids = Some(uuids);
         if !up || done {
             return;

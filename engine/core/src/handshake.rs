@@ -55,10 +55,14 @@ impl Resource {
             let sizes = self.own_sizes(vidx);
             self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
             self.tell_former_generations(cx, cidx, vidx);
-            if self.role == Role::Primary {
-                self.mark_kept(cx, cidx, vidx);
-            }
-            self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+            let weak = match self.role {
+                Role::Primary => {
+                    self.mark_kept(cx, cidx, vidx);
+                    self.weak_nodes(vidx)
+                }
+                _ => NodeMask::EMPTY,
+            };
+            self.send_uuids_to(cx, cidx, vidx, UuidFlags::EMPTY, weak);
             let sent = self.volumes[vidx]
                 .attached
                 .is_some()
@@ -296,7 +300,6 @@ impl Resource {
         c.state = ConnState::Connected;
         c.last_error = None;
         c.refusal = None;
-        c.was_connected = true;
         c.retry_at = None;
         c.role = c.pds.iter().find_map(|pd| pd.says.state).map_or(Role::Secondary, |s| s.role);
         if c.role == Role::Primary {
@@ -364,27 +367,43 @@ impl Resource {
                 self.established_without_resync(vidx, cidx, state);
             }
             Decision::Source { full, copy_from } => {
-                pd.repl = ReplState::WFBitMapS;
-                if pd.disk >= DiskState::Consistent {
-                    pd.disk = DiskState::Outdated;
-                }
-                self.prepare_source_bitmap(vidx, node, full, copy_from);
+                self.wait_for_bitmap_as_source(cidx, vidx, full, copy_from);
                 self.compare_exposed_uuid(vidx, cidx, state);
             }
-            Decision::Target { full } => {
-                pd.repl = ReplState::WFBitMapT;
-                let v = &mut self.volumes[vidx];
-                if v.disk > DiskState::Outdated {
-                    v.disk = DiskState::Outdated;
-                    v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
-                    v.meta.push(Step::SuperBlock);
-                }
-                self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
-                if full {
-                    self.set_full_bitmap(vidx, node);
-                }
-            }
+            Decision::Target { full } => self.wait_for_bitmap_as_target(cx, cidx, vidx, full),
             Decision::Retry | Decision::Refuse(_) => unreachable!("not committed"),
+        }
+    }
+
+    /// WFBitMapS.
+    pub(crate) fn wait_for_bitmap_as_source(
+        &mut self,
+        cidx: usize,
+        vidx: usize,
+        full: bool,
+        copy_from: Option<NodeId>,
+    ) {
+        let node = self.conns[cidx].node();
+        let pd = &mut self.conns[cidx].pds[vidx];
+        pd.repl = ReplState::WFBitMapS;
+        if pd.disk >= DiskState::Consistent {
+            pd.disk = DiskState::Outdated;
+        }
+        self.prepare_source_bitmap(vidx, node, full, copy_from);
+    }
+
+    /// WFBitMapT.
+    pub(crate) fn wait_for_bitmap_as_target(&mut self, cx: &Ctx<'_>, cidx: usize, vidx: usize, full: bool) {
+        self.conns[cidx].pds[vidx].repl = ReplState::WFBitMapT;
+        let v = &mut self.volumes[vidx];
+        if v.disk > DiskState::Outdated {
+            v.disk = DiskState::Outdated;
+            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+            v.meta.push(Step::SuperBlock);
+        }
+        self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
+        if full {
+            self.set_full_bitmap(vidx, self.conns[cidx].node());
         }
     }
 

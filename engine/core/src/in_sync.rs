@@ -295,6 +295,6 @@ impl Resource {
     fn have_common_primary(&self, cidx: usize, vidx: usize) -> bool {
         let Some(primary) = self.primary_peer() else { return false };
         let says = self.conns[cidx].pds[vidx].says.uuids.as_ref();
-        says.is_some_and(|u| u.node_mask.contains(primary) && !u.uuid_flags.contains(UuidFlags::NEW_DATAGEN))
+        says.is_some_and(|u| u.node_mask.contains(primary) && !u.uuid_flags.contains(UuidFlags::STABLE))
     }
 }

@@ -458,6 +458,12 @@ pub enum Command {
     },
     /// Become Secondary. The runtime has made sure that no front end writes.
     Demote,
+    /// `new-current-uuid --clear-bitmap`: take fresh disks for equal, here and on every connected peer, so that there is no initial
+    /// sync.
+    NewCurrentUuid {
+        /// Which volume.
+        volume: VolumeNr,
+    },
     /// Throw away this node's data and resync all of it from a peer.
     Invalidate {
         /// Which volume.

@@ -32,6 +32,8 @@ pub(crate) enum Then {
     Reply(AdminTag),
     /// This sync UUID of the resync of this peer is stable.
     SyncUuid(NodeId, u64),
+    /// The initial sync is skipped, because this node said so: this disk is UpToDate.
+    SyncSkipped(NodeId),
     /// Compare with every connected peer again.
     Compare,
     /// All bits towards this peer are stable: the mark that announced them goes, and a target that waits for them gets them.

@@ -59,7 +59,7 @@ impl Resource {
     }
 
     fn send_bitmap(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
-        let node = self.conns[cidx].node();
+        let (node, use_rle) = (self.conns[cidx].node(), self.conns[cidx].config.net.use_rle);
         let v = &self.volumes[vidx];
         let (Some(slot), Some(a)) = (v.slot(node), v.attached.as_ref()) else {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "no bitmap slot is left for this peer");
@@ -83,7 +83,7 @@ impl Resource {
                         Some(len)
                     });
                     match vli::encode_part(runs, first_set, bitmap::max_code_bytes(HeaderFormat::H100)) {
-                        Some(part) if part.is_worth_it() => {
+                        Some(part) if use_rle && part.is_worth_it() => {
                             sender.sent_compressed(part.bits);
                             packets.push(Packet::CompressedBitmap(part.part));
                         }
@@ -354,11 +354,13 @@ impl Resource {
 
     /// What the source must have received before it reads (wire-protocol.md 11.1).
     pub(crate) fn resync_dagtag(&self) -> (NodeId, u64) {
-        if self.role == Role::Primary {
-            return (self.config.node_id, self.dagtag);
-        }
         let primary = self.conns.iter().find(|c| c.is_up() && c.role == Role::Primary);
-        primary.and_then(|c| c.dagtag_received.map(|d| (c.node(), d))).unwrap_or((self.config.node_id, 0))
+        let needed = match self.role {
+            Role::Primary => Some((self.config.node_id, self.dagtag)),
+            _ => primary.and_then(|c| c.dagtag_received.map(|d| (c.node(), d))),
+        };
+        // Without a dependency both are 0.
+        needed.filter(|(_, dagtag)| *dagtag > 0).unwrap_or_default()
     }
 
     /// P_RS_DATA_REPLY.
@@ -669,7 +671,7 @@ impl Resource {
                 v.crashed_primary = false;
                 v.meta.push(Step::SuperBlock);
             }
-            if !self.conns[cidx].speaks_84() {
+            if self.conns[cidx].keeps_bits() && !self.conns[cidx].speaks_84() {
                 self.send_state(cx, cidx, vidx);
             }
         }

@@ -70,7 +70,7 @@ impl Resource {
         let told = pd.says.current_uuid.or(pd.says.uuids.as_ref().map(|u| u.current)).unwrap_or(0);
         let has_all = source.says.uuids.as_ref().is_some_and(|u| {
             let neighbour = u.node_mask.contains(self.conns[primary].node());
-            neighbour && !u.uuid_flags.contains(UuidFlags::NEW_DATAGEN) && u.current & !1 == told & !1
+            neighbour && !u.uuid_flags.contains(UuidFlags::STABLE) && u.current & !1 == told & !1
         });
         if !has_all || source.disk != DiskState::UpToDate {
             return Complete::Behind;

@@ -87,7 +87,10 @@ pub(crate) struct Wanted {
 /// Sums of the replies.
 #[derive(Debug, Clone, Copy, Default, Archive, Serialize, Deserialize)]
 struct Sums {
+    /// What is reached, on the initiator's side of a disconnect.
     reachable: NodeMask,
+    /// What the target of a disconnect reaches, if it is a kernel.
+    target_side: NodeMask,
     primary: NodeMask,
     weak: NodeMask,
 }
@@ -364,7 +367,11 @@ impl Resource {
         match self.twopc.running.as_mut() {
             Some(Running::Initiator(i)) if i.tid == reply.tid && i.waiting.contains(node) => {
                 i.waiting.remove(node);
+                let before = i.sums.reachable;
                 i.sums.add(reply);
+                if i.wanted.change == Change::Disconnect(node) && !self.conns[cidx].keeps_bits() {
+                    (i.sums.reachable, i.sums.target_side) = (before, reply.reachable_nodes);
+                }
                 i.verdict = i.verdict.max(if broken!(IgnoreVotes) { Verdict::Yes } else { verdict });
                 self.twopc_decide(cx);
             }
@@ -428,7 +435,11 @@ impl Resource {
         self.twopc.not_before = None;
         let mut request =
             self.twopc_request(i.tid, self.config.node_id, i.wanted.change, !(self.reachable() | i.asked));
-        request.body = TwopcBody::CommitReachable { primary_nodes: i.sums.primary, reachable_nodes: i.sums.reachable };
+        // Where a cluster of kernels splits, what is told is the other side (8.2).
+        let Sums { reachable, target_side, .. } = i.sums;
+        let splits = !target_side.is_empty() && (reachable & target_side).is_empty();
+        let reachable = if splits { target_side } else { reachable | target_side };
+        request.body = TwopcBody::CommitReachable { primary_nodes: i.sums.primary, reachable_nodes: reachable };
         if let Change::Promote { force: true } = i.wanted.change {
             request.flags.set(TwopcFlags::PRI_INCAPABLE, (0..self.volumes.len()).any(|v| !self.has_data(v)));
         }

@@ -129,6 +129,8 @@ pub(crate) struct Volume {
     pub(crate) writes_lost: bool,
     /// The next write of a Primary begins a new data generation.
     pub(crate) new_uuid_needed: bool,
+    /// The new current UUID that is being written was made by force.
+    pub(crate) forced: bool,
     /// The last run of this disk ended as Primary without a clean stop.
     pub(crate) crashed_primary: bool,
     /// The current UUID when the running resync began.
@@ -195,6 +197,7 @@ impl Volume {
             claimed_flags: DeviceFlags::empty(),
             writes_lost: false,
             new_uuid_needed: false,
+            forced: false,
             crashed_primary: false,
             resync_start_uuid: 0,
             new_uuid_running: false,

@@ -418,7 +418,8 @@ impl<'a> Replay<'a> {
             Done::Disk(Io::Flush) => {}
             Done::Killed => self.node.kill(),
             Done::Cable(_) => {}
-            Done::NewCurrentUuid | Done::Unknown(_) => {
+            Done::NewCurrentUuid => self.node.admin(io::Command::NewCurrentUuid { volume }),
+            Done::Unknown(_) => {
                 self.stuck(format!("the core has no command for {:?}", command.done));
             }
         }

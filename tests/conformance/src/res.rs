@@ -102,6 +102,7 @@ impl Configuration {
             },
             ping_int_ms: number("ping-int").map_or(default.ping_int_ms, |s| s * 1000),
             ping_timeout_ms: number("ping-timeout").map_or(default.ping_timeout_ms, |tenths| tenths * 100),
+            use_rle: text("use-rle").as_deref() != Some("no"),
             cram_hmac_alg: text("cram-hmac-alg"),
             shared_secret: text("shared-secret").unwrap_or_default(),
             ..default

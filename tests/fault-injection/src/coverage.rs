@@ -29,7 +29,7 @@ const REPLICATION: Table<ReplState> = {
     };
     &[
         (Off, &[Established, WFBitMapS, WFBitMapT]),
-        (Established, &[Off, VerifyS, VerifyT]),
+        (Established, &[Off, VerifyS, VerifyT, WFBitMapS, WFBitMapT]),
         (VerifyS, &[Off, Established]),
         (VerifyT, &[Off, Established]),
         (WFBitMapS, &[Off, Established, SyncSource, PausedSyncS]),

@@ -3,11 +3,10 @@
 use zea_meta::flags::DeviceFlags;
 use zea_wire::flags::UuidFlags;
 use zea_wire::packet::Uuids110;
-use zea_wire::state::{DiskState, ReplState, Role};
+use zea_wire::state::{DiskState, Role};
 
 use crate::meta_queue::Step;
 use crate::resource::{Ctx, Resource};
-use crate::uuid;
 
 impl Resource {
     /// A Primary without a disk of its own names no generation to this peer: the Secondary that has the data begins it, when it sees such
@@ -85,16 +84,12 @@ impl Resource {
         exposed == 0 || (same && !lacks)
     }
 
-    /// P_UUIDS on a connection that is up. True if there is nothing more to it.
-    pub(crate) fn uuids_told_84(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, uuids: &Uuids110) -> bool {
-        if uuids.uuid_flags.contains(UuidFlags::SKIP_INITIAL_SYNC) {
-            return self.skip_initial_sync(cidx, vidx, uuids.current);
-        }
+    /// P_UUIDS on a connection that is up.
+    pub(crate) fn uuids_told_84(&mut self, cx: &mut Ctx<'_>, vidx: usize, uuids: &Uuids110) {
         if self.role == Role::Primary && self.volumes[vidx].disk != DiskState::UpToDate {
             self.volumes[vidx].exposed_uuid = uuids.current;
             self.generation_of_peer_known(cx, vidx);
         }
-        false
     }
 
     /// The peer that was to name the generation is gone.
@@ -109,42 +104,5 @@ impl Resource {
             self.writes_new_uuid(cx, vidx);
             self.release_held(cx, vidx);
         }
-    }
-
-    /// A peer that ignores bits at equal generations leaves, and lacks something: what it has not confirmed as stable, or what a verify
-    /// found. So that this is resynced when it comes back, the data of a Primary are of a new generation, as with 8.4 itself (7).
-    pub(crate) fn rename_what_differs(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
-        let node = self.conns[cidx].node();
-        for vidx in 0..self.volumes.len() {
-            let v = &self.volumes[vidx];
-            let known = v.uuids.bitmap[node.index()] & !1 != 0;
-            if v.disk == DiskState::UpToDate && v.dirty_bits(node) > 0 && !known {
-                self.new_generation_now(cx, vidx);
-            }
-        }
-    }
-
-    /// The administrator of the peer says that both fresh disks are equal (`new-current-uuid --clear-bitmap`).
-    fn skip_initial_sync(&mut self, cidx: usize, vidx: usize, current: u64) -> bool {
-        let node = self.conns[cidx].node();
-        let idle = self.conns[cidx].pds[vidx].repl == ReplState::Established;
-        let v = &mut self.volumes[vidx];
-        if !idle || v.disk != DiskState::Inconsistent || v.uuids.current & !1 != uuid::JUST_CREATED {
-            return false;
-        }
-        let slot = v.slot(node);
-        if let (Some(slot), Some(a)) = (slot, v.attached.as_mut())
-            && a.bitmap.bits_total() > 0
-        {
-            a.bitmap.clear_range(slot, 0, a.bitmap.bits_total() - 1);
-        }
-        v.uuids.set_current(current, false);
-        v.disk = DiskState::UpToDate;
-        v.set_flag(DeviceFlags::CONSISTENT, true);
-        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
-        v.meta.push(Step::Bitmap);
-        v.meta.push(Step::SuperBlock);
-        self.state_changed = true;
-        true
     }
 }

@@ -82,7 +82,7 @@ impl Resource {
     }
 
     /// What the peer has not confirmed as stable is part of what is resynced.
-    fn mark_unstable_writes(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+    pub(crate) fn mark_unstable_writes(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let node = self.conns[cidx].node();
         let unstable = |w: &crate::request::WriteReq| w.vidx == vidx && w.unstable.contains(node);
         let ranges: Vec<(u64, u32)> =

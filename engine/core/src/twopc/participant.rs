@@ -77,6 +77,20 @@ impl Resource {
         self.twopc.queue.push_front(i.wanted);
     }
 
+    /// What this node adds to an answer. Asked by a kernel to part from it, only its own side: the asking one's is cut off (seen:
+    /// 03a f247).
+    fn sums_for(&self, parent: NodeId, request: &TwopcRequest, own: Sums) -> Sums {
+        let kernel = self.cidx(parent).is_some_and(|c| !self.conns[c].keeps_bits());
+        let mut reachable = own.reachable;
+        if !kernel || !is_disconnect(request) || request.target_node_id != Some(self.config.node_id) {
+            reachable.insert(parent);
+            return Sums { reachable, ..own };
+        }
+        reachable.remove(parent);
+        let weak = if own.primary.is_empty() { NodeMask::EMPTY } else { !reachable };
+        Sums { reachable, weak, ..own }
+    }
+
     fn own_sums(&self) -> Sums {
         let reachable = self.reachable();
         let mut sums = Sums { reachable, ..Sums::default() };
@@ -126,11 +140,11 @@ impl Resource {
         }
         let p = self.twopc.participant().expect("above");
         p.answered = true;
-        let mut sums = p.sums;
-        sums.reachable = sums.reachable | own.reachable | parent.mask();
+        let (mut sums, verdict) = (p.sums, p.verdict);
+        let own = self.sums_for(parent, &request, own);
+        sums.reachable |= own.reachable;
         sums.primary |= own.primary;
         sums.weak |= own.weak;
-        let verdict = p.verdict;
         self.twopc_send_reply(cx, (parent, volume), &request, sums, verdict);
     }
 
@@ -197,7 +211,10 @@ impl Resource {
             }
         } else if mask.names(StateBits::CONN) {
             if about_us {
-                self.drop_link(cx, cidx, ConnState::TearDown, "the peer disconnected");
+                // A Zea peer may be back at once. A kernel was told by an administrator: this disk is Outdated if it was Primary.
+                let zea = self.conns[cidx].keeps_bits();
+                let state = if zea { ConnState::TearDown } else { ConnState::Disconnecting };
+                self.drop_link(cx, cidx, state, "the peer disconnected");
             }
         } else if mask.names(StateBits::ROLE)
             && let Some(role) = val.role()

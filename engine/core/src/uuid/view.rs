@@ -35,7 +35,7 @@ impl UuidView {
             history: [0; NODES],
             flags: packet.uuid_flags,
             dirty_bits: packet.dirty_bits,
-            primaries: match packet.uuid_flags.contains(UuidFlags::NEW_DATAGEN) {
+            primaries: match packet.uuid_flags.contains(UuidFlags::STABLE) {
                 // There the mask names the weak nodes.
                 true => NodeMask::EMPTY,
                 false => packet.node_mask,

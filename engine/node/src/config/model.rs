@@ -177,6 +177,8 @@ pub struct Net {
     pub timeout_ms: u64,
     /// See `timeout_ms`; 0: never.
     pub ko_count: u32,
+    /// Send bitmaps as run lengths where that is shorter.
+    pub use_rle: bool,
 }
 
 impl Default for Net {
@@ -191,6 +193,7 @@ impl Default for Net {
             ping_timeout_ms: 500,
             timeout_ms: 6_000,
             ko_count: 7,
+            use_rle: true,
         }
     }
 }

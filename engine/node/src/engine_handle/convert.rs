@@ -42,6 +42,7 @@ pub(super) fn net_options(file: &ResourceFile, secret: Option<&Secret>) -> core:
         ko_count: net.ko_count,
         verify_alg: net.verify_alg.map(|alg| alg.0),
         csums_alg: net.csums_alg.map(|alg| alg.0),
+        use_rle: net.use_rle,
         cram_hmac_alg: net.cram_hmac_alg.map(|algorithm| algorithm.name().to_owned()),
         shared_secret: secret.map(|secret| secret.0.clone()).unwrap_or_default(),
         ..core::NetOptions::default()

@@ -202,3 +202,53 @@ fn sim_the_same_seed_gives_the_same_trace() {
     assert_eq!(hash(3), hash(3));
     assert_ne!(hash(3), hash(4));
 }
+
+fn kernel_like(nodes: usize) -> Cluster {
+    let mut cluster = Cluster::new(nodes);
+    cluster.net.keep_bits = false;
+    cluster
+}
+
+/// Kernels compare data on the connection that is up: they do not make it anew.
+#[test]
+fn sim_a_peer_like_a_kernel_is_resynced_on_the_same_connection() {
+    let mut w = kernel_like(2).start();
+    let link = w.net.live_link(0, 1);
+    w.must(0, Command::Promote { force: true });
+    for round in 0..100 {
+        w.write_ok(0, (round * 7919) % 32_000, 8);
+    }
+    w.settle();
+    assert_eq!(w.disk(1), DiskState::UpToDate, "{}", w.summary());
+    assert_eq!(w.net.live_link(0, 1), link, "the peer was connected again");
+}
+
+#[test]
+fn sim_the_initial_sync_of_fresh_disks_can_be_skipped() {
+    for cluster in [Cluster::new(3), kernel_like(3)] {
+        let mut w = cluster.start();
+        w.must(0, Command::NewCurrentUuid { volume: V0 });
+        w.expect("UpToDate disks", |w| (0..3).all(|ix| w.disk(ix) == DiskState::UpToDate));
+        for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+            assert_eq!((w.out_of_sync(a, b), w.out_of_sync(b, a)), (0, 0), "nodes {a} and {b}");
+        }
+        w.must(1, Command::Promote { force: false });
+        w.write_ok(1, 100, 8);
+        w.settle();
+        let again = w.command(1, Command::NewCurrentUuid { volume: V0 });
+        again.expect_err("the disks are not fresh any more");
+    }
+}
+
+#[test]
+fn sim_bitmaps_travel_as_they_are_without_run_lengths() {
+    let mut cluster = Cluster::new(2);
+    cluster.net.use_rle = false;
+    let mut w = cluster.synced();
+    w.must(0, Command::Disconnect { peer: node_id(1), force: false });
+    for round in 0..50 {
+        w.write_ok(0, (round * 7919) % 32_000, 8);
+    }
+    w.must(0, Command::Connect { peer: node_id(1), discard_my_data: false });
+    w.settle();
+}
