@@ -389,7 +389,9 @@ impl Resource {
         let c = &mut self.conns[cidx];
         let node = c.node();
         let was_up = c.is_up();
-        let ignores_bits = c.speaks_84() && !c.keeps_bits();
+        let was_84 = c.speaks_84();
+        c.ignores_bits = if was_up { !c.keeps_bits() } else { c.ignores_bits };
+        let ignores_bits = c.ignores_bits;
         let was_primary = was_up && c.role == Role::Primary;
         let graceful = matches!(state, ConnState::TearDown | ConnState::Disconnecting);
         if !graceful {
@@ -409,8 +411,8 @@ impl Resource {
         self.kept_lost_origin(cx, cidx);
         self.peer_reqs_lost_link(cx, cidx);
         if was_up {
-            self.writes_lost_peer(cx, node);
-            if ignores_bits {
+            self.writes_lost_peer(cx, node, ignores_bits);
+            if ignores_bits && was_84 {
                 self.rename_what_differs(cx, cidx);
             }
         }

@@ -128,6 +128,8 @@ pub(crate) struct Connection {
     pub(crate) discard_my_data: bool,
     /// This connection was up before in this run (UUID flag RECONNECT).
     pub(crate) was_connected: bool,
+    /// The last peer that was connected ignores bits at equal generations.
+    pub(crate) ignores_bits: bool,
     /// Try the connect transaction again at this instant.
     pub(crate) retry_at: Option<Time>,
     /// Ask for a new link only at this instant: the last one ended for a reason that will not go away by itself.
@@ -164,6 +166,7 @@ impl Connection {
             refusal: None,
             discard_my_data: false,
             was_connected: false,
+            ignores_bits: false,
             retry_at: None,
             link_not_before: None,
             send: SendEpochs::default(),

@@ -118,8 +118,9 @@ impl Resource {
         here || self.conns.iter().any(|c| c.node() != node && self.is_up_to_date(c.node(), w.vidx) && confirmed(c))
     }
 
-    /// A peer is gone: what it has not confirmed as stable is out of sync; what waited for it goes on.
-    pub(crate) fn writes_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId) {
+    /// A peer is gone: what it has not confirmed as stable is out of sync; what waited for it goes on. One that ignores bits at equal
+    /// generations does not meet the same one again.
+    pub(crate) fn writes_lost_peer(&mut self, cx: &mut Ctx<'_>, node: NodeId, ignores_bits: bool) {
         self.close_epoch();
         if let Some(p) = self.peer_ack.as_mut() {
             // Peer acks speak of writes sent on this link only.
@@ -127,14 +128,16 @@ impl Resource {
         }
         let log: Vec<usize> = self.transfer_log.iter().copied().collect();
         for vidx in 0..self.volumes.len() {
+            let known = self.volumes[vidx].uuids.bitmap[node.index()] & !1 != 0;
             let unstable = log.iter().map(|&index| &self.writes[index]);
             let mut unstable = unstable.filter(|w| w.vidx == vidx && w.unstable.contains(node));
+            let differs = ignores_bits && !known && unstable.clone().next().is_some();
             let waits = unstable.clone().any(|w| w.waits.contains(node));
             let lacks = unstable.any(|w| self.is_held_elsewhere(w, node));
             if lacks {
                 self.volumes[vidx].lacking.insert(node);
             }
-            if waits || (lacks && self.serves_peers(vidx)) {
+            if waits || differs || (lacks && self.serves_peers(vidx)) {
                 self.new_generation_now(cx, vidx);
             }
         }

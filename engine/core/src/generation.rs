@@ -178,9 +178,9 @@ impl Resource {
         }
     }
 
-    /// A peer that ignores bits at equal generations has left, and lacks something: what it has not confirmed as stable, what a verify
-    /// found, or what is being written now. So that this is resynced when it comes back, the data of a Primary are of a new generation
-    /// before the two compare, as with kernels themselves (7).
+    /// A peer that ignores bits at equal generations has left, and lacks something: what is being written now, or of 8.4 what a verify
+    /// found. So that this is resynced when it comes back, the data of a Primary are of a new generation before the two compare, as with
+    /// kernels themselves (7).
     pub(crate) fn rename_what_differs(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         let node = self.conns[cidx].node();
         for vidx in 0..self.volumes.len() {

@@ -243,6 +243,10 @@ impl Resource {
         self.volumes[vidx].written_bytes += u64::from(req.len);
         for cidx in 0..self.conns.len() {
             self.submit_to_peer(cx, cidx, index);
+            if !self.conns[cidx].is_up() && self.conns[cidx].ignores_bits {
+                // It left while this request waited for its turn.
+                self.rename_what_differs(cx, cidx);
+            }
         }
         if has_disk {
             self.write_locally(cx, index);

@@ -3,6 +3,7 @@
 use zea_core::config::NetOptions;
 use zea_core::io::{Command, IoError};
 use zea_meta::placement::Placement;
+use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::{World, node_id};
 use zea_wire::state::{ConnState, DiskState, Role};
@@ -223,6 +224,18 @@ fn sim_a_peer_like_a_kernel_is_resynced_on_the_same_connection() {
     assert_eq!(w.net.live_link(0, 1), link, "the peer was connected again");
 }
 
+/// Kernels ignore bits at equal generations: before a Primary compares with one that lacks something it has begun the next.
+#[test]
+fn sim_what_a_peer_like_a_kernel_lost_in_a_crash_is_resynced() {
+    for seed in 0..10 {
+        let mut w = Cluster { seed, ..kernel_like(2) }.synced();
+        w.write_ok(0, 0, 64);
+        w.crash(1, Crash::Power);
+        w.start(1);
+        w.settle();
+    }
+}
+
 #[test]
 fn sim_the_initial_sync_of_fresh_disks_can_be_skipped() {
     for cluster in [Cluster::new(3), kernel_like(3)] {
@@ -237,6 +250,21 @@ fn sim_the_initial_sync_of_fresh_disks_can_be_skipped() {
         w.settle();
         let again = w.command(1, Command::NewCurrentUuid { volume: V0 });
         again.expect_err("the disks are not fresh any more");
+    }
+}
+
+/// What was written meanwhile is missing there, whoever of both wanted to be alone.
+#[test]
+fn sim_a_secondary_that_parts_from_a_primary_like_a_kernel_is_outdated() {
+    for (who, peer) in [(0, 1), (1, 0)] {
+        let mut w = kernel_like(2).synced();
+        w.must(who, Command::Disconnect { peer: node_id(peer), force: false });
+        w.expect("an Outdated disk", |w| w.disk(1) == DiskState::Outdated);
+        w.write_ok(0, 100, 8);
+        assert!(w.command(1, Command::Promote { force: false }).is_err(), "an Outdated disk was promoted");
+        w.must(who, Command::Connect { peer: node_id(peer), discard_my_data: false });
+        w.settle();
+        assert_eq!(w.disk(1), DiskState::UpToDate);
     }
 }
 
