@@ -48,6 +48,13 @@ pub enum Done {
     },
     /// All connections of the resource.
     Disconnect,
+    /// An online verify with all peers.
+    Verify {
+        /// Option `--start`.
+        start_sector: Option<u64>,
+        /// Option `--stop`.
+        stop_sector: Option<u64>,
+    },
     /// The local data is thrown away.
     Invalidate,
     /// The disk is given up.
@@ -194,6 +201,13 @@ fn administration(command: &str) -> Option<Done> {
         "secondary" => Done::Demote,
         "connect" => Done::Connect { discard_my_data: has("--discard-my-data") },
         "disconnect" => Done::Disconnect,
+        "verify" => {
+            let sectors = |option: &str| {
+                let value = words.iter().find_map(|w| w.strip_prefix(option));
+                value.and_then(bytes).map(|bytes| bytes / 512)
+            };
+            Done::Verify { start_sector: sectors("--start="), stop_sector: sectors("--stop=") }
+        }
         "invalidate" => Done::Invalidate,
         "detach" => Done::Detach,
         "attach" => Done::Attach,
@@ -215,14 +229,22 @@ mod tests {
                   | 3.000007 f = 0 (0.000001)
 00:00:01.500000 [+  0.600] network$ cable of nodeb pulled (its port taken out of the bridge)
 00:00:04.000000 [+  3.100] nodea: snapshot 01-connected
-00:00:05.000000 [+  4.100] nodea$ drbdadm verify r0   -> rc=0 (0.1 s)
+00:00:05.000000 [+  4.100] nodea$ drbdadm pause-sync r0   -> rc=0 (0.1 s)
+00:00:06.000000 [+  5.100] nodeb$ drbdadm -- --start=16384s --stop=24576s verify r0   -> rc=0 (0.1 s)
 ";
         let read = parse(text, 0).unwrap();
         let done: Vec<&Done> = read.iter().map(|c| &c.done).collect();
         let write = Io::Write { offset: 4096, len: 512, tag: "A".into(), fua: false };
-        let unknown = Done::Unknown("drbdadm verify r0".into());
-        let expected =
-            [&Done::Promote { force: true }, &Done::Cable(true), &Done::Io(write), &Done::Io(Io::Flush), &unknown];
+        let unknown = Done::Unknown("drbdadm pause-sync r0".into());
+        let verify = Done::Verify { start_sector: Some(16384), stop_sector: Some(24576) };
+        let expected = [
+            &Done::Promote { force: true },
+            &Done::Cable(true),
+            &Done::Io(write),
+            &Done::Io(Io::Flush),
+            &unknown,
+            &verify,
+        ];
         assert_eq!(done, expected);
         assert_eq!(read[0].end, 1_100_002_000);
         assert_eq!((read[0].time, read[2].time, read[2].end), (1_000_002_000, 3_000_004_000, 3_000_006_000));

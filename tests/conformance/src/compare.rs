@@ -72,6 +72,8 @@ enum Manner {
     Each,
     /// One for one, in any order among themselves: answers come as disks and networks will have it.
     Answer,
+    /// As an answer, and as early or late as the sender's window allows.
+    Paced,
     /// Only the last one counts.
     Cumulative,
     /// Not at all: signs of life, hints, and epochs.
@@ -90,6 +92,7 @@ fn manner(packet: &Packet) -> Manner {
         | Packet::RsDataRequest(_)
         | Packet::RsThinReq(_)
         | Packet::CsumRsRequest(_) => Manner::Answer,
+        Packet::OvRequest(_) | Packet::OvDagtagReq(_) => Manner::Paced,
         _ => Manner::Each,
     }
 }
@@ -169,7 +172,7 @@ impl<'a> Comparison<'a> {
             match manner(&s.packet) {
                 Manner::Not => {}
                 Manner::Cumulative => way.peer_acks[0] = Some((index, s.packet.clone())),
-                Manner::Each | Manner::Answer => {
+                Manner::Each | Manner::Answer | Manner::Paced => {
                     let queue = way.queues.entry(s.stream == Stream::Data).or_default();
                     queue.expected.push(Expected { index, found: false, late: false });
                 }
@@ -203,7 +206,8 @@ impl<'a> Comparison<'a> {
         for queue in way.queues.values_mut() {
             let from = queue.first;
             for e in queue.expected[from..].iter_mut().take_while(|e| sent[e.index].frame <= frame) {
-                if !e.found && !e.late && before(e.index) {
+                let paced = manner(&sent[e.index].packet) == Manner::Paced;
+                if !e.found && !e.late && !paced && before(e.index) {
                     e.late = true;
                     late.push(e.index);
                 }
@@ -236,7 +240,7 @@ impl<'a> Comparison<'a> {
         match manner(packet) {
             Manner::Not => {}
             Manner::Cumulative => way.peer_acks[1] = Some((0, packet.clone())),
-            Manner::Each | Manner::Answer => self.find(link, now, neg, volume, packet, tags, dagtag),
+            Manner::Each | Manner::Answer | Manner::Paced => self.find(link, now, neg, volume, packet, tags, dagtag),
         }
     }
 
@@ -309,10 +313,8 @@ impl<'a> Comparison<'a> {
         while queue.expected.get(queue.first).is_some_and(|e| e.found) {
             queue.first += 1;
         }
-        let this = manner(&sent[index].packet);
-        let overtaken = queue.expected[at + 1..]
-            .iter()
-            .find(|e| e.found && (this != Manner::Answer || manner(&sent[e.index].packet) != Manner::Answer));
+        let free = |index: usize| matches!(manner(&sent[index].packet), Manner::Answer | Manner::Paced);
+        let overtaken = queue.expected[at + 1..].iter().find(|e| e.found && !(free(index) && free(e.index)));
         if let Some(e) = overtaken {
             let after = sent[e.index].frame;
             self.differ(sent[index].frame, sent[index].packet.name(), Kind::Order(after));
@@ -467,7 +469,9 @@ fn sector(packet: &Packet) -> Option<u64> {
         | Packet::RsDeallocatedId(a)
         | Packet::NegDreply(a)
         | Packet::NegRsDreply(a)
+        | Packet::OvResult(a)
         | Packet::RsCancel(a) => a.sector,
+        Packet::OvResultId(r) => r.sector,
         Packet::OutOfSync(d) => d.sector,
         Packet::PeersInSync(d) => d.sector,
         _ => return None,

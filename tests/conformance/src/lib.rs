@@ -32,7 +32,8 @@
 //!   writes. P_BARRIER_ACK is compared.
 //! * P_DAGTAG; the dagtag that each write has by it is compared instead. P_PEER_ACK but for the last one of a link: they add up.
 //! * An announcement (P_STATE, P_UUIDS110, P_CURRENT_UUID) that says what the last one of its kind on the link said.
-//! * The order of answers (acks, replies) and of resync requests among themselves: disks decide it.
+//! * The order of answers (acks, replies) and of resync and verify requests among themselves: disks decide it. How many blocks are asked
+//!   for at once in a verify.
 //! * In P_UUIDS110 what concerns no configured peer: the sender's own entry, a slot that was never used; the order of
 //!   former generations; bit 0 of UUIDs that are not current.
 //! * Packets that go with a feature which Zea does not offer, in both directions.
@@ -47,6 +48,7 @@
 
 pub mod commands;
 pub mod compare;
+pub mod contents;
 pub mod names;
 pub mod node;
 pub mod recording;

@@ -196,6 +196,9 @@ pub fn with_block_id(packet: &Packet, id: BlockId) -> Packet {
         | Packet::RsCancelAhead(a)
         | Packet::RsIsInSync(a)
         | Packet::RsDeallocatedId(a) => a.block_id = id,
+        Packet::OvReply(r) => r.req.block_id = id,
+        Packet::OvDagtagReply(r) => r.req.block_id = id,
+        Packet::OvResultId(r) => r.block_id = id,
         Packet::DataReply(d) | Packet::RsDataReply(d) => d.block_id = id,
         _ => {}
     }

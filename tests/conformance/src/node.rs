@@ -6,17 +6,19 @@ use zea_core::Resource;
 use zea_core::config::{DiskOptions, NetOptions, PeerConfig, ResourceConfig, VolumeConfig};
 use zea_core::event::{Event, Status};
 use zea_core::io::{
-    Action, AdminTag, Command, DiskCmd, DiskTag, Input, LinkId, LinkLost, Op, Payload, ReqId, Request, Time,
+    Action, AdminTag, Command, DigestTag, DiskCmd, DiskTag, Input, LinkId, LinkLost, Op, Payload, ReqId, Request, Time,
 };
 use zea_meta::create::{CreateParams, WriteContent, create_md};
 use zea_meta::placement::{LayoutParams, Placement};
 use zea_sim::disk::{Disk, DiskParams, read_target};
 use zea_sim::pool::{POISON, Pool, Tag};
 use zea_sim::rng::Stream as Random;
+use zea_wire::digest::MAX_DIGEST_LEN;
 use zea_wire::features::Negotiated;
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::Packet;
 
+use crate::contents::Contents;
 use crate::res::Configuration;
 
 /// Timer inputs at one instant that are taken for an endless loop.
@@ -50,11 +52,12 @@ pub struct DiskSize {
 
 /// The node.
 #[derive(Debug)]
-pub struct Node {
+pub struct Node<'a> {
     id: NodeId,
     size: DiskSize,
     /// The newest version that it offers.
     protocol_max: u32,
+    contents: &'a Contents,
     core: Option<Resource>,
     disks: BTreeMap<VolumeNr, Disk>,
     attached: BTreeSet<VolumeNr>,
@@ -64,6 +67,7 @@ pub struct Node {
     now: u64,
     next_id: u64,
     queued: VecDeque<(VolumeNr, DiskTag)>,
+    digests: VecDeque<(DigestTag, Vec<u8>)>,
     outgoing: VecDeque<Outgoing>,
     requests: BTreeMap<ReqId, Option<zea_core::io::BufId>>,
     links: BTreeMap<NodeId, (LinkId, Negotiated)>,
@@ -72,13 +76,14 @@ pub struct Node {
     pub notices: Vec<String>,
 }
 
-impl Node {
+impl<'a> Node<'a> {
     /// A node that is not configured yet.
-    pub fn new(id: NodeId, size: DiskSize, protocol_max: u32, now: u64) -> Node {
+    pub fn new(id: NodeId, size: DiskSize, protocol_max: u32, contents: &'a Contents, now: u64) -> Node<'a> {
         Node {
             id,
             size,
             protocol_max,
+            contents,
             core: None,
             disks: BTreeMap::new(),
             attached: BTreeSet::new(),
@@ -88,6 +93,7 @@ impl Node {
             now,
             next_id: 0,
             queued: VecDeque::new(),
+            digests: VecDeque::new(),
             outgoing: VecDeque::new(),
             requests: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -195,8 +201,11 @@ impl Node {
                 }
             }
             Action::Copy { from, to } => self.pool.copy(from, to),
-            // Recordings are played without the bytes of blocks: verify does not get further than this.
-            Action::Digest { .. } => self.notices.push("a digest was asked for".to_owned()),
+            Action::Digest { tag, alg, payload } => {
+                let mut digest = [0; MAX_DIGEST_LEN];
+                let len = alg.compute(&self.contents.bytes(&self.pool.read(payload)), &mut digest);
+                self.digests.push_back((tag, digest[..len].to_vec()));
+            }
             Action::FreeBuf(buf) => self.pool.free(buf),
             Action::Event(Event::Notice { text, .. }) => self.notices.push(text),
             Action::Event(_) => {}
@@ -219,8 +228,16 @@ impl Node {
         self.queued.push_back((volume, tag));
     }
 
-    /// Disk commands end, in their order, until none is left.
+    /// Disk commands and digests end, in their order, until none is left.
     pub fn settle_disks(&mut self) {
+        self.end_disk_commands();
+        while let Some((tag, digest)) = self.digests.pop_front() {
+            self.feed(Input::DigestDone { tag, digest: &digest });
+            self.end_disk_commands();
+        }
+    }
+
+    fn end_disk_commands(&mut self) {
         while let Some((volume, tag)) = self.queued.pop_front() {
             let disk = self.disks.get_mut(&volume).expect("a command was given to it");
             let done = disk.complete(tag, &mut self.disk_random);
@@ -377,6 +394,7 @@ impl Node {
         self.core = None;
         self.attached.clear();
         self.queued.clear();
+        self.digests.clear();
         self.links.clear();
         self.wanted.clear();
         self.requests.clear();

@@ -11,7 +11,8 @@ use zea_wire::header::Header;
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::{Packet, Scope, Stream};
 
-use crate::commands::{self, Command, Nanos};
+use crate::commands::{self, Command, Done, Io, Nanos};
+use crate::contents::{Contents, tag_of};
 use crate::res::Configuration;
 
 const DAY: Nanos = 86_400 * 1_000_000_000;
@@ -69,6 +70,8 @@ pub struct Recording {
     pub links: Vec<Link>,
     /// Packets behind the initial ones, in the order of the frames.
     pub sent: Vec<Sent>,
+    /// The bytes of all sectors that were written, on either way.
+    pub contents: Contents,
 }
 
 impl Recording {
@@ -92,7 +95,15 @@ impl Recording {
         let day = begin.ok_or("an empty recording")? / DAY * DAY;
         let text = std::fs::read_to_string(folder.join("commands.txt")).map_err(|e| format!("commands.txt: {e}"))?;
         let commands = commands::parse(&text, day)?;
-        Ok(Recording { name, configurations, nodes, commands, links: reader.links, sent: reader.sent })
+        let Reader { links, sent, mut contents, .. } = reader;
+        for command in &commands {
+            if let Done::Io(Io::Write { offset, len, tag, .. }) | Done::Disk(Io::Write { offset, len, tag, .. }) =
+                &command.done
+            {
+                (offset / 512..(offset + len) / 512).for_each(|nr| _ = contents.learn(&written_sector(nr, tag)));
+            }
+        }
+        Ok(Recording { name, configurations, nodes, commands, links, sent, contents })
     }
 
     /// The configuration of a node when the recording began.
@@ -146,6 +157,7 @@ struct Reader {
     connections: BTreeMap<usize, Connection>,
     links: Vec<Link>,
     sent: Vec<Sent>,
+    contents: Contents,
 }
 
 impl Reader {
@@ -198,7 +210,9 @@ impl Reader {
             neg: recorded.neg,
             volume: volume(&recorded.header, packet),
             packet: packet.clone(),
-            tags: packet.has_payload().then(|| recorded.payload.chunks(512).map(tag).collect()),
+            tags: packet
+                .has_payload()
+                .then(|| recorded.payload.chunks(512).map(|sector| self.contents.learn(sector)).collect()),
         });
     }
 
@@ -229,24 +243,17 @@ fn volume(header: &Header, packet: &Packet) -> Option<VolumeNr> {
     }
 }
 
-/// The content of a sector as the simulated disks have it: 0 for zeroes.
-pub fn tag(sector: &[u8]) -> Tag {
-    if sector.iter().all(|b| *b == 0) {
-        return 0;
-    }
-    sector.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3))
+/// What `iot` writes: `sector N tag TAG`, a zero byte, and the first letter of the tag up to the end of the sector.
+fn written_sector(nr: u64, what: &str) -> [u8; 512] {
+    let mut bytes = [what.bytes().next().unwrap_or(0); 512];
+    let text = format!("sector {nr} tag {what}\0");
+    bytes[..text.len()].copy_from_slice(text.as_bytes());
+    bytes
 }
 
-/// What `iot` writes: `sector N tag TAG`, a zero byte, and the first letter of the tag up to the end of the sector.
+/// The tags of what `iot` writes.
 pub fn written_tags(first_sector: u64, sectors: u64, what: &str) -> Vec<Tag> {
-    let fill = what.bytes().next().unwrap_or(0);
-    let sector = |nr: u64| {
-        let mut bytes = [fill; 512];
-        let text = format!("sector {nr} tag {what}\0");
-        bytes[..text.len()].copy_from_slice(text.as_bytes());
-        tag(&bytes)
-    };
-    (first_sector..first_sector + sectors).map(sector).collect()
+    (first_sector..first_sector + sectors).map(|nr| tag_of(&written_sector(nr, what))).collect()
 }
 
 /// Puts frames in order that the bridge saw in the wrong one: an answer never comes before what it answers.
@@ -297,6 +304,10 @@ pub enum Question {
     Read(u64, u64),
     /// To write resync data.
     Resync(u64, u64),
+    /// For a digest of a block that is compared, by sector.
+    Compare(u64),
+    /// Whether it is the same as here.
+    Verdict(u64),
     /// To close an epoch.
     Epoch(u32),
     /// To prepare a transaction.
@@ -304,6 +315,11 @@ pub enum Question {
 }
 
 impl Question {
+    /// The answer says which block it is about, by the name that the question gave it.
+    pub fn names_a_block(&self) -> bool {
+        matches!(self, Question::Write(..) | Question::Read(..) | Question::Compare(_) | Question::Verdict(_))
+    }
+
     /// What this packet asks for.
     pub fn asked_by(packet: &Packet) -> Option<Question> {
         Some(match packet {
@@ -315,6 +331,10 @@ impl Question {
             Packet::CsumRsRequest(r) => Question::Read(r.req.block_id.0, r.req.sector),
             Packet::RsDagtagReq(r) | Packet::RsThinDagtagReq(r) => Question::Read(r.block_id.0, r.sector),
             Packet::RsCsumDagtagReq(r) => Question::Read(r.req.block_id.0, r.req.sector),
+            Packet::OvRequest(r) => Question::Compare(r.sector),
+            Packet::OvDagtagReq(r) => Question::Compare(r.sector),
+            Packet::OvReply(r) => Question::Verdict(r.req.sector),
+            Packet::OvDagtagReply(r) => Question::Verdict(r.req.sector),
             Packet::RsDataReply(d) => Question::Resync(d.block_id.0, d.sector),
             Packet::RsDeallocatedId(a) => Question::Resync(a.block_id.0, a.sector),
             Packet::Barrier(b) => Question::Epoch(b.barrier),
@@ -337,6 +357,10 @@ impl Question {
             | Packet::RsCancelAhead(a)
             | Packet::RsIsInSync(a)
             | Packet::RsDeallocatedId(a) => Question::Read(a.block_id.0, a.sector),
+            Packet::OvReply(r) => Question::Compare(r.req.sector),
+            Packet::OvDagtagReply(r) => Question::Compare(r.req.sector),
+            Packet::OvResult(a) => Question::Verdict(a.sector),
+            Packet::OvResultId(r) => Question::Verdict(r.sector),
             Packet::RsWriteAck(a) | Packet::RsNegAck(a) => Question::Resync(a.block_id.0, a.sector),
             Packet::BarrierAck(b) => Question::Epoch(b.barrier),
             Packet::TwopcYes(r) | Packet::TwopcNo(r) | Packet::TwopcRetry(r) => Question::Prepare(r.tid),

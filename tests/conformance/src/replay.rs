@@ -9,7 +9,7 @@ use zea_wire::features::{Features, Negotiated};
 use zea_wire::flags::{DpFlags, UuidFlags};
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::{AuthResponse, BarrierAck, Packet, rule};
-use zea_wire::state::{ConnState, Role, StateBits};
+use zea_wire::state::{ConnState, ReplState, Role, StateBits};
 
 use crate::commands::{Done, Io, Nanos};
 use crate::compare::{Comparison, Difference, Kind};
@@ -66,7 +66,7 @@ pub struct Replay<'a> {
     recording: &'a Recording,
     name: &'a str,
     id: NodeId,
-    node: Node,
+    node: Node<'a>,
     order: Vec<usize>,
     /// For packets to the node that answer one of its own: which.
     origins: BTreeMap<usize, usize>,
@@ -117,7 +117,7 @@ impl<'a> Replay<'a> {
             recording,
             name,
             id,
-            node: Node::new(id, DISK, protocol_max(recording, id), begin),
+            node: Node::new(id, DISK, protocol_max(recording, id), &recording.contents, begin),
             origins: origins(recording, &order, id),
             order,
             live: BTreeMap::new(),
@@ -187,7 +187,8 @@ impl<'a> Replay<'a> {
             let time = match (shown, &command.done) {
                 (Some((index, sent)), _) => {
                     used.insert(*index);
-                    sent.time.saturating_sub(TO_THE_BRIDGE_NS).max(command.time)
+                    let left = sent.time.saturating_sub(TO_THE_BRIDGE_NS);
+                    self.crossed_by(sent).map_or(left, |crossing| left.min(crossing)).max(command.time)
                 }
                 (None, Done::Io(_) | Done::Disk(_)) => command.time,
                 (None, _) => command.end,
@@ -196,6 +197,24 @@ impl<'a> Replay<'a> {
         }
         times.sort_unstable();
         times.into()
+    }
+
+    /// Two nodes of 8.4 that ask at once: who refuses because of that had asked before it was asked, though the bridge saw its request
+    /// later. When it was asked.
+    fn crossed_by(&self, request: &Sent) -> Option<Nanos> {
+        const CONCURRENTLY: i32 = -19;
+        let on_link = || self.order.iter().map(|i| &self.recording.sent[*i]).filter(|s| s.link == request.link);
+        let before = request.time.saturating_sub(CLOCKS_NS)..request.time;
+        let asks = |s: &&Sent| matches!(s.packet, Packet::ConnStChgReq(_) | Packet::StateChgReq(_));
+        let asked =
+            on_link().find(|s| s.to == self.id && asks(s) && before.contains(&s.time)).filter(|_| asks(&request))?;
+        let answer = on_link().find_map(|s| match &s.packet {
+            Packet::ConnStChgReply(r) | Packet::StateChgReply(r) if s.from == self.id && s.time >= asked.time => {
+                Some(r.retcode)
+            }
+            _ => None,
+        });
+        (answer == Some(CONCURRENTLY)).then_some(asked.time)
     }
 
     // ---- time and what Zea does by itself ---------------------------------------------------------------------------
@@ -400,6 +419,12 @@ impl<'a> Replay<'a> {
                     self.node.admin(io::Command::Disconnect { peer, force: false });
                 }
             }
+            Done::Verify { start_sector, stop_sector } => {
+                for peer in peers() {
+                    let (start_sector, stop_sector) = (*start_sector, *stop_sector);
+                    self.node.admin(io::Command::Verify { peer, volume, start_sector, stop_sector });
+                }
+            }
             Done::Invalidate => self.node.admin(io::Command::Invalidate { volume }),
             Done::Detach => self.node.admin(io::Command::Detach { volume, force: false }),
             Done::Attach => self.node.attach(volume),
@@ -463,6 +488,10 @@ fn shows(done: &Done, packet: &Packet) -> bool {
         Done::Demote => role(Role::Secondary),
         Done::Disconnect => leaves(),
         Done::Down => leaves() || role(Role::Secondary),
+        Done::Verify { .. } => {
+            let conn = |(_, val): (StateBits, StateBits)| val.conn().and_then(|conn| conn.repl_state());
+            asked.and_then(conn) == Some(ReplState::VerifyS)
+        }
         Done::NewCurrentUuid => match packet {
             Packet::Uuids110(u) => u.uuid_flags.contains(UuidFlags::SKIP_INITIAL_SYNC),
             Packet::Uuids(u) => u.uuid_flags.contains(UuidFlags::SKIP_INITIAL_SYNC),
@@ -483,7 +512,7 @@ fn origins(recording: &Recording, order: &[usize], id: NodeId) -> BTreeMap<usize
     for index in order {
         let sent = &recording.sent[*index];
         if sent.from == id {
-            if let Some(question @ (Question::Write(..) | Question::Read(..))) = Question::asked_by(&sent.packet) {
+            if let Some(question) = Question::asked_by(&sent.packet).filter(Question::names_a_block) {
                 asked.insert((sent.link, question), *index);
             }
         } else if let Some(question) = Question::answered_by(&sent.packet)
@@ -513,7 +542,7 @@ fn protocol_max(recording: &Recording, id: NodeId) -> u32 {
 
 /// What Zea offers: as its first packet says.
 fn offered(recording: &Recording, name: &str, id: NodeId) -> Features {
-    let mut node = Node::new(id, DISK, protocol_max(recording, id), 0);
+    let mut node = Node::new(id, DISK, protocol_max(recording, id), &recording.contents, 0);
     node.create_md(VolumeNr(0));
     let configuration = recording.configuration(name);
     node.up(configuration);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use zea_core::config::{NetOptions, Protocol};
+use zea_wire::digest::DigestAlg;
 use zea_wire::ids::{NodeId, VolumeNr};
 
 /// A statement: words up to a `;` or a block.
@@ -104,6 +105,8 @@ impl Configuration {
             ping_timeout_ms: number("ping-timeout").map_or(default.ping_timeout_ms, |tenths| tenths * 100),
             use_rle: text("use-rle").as_deref() != Some("no"),
             cram_hmac_alg: text("cram-hmac-alg"),
+            verify_alg: text("verify-alg").and_then(|alg| DigestAlg::from_name(&alg)),
+            csums_alg: text("csums-alg").and_then(|alg| DigestAlg::from_name(&alg)),
             shared_secret: text("shared-secret").unwrap_or_default(),
             ..default
         }
