@@ -62,6 +62,7 @@ mod read;
 mod request;
 mod resource;
 mod resync;
+mod resync_source;
 mod served;
 mod skip_sync;
 mod snapshot;
