@@ -358,6 +358,9 @@ pub struct Create {
     /// Digests of a resync that copies only what differs
     #[arg(long, value_name = "ALGORITHM")]
     pub csums_alg: Option<DigestName>,
+    /// Digests of all data between the nodes: what was changed on its way ends the connection
+    #[arg(long, value_name = "ALGORITHM")]
+    pub data_integrity_alg: Option<DigestName>,
     /// Flush backing devices; no only where they have no volatile write cache
     #[arg(long, default_value = "yes", value_enum)]
     pub disk_flushes: YesNo,

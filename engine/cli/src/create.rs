@@ -82,6 +82,7 @@ pub(crate) fn request(create: Create) -> Result<Request, CliError> {
             secret_file: create.secret_file,
             verify_alg: create.verify_alg,
             csums_alg: create.csums_alg,
+            data_integrity_alg: create.data_integrity_alg,
             ..Net::default()
         },
         disk: Disk {

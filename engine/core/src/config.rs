@@ -53,6 +53,8 @@ pub struct NetOptions {
     pub csums_alg: Option<DigestAlg>,
     /// Send bitmaps as run lengths where that is shorter.
     pub use_rle: bool,
+    /// Digests of all data on the link; one that is wrong ends it. The same on both ends.
+    pub integrity_alg: Option<DigestAlg>,
     /// The peer is known to keep no disk: no bitmap slot for it.
     pub bitmap: bool,
     /// Offer Zea's private feature bit (see `docs/adr`). Off only to act like a kernel peer in tests.
@@ -74,6 +76,7 @@ impl Default for NetOptions {
             verify_alg: None,
             csums_alg: None,
             use_rle: true,
+            integrity_alg: None,
             bitmap: true,
             keep_bits: true,
             protocol_max: limits::PROTOCOL_MAX,

@@ -2,9 +2,8 @@
 
 use zea_wire::auth::{self, HmacAlg};
 use zea_wire::features::{ConnectionFeatures, Features, NegotiateError, Negotiated};
-use zea_wire::flags::ConnFlags;
 use zea_wire::ids::NodeId;
-use zea_wire::packet::{AlgName, AuthChallenge, AuthResponse, Packet, Protocol as ProtocolPacket};
+use zea_wire::packet::{AuthChallenge, AuthResponse, Packet};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
 
 use crate::connection::{Link, LinkPhase};
@@ -13,6 +12,7 @@ use crate::event::Severity;
 use crate::io::{Action, LinkId, LinkLost, Time};
 use crate::limits;
 use crate::resource::{Ctx, Resource};
+use crate::settings::Settings;
 
 /// What no peer may lack: this node sends discards, and sizes with queue limits, without asking.
 const NEEDED: Features = Features(Features::TRIM.0 | Features::WSAME.0 | Features::WZEROES.0);
@@ -30,6 +30,7 @@ impl Resource {
             cx.out.push(Action::Disconnect { peer });
             return;
         }
+        let settings = Settings::new(&c.config.net, c.discard_my_data);
         c.link = Some(Link {
             id,
             resolve_conflicts,
@@ -38,6 +39,7 @@ impl Resource {
             own_features: own,
             negotiated: Negotiated::INITIAL,
             own_challenge: [0; 64],
+            settings,
             states_sent: false,
             prepares_sent: 0,
             last_received: cx.now,
@@ -70,7 +72,7 @@ impl Resource {
         }
     }
 
-    fn phase(&mut self, cidx: usize, phase: LinkPhase, deadline: Option<Time>) {
+    pub(crate) fn phase(&mut self, cidx: usize, phase: LinkPhase, deadline: Option<Time>) {
         let link = self.conns[cidx].link.as_mut().expect("a packet came on it");
         link.phase = phase;
         link.phase_deadline = deadline;
@@ -169,60 +171,6 @@ impl Resource {
         let deadline = Some(cx.now.plus_ms(10 * c.config.net.ping_timeout_ms));
         self.phase(cidx, LinkPhase::Protocol, deadline);
         self.send_protocol(cx, cidx);
-    }
-
-    fn send_protocol(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
-        let packet = self.own_protocol(cidx);
-        self.send(cx, cidx, None, Packet::Protocol(packet));
-        if self.conns[cidx].speaks_84() {
-            self.handshake_send(cx, cidx);
-        }
-    }
-
-    fn own_protocol(&self, cidx: usize) -> ProtocolPacket {
-        let c = &self.conns[cidx];
-        ProtocolPacket {
-            protocol: c.config.net.protocol.number(),
-            after_sb_0p: 0,
-            after_sb_1p: 0,
-            after_sb_2p: 0,
-            conn_flags: if c.discard_my_data { ConnFlags::DISCARD_MY_DATA } else { ConnFlags::EMPTY },
-            two_primaries: 0,
-            integrity_alg: AlgName::default(),
-        }
-    }
-
-    /// P_PROTOCOL: both sides must be configured alike.
-    pub(crate) fn protocol(&mut self, cx: &mut Ctx<'_>, cidx: usize, peer: &ProtocolPacket) {
-        let own = self.own_protocol(cidx);
-        let link = self.conns[cidx].link.as_ref().expect("a packet came on it");
-        if link.phase != LinkPhase::Protocol {
-            let why = "the peer does not authenticate (it has no cram-hmac-alg configured)";
-            return if matches!(link.phase, LinkPhase::AuthChallenge | LinkPhase::AuthResponse) {
-                self.stand_alone(cx, cidx, why)
-            } else {
-                self.drop_link(cx, cidx, ConnState::ProtocolError, "P_PROTOCOL at the wrong time")
-            };
-        }
-        let alike = own.protocol == peer.protocol
-            && [own.after_sb_0p, own.after_sb_1p, own.after_sb_2p]
-                == [peer.after_sb_0p, peer.after_sb_1p, peer.after_sb_2p]
-            && own.two_primaries == peer.two_primaries
-            && own.integrity_alg == peer.integrity_alg;
-        if !alike {
-            return self.stand_alone(
-                cx,
-                cidx,
-                "incompatible settings: protocol, after-sb, allow-two-primaries or data-integrity-alg differ",
-            );
-        }
-        if own.conn_flags.contains(ConnFlags::DISCARD_MY_DATA) && peer.conn_flags.contains(ConnFlags::DISCARD_MY_DATA) {
-            return self.stand_alone(cx, cidx, "both sides want to discard their data");
-        }
-        let deadline = link.phase_deadline.filter(|_| link.states_sent);
-        self.phase(cidx, LinkPhase::Connecting, deadline);
-        self.conns[cidx].retry_at = None;
-        self.want_connect(cidx);
     }
 
     // ---- keepalive and timers ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ use crate::handshake::Decision;
 use crate::interval::IntervalId;
 use crate::io::{LinkId, Time};
 use crate::served::Vouched;
+use crate::settings::Settings;
 use crate::verify::Verify;
 
 /// How far the set-up of a link has come (wire-protocol.md 4, 6; handshake-and-states.md 3.2).
@@ -47,6 +48,7 @@ pub(crate) struct Link {
     pub(crate) own_features: ConnectionFeatures,
     pub(crate) negotiated: Negotiated,
     pub(crate) own_challenge: [u8; 64],
+    pub(crate) settings: Settings,
     /// Our handshake packets of the running connect transaction are out.
     pub(crate) states_sent: bool,
     /// P_TWOPC_PREPAREs of connect transactions that this node sent on this link.

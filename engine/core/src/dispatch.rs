@@ -64,6 +64,7 @@ impl Resource {
             Packet::AuthChallenge(c) => self.auth_challenge(cx, cidx, &c.challenge),
             Packet::AuthResponse(r) => self.auth_response(cx, cidx, r.response.as_slice()),
             Packet::Protocol(p) => self.protocol(cx, cidx, &p),
+            Packet::ProtocolUpdate(_) => self.reconnect(cx, cidx, "the peer's settings changed"),
             Packet::Disconnect => self.refuse_connection(cx, cidx),
             _ if self.in_phase(cidx, LinkPhase::Refused) => {}
             _ if self.conns[cidx].link.as_ref().is_some_and(|l| l.phase < LinkPhase::Connecting) => {

@@ -64,6 +64,7 @@ mod resource;
 mod resync;
 mod resync_source;
 mod served;
+mod settings;
 mod skip_sync;
 mod snapshot;
 mod stable;

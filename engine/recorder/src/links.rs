@@ -21,7 +21,7 @@ impl Links {
     pub(crate) fn of(&self, link: LinkId) -> Negotiated {
         let found = self.0.iter().find(|(_, id, _)| *id == link);
         let agreed = found.map_or(Negotiated::INITIAL, |(.., negotiated)| *negotiated);
-        Negotiated { integrity_digest_len: 0, own_integrity_digest_len: 0, ..agreed }
+        Negotiated { integrity_alg: None, ..agreed }
     }
 
     /// Takes note of what the core decided. A peer has one link at a time.

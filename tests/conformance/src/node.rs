@@ -187,7 +187,7 @@ impl<'a> Node<'a> {
                 let tags = payload.map(|p| self.pool.read(p));
                 if let Some(&(_, neg)) = self.links.get(&peer).filter(|live| live.0 == link) {
                     // What is not legal panics here.
-                    zea_sim::codec::encode(&neg, volume, &packet, payload);
+                    zea_sim::codec::encode(&neg, volume, &packet, tags.as_deref());
                     self.outgoing.push_back(Outgoing { peer, link, neg, volume, packet, tags });
                 }
             }

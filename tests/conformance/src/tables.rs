@@ -190,7 +190,7 @@ pub const EXPECTED_FAILURES: &[Expected] = &[
     Expected { recording: "07b-", node: "", why: "no quorum; UUIDs of a Primary without a disk" },
     Expected { recording: "08-", node: "nodeb", why: "set bits are kept (docs/adr/0002)" },
     Expected { recording: "09a-", node: "", why: "invalidate connects again (docs/adr/0005)" },
-    Expected { recording: "09b-", node: "", why: "no data-integrity-alg" },
+    Expected { recording: "09b-", node: "", why: "the replay does not configure data-integrity-alg" },
     Expected { recording: "09c-", node: "", why: "options that are changed later: `drbdadm adjust` is not replayed" },
     Expected { recording: "09d-", node: "", why: "options that are changed later: `drbdadm adjust` is not replayed" },
     Expected { recording: "09e-", node: "", why: "no thin resync; invalidate connects again (docs/adr/0005)" },

@@ -2,7 +2,7 @@
 
 use zea_core::event::Event as CoreEvent;
 use zea_core::io::{Action, AdminError, AdminTag, BufId, DigestTag, DiskCmd, DiskTag, IoError, LinkId, Payload, ReqId};
-use zea_wire::digest::{Digest, DigestAlg, MAX_DIGEST_LEN};
+use zea_wire::digest::DigestAlg;
 use zea_wire::ids::VolumeNr;
 use zea_wire::state::DiskState;
 
@@ -82,7 +82,7 @@ impl World {
             return;
         }
         let peer = link.ends[1 - side].node;
-        let bytes = codec::encode(&link.ends[side].negotiated, volume, packet, payload);
+        let bytes = codec::encode(&link.ends[side].negotiated, volume, packet, tags.as_deref());
         match self.checks.two_phase.sent(ix, peer, packet) {
             Ok(None) => {}
             Ok(Some((change, commits))) => self.checks.coverage.decided(change, commits),
@@ -127,10 +127,7 @@ impl World {
 
     /// What a digest stands for here: the tags of the sectors.
     fn digest(&mut self, ix: NodeIx, tag: DigestTag, alg: DigestAlg, payload: Payload) {
-        let bytes: Vec<u8> = self.nodes[ix].pool.read(payload).iter().flat_map(|tag| tag.to_le_bytes()).collect();
-        let mut out = [0; MAX_DIGEST_LEN];
-        let len = alg.compute(&bytes, &mut out);
-        let digest = Digest::new(&out[..len]).expect("1 to 64 bytes");
+        let digest = codec::digest(alg, &self.nodes[ix].pool.read(payload));
         let run = self.nodes[ix].run;
         self.at(self.now + DIGEST_NS, Event::Digest { node: ix, run, tag, digest });
     }

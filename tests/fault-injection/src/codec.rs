@@ -1,10 +1,12 @@
 //! Packets as bytes: every packet that a core sends is encoded by the wire crate and decoded again on the other side.
 
-use zea_core::io::Payload;
+use zea_wire::digest::{Digest, DigestAlg, MAX_DIGEST_LEN};
 use zea_wire::features::Negotiated;
 use zea_wire::framer::{Framer, Progress};
 use zea_wire::ids::VolumeNr;
 use zea_wire::packet::{Packet, Scope, Stream};
+
+use crate::pool::Tag;
 
 /// A decoded packet.
 #[derive(Debug)]
@@ -13,6 +15,8 @@ pub struct Decoded {
     pub volume: Option<VolumeNr>,
     /// Header and fixed part.
     pub packet: Packet,
+    /// The digest of the payload.
+    pub digest: Option<Digest>,
 }
 
 /// Number of a stream in the network.
@@ -23,12 +27,22 @@ pub fn stream_index(packet: &Packet) -> usize {
     }
 }
 
-/// Header and fixed part of a packet. Panics where the packet is not legal, and where decoding does not give it back.
-pub fn encode(negotiated: &Negotiated, volume: Option<VolumeNr>, packet: &Packet, payload: Option<Payload>) -> Vec<u8> {
-    assert_eq!(packet.has_payload(), payload.is_some(), "{} with payload {payload:?}", packet.name());
-    let payload_len = payload.map_or(0, |p| p.len as usize);
+/// The digest of sectors, as packets with data carry it.
+pub fn digest(alg: DigestAlg, tags: &[Tag]) -> Digest {
+    let bytes: Vec<u8> = tags.iter().flat_map(|tag| tag.to_le_bytes()).collect();
+    let mut out = [0; MAX_DIGEST_LEN];
+    let len = alg.compute(&bytes, &mut out);
+    Digest::new(&out[..len]).expect("1 to 64 bytes")
+}
+
+/// Header, fixed part and digest of a packet. Panics where the packet is not legal, and where decoding does not give it back.
+pub fn encode(negotiated: &Negotiated, volume: Option<VolumeNr>, packet: &Packet, tags: Option<&[Tag]>) -> Vec<u8> {
+    assert_eq!(packet.has_payload(), tags.is_some(), "{} with payload: {}", packet.name(), tags.is_some());
+    let payload_len = tags.map_or(0, |tags| tags.len() * 512);
+    let digest = negotiated.integrity_alg.zip(tags).map(|(alg, tags)| digest(alg, tags));
+    let digest = digest.as_ref().map_or(&[][..], Digest::as_slice);
     let mut bytes = Vec::with_capacity(96);
-    packet.encode(negotiated, volume, payload_len, &mut bytes);
+    packet.encode_with_digest(negotiated, volume, digest, payload_len, &mut bytes);
     let again = decode(negotiated, stream_index(packet), &bytes, payload_len).expect("what was encoded decodes");
     assert_eq!(again.packet, *packet, "decode(encode(packet)) differs");
     assert_eq!(again.volume, volume, "volume of {}", packet.name());
@@ -44,7 +58,7 @@ pub fn decode(negotiated: &Negotiated, stream: usize, bytes: &[u8], payload_len:
     framer.set_negotiated(*negotiated);
     match framer.next(bytes).map_err(|e| e.to_string())? {
         Progress::NeedMore { at_least } => Err(format!("{} bytes, the framer wants {at_least}", bytes.len())),
-        Progress::Packet { consumed, header, packet, payload_len: announced, .. } => {
+        Progress::Packet { consumed, header, packet, digest_len, payload_len: announced } => {
             if consumed != bytes.len() || announced != payload_len {
                 return Err(format!("{} announces {announced} bytes of payload, {payload_len} follow", packet.name()));
             }
@@ -53,7 +67,7 @@ pub fn decode(negotiated: &Negotiated, stream: usize, bytes: &[u8], payload_len:
                 Scope::Volume => header.device_volume(),
                 Scope::Either => header.volume(),
             };
-            Ok(Decoded { volume, packet })
+            Ok(Decoded { volume, packet, digest: Digest::new(&bytes[consumed - digest_len..]) })
         }
     }
 }

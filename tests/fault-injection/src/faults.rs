@@ -92,6 +92,13 @@ impl World {
         }
     }
 
+    /// One sector of the next data from one node to another changes on its way.
+    pub fn damage_next_data(&mut self, from: NodeIx, to: NodeIx) {
+        let now = self.now;
+        self.trace.line(now, || format!("the next data from n{from} to n{to} is damaged"));
+        self.net.damage_next(from, to);
+    }
+
     /// A paused node gets what it missed.
     pub fn resume(&mut self, ix: NodeIx) {
         if !self.nodes[ix].paused {

@@ -144,6 +144,8 @@ pub struct Net {
     stalled: BTreeSet<(NodeIx, NodeIx)>,
     /// Streams by sender, receiver and number that take so many times as long.
     slow: BTreeMap<(NodeIx, NodeIx, usize), u64>,
+    /// By sender and receiver: the next data that arrives is not what was sent.
+    damaged: BTreeSet<(NodeIx, NodeIx)>,
     /// Packets sent, of all links.
     pub packets: u64,
 }
@@ -166,6 +168,7 @@ impl Net {
             cut: BTreeSet::new(),
             stalled: BTreeSet::new(),
             slow: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             packets: 0,
         }
     }
@@ -291,7 +294,13 @@ impl Net {
             return Arrival::Part { bytes: first.until(half.parts_in) };
         }
         half.parts_in = 0;
-        Arrival::Frame(half.queue.pop_front().expect("seen above").frame)
+        let mut frame = half.queue.pop_front().expect("seen above").frame;
+        if let Frame::Packet { tags: Some(tags), .. } = &mut frame
+            && self.damaged.remove(&direction)
+        {
+            tags[0] ^= 1 << 62;
+        }
+        Arrival::Frame(frame)
     }
 
     /// The links of these two are whole, and nothing is on its way.
@@ -321,6 +330,11 @@ impl Net {
     /// One direction of one stream takes so many times as long from now on.
     pub fn set_slow(&mut self, from: NodeIx, to: NodeIx, stream: usize, times: u64) {
         self.slow.insert((from, to, stream), times);
+    }
+
+    /// One sector of the next data from one node to another changes on its way.
+    pub fn damage_next(&mut self, from: NodeIx, to: NodeIx) {
+        self.damaged.insert((from, to));
     }
 
     /// An end is closed: by its core, by LinkDown, by the death of its node. Links that nobody has are forgotten.

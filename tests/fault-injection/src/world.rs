@@ -410,11 +410,17 @@ impl World {
                 self.fail(Check::Protocol, &format!("node {ix} cannot decode what node {from} sent: {error}"))
             }
         };
+        let codec::Decoded { volume, packet, digest } = decoded;
+        if let (Some(alg), Some(tags)) = (negotiated.integrity_alg, &tags)
+            && digest != Some(codec::digest(alg, tags))
+        {
+            let why = format!("the digest of {} is another", packet.name());
+            return self.link_down(ix, id, LinkLost::Protocol(why));
+        }
         let payload = tags.map(|tags| {
             let len = payload_len as u32;
             Payload { buf: self.nodes[ix].pool.give_to_core(tags), offset: 0, len }
         });
-        let codec::Decoded { volume, packet } = decoded;
         self.checks.two_phase.delivered(ix, from, &packet);
         self.feed(ix, Input::Packet { peer: node_id(from), link: LinkId(id), volume, packet, payload });
     }

@@ -1,6 +1,7 @@
 //! The scenarios. Each is a function that is handed a lab, and a test of the same name.
 
 mod failures;
+mod integrity;
 mod kernel_pair;
 mod moves;
 mod pair;
@@ -56,6 +57,9 @@ macro_rules! for_each_scenario {
             interop_verify_beside_a_kernel_primary,
             interop_checksums_beside_a_zea_primary,
             interop_checksums_beside_a_kernel_primary,
+            interop_data_integrity_of_a_zea_primary,
+            interop_data_integrity_of_a_kernel_primary,
+            interop_data_integrity_must_be_the_same,
         }
     };
 }
@@ -66,6 +70,10 @@ pub use failures::{
     interop_split_brain_is_refused_and_ended_by_hand_for_the_kernel,
     interop_split_brain_is_refused_and_ended_by_hand_for_zea, interop_zea_primary_is_killed_under_load,
     interop_zea_secondary_is_killed_under_load,
+};
+pub use integrity::{
+    interop_data_integrity_must_be_the_same, interop_data_integrity_of_a_kernel_primary,
+    interop_data_integrity_of_a_zea_primary,
 };
 pub use kernel_pair::{
     interop_guest_boots_and_loads_drbd, interop_two_guests_over_a_bridge, interop_two_kernel_resources_in_one_guest,

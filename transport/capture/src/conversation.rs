@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::net::{IpAddr, SocketAddr};
 
-use zea_wire::digest::digest_len;
+use zea_wire::digest::DigestAlg;
 use zea_wire::features::{ConnectionFeatures, Negotiated, negotiate};
 use zea_wire::framer::{Framer, Progress};
 use zea_wire::header::{Header, HeaderError};
@@ -278,13 +278,10 @@ impl Conversation {
                 self.agree(at);
             }
             Packet::Protocol(protocol) | Packet::ProtocolUpdate(protocol) => {
-                // An algorithm without a known length: the nodes themselves refuse it.
-                let Some(len) = digest_len(protocol.integrity_alg.as_str()) else {
-                    return;
-                };
+                let integrity_alg = DigestAlg::from_name(protocol.integrity_alg.as_str());
                 let framer = &mut self.direction(at).framer;
                 let neg = *framer.negotiated();
-                framer.set_negotiated(Negotiated { integrity_digest_len: len, own_integrity_digest_len: len, ..neg });
+                framer.set_negotiated(Negotiated { integrity_alg, ..neg });
             }
             _ => {}
         }

@@ -127,8 +127,8 @@ mod tests {
             assert_eq!(HmacAlg::from_name(alg.as_str()), Some(alg));
             for id in [None, Some(NodeId(1))] {
                 let response = respond(alg, b"secret", &challenge, id);
-                let len = crate::digest::digest_len(alg.as_str()).unwrap();
-                assert_eq!(response.as_slice().len(), usize::from(len));
+                let digest = crate::digest::DigestAlg::from_name(alg.as_str()).unwrap();
+                assert_eq!(response.as_slice().len(), digest.digest_len());
                 let check = |secret: &[u8], id, response: &[u8]| check_response(alg, secret, &challenge, id, response);
                 assert_eq!(check(b"secret", id, response.as_slice()), Ok(()));
                 let wrong = Err(AuthError::WrongResponse);

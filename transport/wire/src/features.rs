@@ -3,6 +3,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::digest::DigestAlg;
 use crate::ids::NodeId;
 
 flag_word! {
@@ -85,16 +86,22 @@ pub struct Negotiated {
     pub version: u32,
     /// The agreed features.
     pub features: Features,
-    /// Digest bytes in data packets received from the peer (its data-integrity-alg); 0 for none.
-    pub integrity_digest_len: u8,
-    /// Digest bytes in data packets sent to the peer (our data-integrity-alg); 0 for none.
-    pub own_integrity_digest_len: u8,
+    /// data-integrity-alg: packets with bulk data carry a digest of it, in both directions.
+    pub integrity_alg: Option<DigestAlg>,
 }
 
 impl Negotiated {
     /// Before the feature exchange: header80; only the initial packets, the feature packet and pings.
-    pub const INITIAL: Negotiated =
-        Negotiated { version: 80, features: Features::EMPTY, integrity_digest_len: 0, own_integrity_digest_len: 0 };
+    pub const INITIAL: Negotiated = Negotiated { version: 80, features: Features::EMPTY, integrity_alg: None };
+
+    /// Bytes of digest in packets with bulk data.
+    #[must_use]
+    pub const fn digest_len(&self) -> usize {
+        match self.integrity_alg {
+            Some(alg) => alg.digest_len(),
+            None => 0,
+        }
+    }
 
     /// True if all of `features` were agreed.
     #[must_use]

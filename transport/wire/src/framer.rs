@@ -79,7 +79,7 @@ impl Framer {
         }
         let body = &input[head..consumed];
         let (packet, payload_len) = Packet::decode(&header, self.stream, &self.neg, body)?;
-        let digest_len = if packet.has_payload() { usize::from(self.neg.integrity_digest_len) } else { 0 };
+        let digest_len = if packet.has_payload() { self.neg.digest_len() } else { 0 };
         Ok(Progress::Packet { consumed, header, packet, digest_len, payload_len })
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::auth::{self, HmacAlg};
 use crate::bitmap;
+use crate::digest::DigestAlg;
 use crate::features::{ConnectionFeatures, Features, Negotiated, negotiate};
 use crate::framer::{Framer, Progress};
 use crate::header::{Header, HeaderFormat};
@@ -16,24 +17,19 @@ use crate::vli;
 /// Agreements that make every packet legal somewhere, and the edges between versions.
 pub const AGREEMENTS: [Negotiated; 10] = [
     Negotiated::INITIAL,
-    agreement(86, 0x0, 0),
-    agreement(88, 0x0, 0),
-    agreement(94, 0x3, 4),
-    agreement(97, 0xf, 0),
-    agreement(101, 0xf, 20),
-    agreement(118, 0xf, 0),
-    agreement(121, 0x2f, 64),
-    agreement(122, 0x27f, 4),
-    agreement(124, 0x3ff, 0),
+    agreement(86, 0x0, None),
+    agreement(88, 0x0, None),
+    agreement(94, 0x3, Some(DigestAlg::Crc32c)),
+    agreement(97, 0xf, None),
+    agreement(101, 0xf, Some(DigestAlg::Sha1)),
+    agreement(118, 0xf, None),
+    agreement(121, 0x2f, Some(DigestAlg::Sha512)),
+    agreement(122, 0x27f, Some(DigestAlg::Crc32c)),
+    agreement(124, 0x3ff, None),
 ];
 
-const fn agreement(version: u32, features: u32, digest_len: u8) -> Negotiated {
-    Negotiated {
-        version,
-        features: Features(features),
-        integrity_digest_len: digest_len,
-        own_integrity_digest_len: digest_len,
-    }
+const fn agreement(version: u32, features: u32, integrity_alg: Option<DigestAlg>) -> Negotiated {
+    Negotiated { version, features: Features(features), integrity_alg }
 }
 
 /// Splits off one byte that chooses something.
@@ -101,7 +97,7 @@ pub fn fuzz_packet(data: &[u8]) {
         framer.set_negotiated(neg);
         if let Ok((packet, payload_len)) = Packet::decode(&header, stream, &neg, body) {
             let prefix = &body[..body.len() - payload_len];
-            let digest_len = if packet.has_payload() { usize::from(neg.integrity_digest_len) } else { 0 };
+            let digest_len = if packet.has_payload() { neg.digest_len() } else { 0 };
             let digest = &prefix[prefix.len() - digest_len..];
             round_trip(&framer, &header, &packet, digest, payload_len);
         }

@@ -169,6 +169,9 @@ pub struct Net {
     /// Digests of a resync in which blocks that are equal are not copied. Left out: what another Zea node has, else none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub csums_alg: Option<DigestName>,
+    /// Digests of all data between the nodes; a packet of which it is wrong ends the connection. The same on all nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_integrity_alg: Option<DigestName>,
     /// Idle time after which a peer is pinged.
     pub ping_int_ms: u64,
     /// Time a peer has to answer a ping.
@@ -189,6 +192,7 @@ impl Default for Net {
             secret_file: None,
             verify_alg: None,
             csums_alg: None,
+            data_integrity_alg: None,
             ping_int_ms: 10_000,
             ping_timeout_ms: 500,
             timeout_ms: 6_000,

@@ -43,6 +43,7 @@ pub(super) fn net_options(file: &ResourceFile, secret: Option<&Secret>) -> core:
         verify_alg: net.verify_alg.map(|alg| alg.0),
         csums_alg: net.csums_alg.map(|alg| alg.0),
         use_rle: net.use_rle,
+        integrity_alg: net.data_integrity_alg.map(|alg| alg.0),
         cram_hmac_alg: net.cram_hmac_alg.map(|algorithm| algorithm.name().to_owned()),
         shared_secret: secret.map(|secret| secret.0.clone()).unwrap_or_default(),
         ..core::NetOptions::default()

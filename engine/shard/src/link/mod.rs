@@ -8,6 +8,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use zea_core::io::{BufId, LinkId, LinkLost, Payload, Time};
+use zea_wire::digest::Digest;
 use zea_wire::features::Negotiated;
 use zea_wire::framer::{Framer, Progress};
 use zea_wire::ids::{NodeId, VolumeNr};
@@ -60,6 +61,8 @@ struct Incoming {
     buf: Option<Buf>,
     filled: u32,
     len: u32,
+    /// What the peer says the digest of the payload is.
+    digest: Option<Digest>,
 }
 
 #[derive(Debug)]
@@ -129,13 +132,14 @@ impl Half {
 
     fn next_packet(&mut self, pool: &mut Pool) -> Step {
         if self.incoming.is_none() {
-            let (consumed, header, packet, payload_len) = match self.framer.next(self.receiver.unread()) {
+            let (consumed, header, packet, digest_len, payload_len) = match self.framer.next(self.receiver.unread()) {
                 Err(e) => return Step::Illegal(e.to_string()),
                 Ok(Progress::NeedMore { .. }) => return Step::NeedMore,
-                Ok(Progress::Packet { consumed, header, packet, payload_len, .. }) => {
-                    (consumed, header, packet, payload_len)
+                Ok(Progress::Packet { consumed, header, packet, digest_len, payload_len }) => {
+                    (consumed, header, packet, digest_len, payload_len)
                 }
             };
+            let digest = Digest::new(&self.receiver.unread()[consumed - digest_len..consumed]);
             self.receiver.consume(consumed);
             let volume = match packet.scope() {
                 Scope::Connection => None,
@@ -146,7 +150,7 @@ impl Half {
             }
             match u32::try_from(payload_len) {
                 Ok(len) if len <= Pool::max_len() => {
-                    self.incoming = Some(Incoming { packet, volume, buf: None, filled: 0, len });
+                    self.incoming = Some(Incoming { packet, volume, buf: None, filled: 0, len, digest });
                 }
                 _ => {
                     return Step::Illegal(format!("{} with {payload_len} bytes of data", packet.name()));
@@ -173,9 +177,20 @@ impl Half {
                 return Step::NeedMore;
             }
         }
+        if let Some(why) = self.wrong_digest(pool) {
+            return Step::Illegal(why);
+        }
         let Incoming { packet, volume, buf, len, .. } = self.incoming.take().expect("still there");
         let buf = BufId(buf.expect("was allocated").0);
         Step::Packet { volume, packet, payload: Some(Payload { buf, offset: 0, len }) }
+    }
+
+    /// Says that the payload is not what the peer sent, by data-integrity-alg.
+    fn wrong_digest(&self, pool: &mut Pool) -> Option<String> {
+        let alg = self.framer.negotiated().integrity_alg?;
+        let Incoming { packet, buf: Some(buf), len, digest, .. } = self.incoming.as_ref()? else { return None };
+        let wrong = pool.digest(alg, *buf, 0, *len) != *digest.as_ref()?;
+        wrong.then(|| digest_mismatch(packet))
     }
 
     fn drop_incoming(&mut self, pool: &mut Pool) {
@@ -253,7 +268,10 @@ impl Link {
         let negotiated = self.negotiated;
         let half = self.half(packet.stream());
         let payload_len = payload.map_or(0, |p| p.len as usize);
-        half.queue.push_bytes(|out| packet.encode(&negotiated, volume, payload_len, out));
+        let digest = negotiated.integrity_alg.zip(payload);
+        let digest = digest.map(|(alg, p)| pool.digest(alg, Buf(p.buf.0), p.offset, p.len));
+        let digest = digest.as_ref().map_or(&[][..], Digest::as_slice);
+        half.queue.push_bytes(|out| packet.encode_with_digest(&negotiated, volume, digest, payload_len, out));
         if let Some(payload) = payload {
             half.queue.push_payload(pool, Buf(payload.buf.0), payload.offset, payload.len);
         }
@@ -414,6 +432,10 @@ impl Link {
             half.drop_incoming(pool);
         }
     }
+}
+
+fn digest_mismatch(packet: &Packet) -> String {
+    format!("the data of {} were changed on their way: their digest (data-integrity-alg) is another", packet.name())
 }
 
 fn network(errno: i32) -> LinkLost {

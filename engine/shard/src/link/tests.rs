@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use zea_wire::digest::DigestAlg;
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::BlockId;
 use zea_wire::packet::{Barrier, Data};
@@ -186,6 +187,35 @@ fn link_sends_what_the_peer_can_frame() {
     assert_eq!(got, control);
     rig.link.kill();
     rig.bury();
+}
+
+/// What the peer says of the data decides whether the core sees them.
+#[test]
+fn link_checks_the_digests_of_what_it_receives() {
+    let with_digests = Negotiated { integrity_alg: Some(DigestAlg::Crc32c), ..agreed() };
+    let (packet, payload) = data_packet(1, 4096);
+    for damaged in [false, true] {
+        let mut rig = Rig::new();
+        rig.link.set_negotiated(with_digests);
+        // What this end sends, the other end may send, too.
+        let buf = rig.pool.alloc(4096, Purpose::Request).expect("a buffer");
+        rig.pool.fill(buf, 0, &payload);
+        let named = Payload { buf: BufId(buf.0), offset: 0, len: 4096 };
+        rig.link.send(&mut rig.pool, Some(V), &packet, Some(named)).expect("room");
+        rig.pool.release(buf);
+        let mut got = Vec::new();
+        rig.turn(&mut got).expect("a link");
+        let mut bytes = vec![0; 16 + 24 + 4 + 4096];
+        rig.data.read_exact(&mut bytes).expect("header, packet, digest, data");
+        bytes[1000] ^= u8::from(damaged);
+        rig.data.write_all(&bytes).expect("room");
+        let ended = (0..20).map(|_| rig.turn(&mut got)).find_map(Result::err);
+        let lost = LinkLost::Protocol(digest_mismatch(&packet));
+        assert_eq!(ended, damaged.then_some(lost));
+        assert_eq!(got.len(), usize::from(!damaged));
+        rig.link.kill();
+        rig.bury();
+    }
 }
 
 #[test]

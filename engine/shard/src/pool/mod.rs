@@ -16,6 +16,7 @@
 use std::ptr::NonNull;
 
 use thiserror::Error;
+use zea_wire::digest::{Digest, DigestAlg, MAX_DIGEST_LEN};
 
 use crate::limits::MAX_POOL_BYTES;
 
@@ -146,6 +147,8 @@ pub struct Pool {
     register: bool,
     /// Times a buffer was given back, so that who waits for one knows when to look again.
     freed: u64,
+    /// Bytes of which a digest is computed.
+    scratch: Vec<u8>,
 }
 
 impl Pool {
@@ -193,6 +196,7 @@ impl Pool {
             chunks: vec![Registration::Untried; chunk],
             register: false,
             freed: 0,
+            scratch: Vec::new(),
         })
     }
 
@@ -374,6 +378,20 @@ impl Pool {
         let from = self.region(buf, offset, len);
         // SAFETY: as in `fill`.
         unsafe { std::ptr::copy_nonoverlapping(from.ptr, bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// The digest of a part of a buffer.
+    ///
+    /// # Panics
+    /// Where the buffer is free or the range outside.
+    pub fn digest(&mut self, alg: DigestAlg, buf: Buf, offset: u32, len: u32) -> Digest {
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.resize(len as usize, 0);
+        self.copy_out(buf, offset, &mut bytes);
+        let mut out = [0; MAX_DIGEST_LEN];
+        let digest_len = alg.compute(&bytes, &mut out);
+        self.scratch = bytes;
+        Digest::new(&out[..digest_len]).expect("digests have 1 to 64 bytes")
     }
 
     /// Copies bytes from one buffer to another, or within one.

@@ -2,7 +2,7 @@
 
 use zea_core::event::Event;
 use zea_core::io::{Action, AdminTag, BufId, DigestTag, DiskCmd, Input, LinkLost, Payload};
-use zea_wire::digest::{DigestAlg, MAX_DIGEST_LEN};
+use zea_wire::digest::DigestAlg;
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::VolumeNr;
 use zea_wire::packet::Packet;
@@ -161,13 +161,8 @@ impl Shard {
 
     /// Computes a digest that a core asked for, and tells it.
     pub(super) fn digest(&mut self, Digesting { slot, tag, alg, payload }: Digesting) {
-        let mut bytes = std::mem::take(&mut self.meta);
-        bytes.resize(payload.len as usize, 0);
-        self.pool.copy_out(Buf(payload.buf.0), payload.offset, &mut bytes);
-        let mut digest = [0; MAX_DIGEST_LEN];
-        let len = alg.compute(&bytes, &mut digest);
-        self.meta = bytes;
-        self.feed(slot, Input::DigestDone { tag, digest: &digest[..len] });
+        let digest = self.pool.digest(alg, Buf(payload.buf.0), payload.offset, payload.len);
+        self.feed(slot, Input::DigestDone { tag, digest: digest.as_slice() });
     }
 
     /// Gives a link up, of which the core is told in [`Shard::settle`].

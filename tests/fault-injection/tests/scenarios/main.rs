@@ -9,6 +9,7 @@ mod dialect84_admin;
 mod disk;
 mod diskless;
 mod hostile;
+mod integrity;
 mod last_writes;
 mod resync;
 mod verify;

@@ -14,7 +14,7 @@ fn look_up<'a>(header: &Header, neg: &'a Negotiated) -> Result<(&'static Rule, C
     let command = header.command;
     let rule = rule(command).ok_or(DecodeError::UnknownCommand { command })?;
     rule.check_legal(neg)?;
-    let digest_len = usize::from(neg.integrity_digest_len);
+    let digest_len = neg.digest_len();
     let ctx = Context { neg, format: header.format, command, digest_len };
     let shape = rule.shape(&ctx);
     let Shape { min, max, .. } = shape;
@@ -38,7 +38,7 @@ impl Packet {
     /// header and has at least [`prefix_len`] bytes; more are not looked at.
     ///
     /// Returns the packet and the number of bulk payload bytes that follow the prefix on the stream. With
-    /// an integrity algorithm the last `neg.integrity_digest_len` bytes of the prefix of a packet with
+    /// an integrity algorithm the last `neg.digest_len()` bytes of the prefix of a packet with
     /// payload are the payload's digest; it is up to whoever receives the payload to compare it.
     ///
     /// Errors: any breach of the rules of sections 3, 7, 8 and 9, by name.
@@ -95,7 +95,7 @@ impl Packet {
         self.put_body(out, &Context { neg, format, command: self.command(), digest_len: 0 });
     }
 
-    /// As [`Packet::encode`], with the digest of the payload: `neg.own_integrity_digest_len` bytes for
+    /// As [`Packet::encode`], with the digest of the payload: `neg.digest_len()` bytes for
     /// packets with payload, none for others.
     pub fn encode_with_digest(
         &self,
@@ -109,8 +109,8 @@ impl Packet {
         assert!(rule.is_legal(neg), "{} is not legal with {neg:?}", rule.name);
         let has_payload = self.has_payload();
         assert!(has_payload || payload_len == 0, "{} has no payload", rule.name);
-        let digest_len = if has_payload { neg.own_integrity_digest_len } else { 0 };
-        assert_eq!(digest.len(), usize::from(digest_len), "digest length of {}", rule.name);
+        let digest_len = if has_payload { neg.digest_len() } else { 0 };
+        assert_eq!(digest.len(), digest_len, "digest length of {}", rule.name);
 
         // header80 and header95 have one length, so the format may be settled when the body is known.
         let start = out.len();

@@ -54,7 +54,7 @@ pub(crate) fn sent(command: u16, neg: Negotiated) -> impl Strategy<Value = Sent>
     };
     // 8 byte headers below 95 hold 64 KiB.
     let sectors = neg.max_bio_bytes() as usize / 512;
-    let digest = vec(any::<u8>(), usize::from(neg.own_integrity_digest_len));
+    let digest = vec(any::<u8>(), neg.digest_len());
     (packet(command, neg), volume, digest, 1..=sectors).prop_map(move |(packet, volume, digest, sectors)| {
         let payload_len = match packet {
             Packet::Data(d) if d.dp_flags.contains(DpFlags::FLUSH) && sectors % 2 == 0 => 0,
