@@ -31,8 +31,8 @@ impl Resource {
         if v.disk != DiskState::UpToDate {
             return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegRead);
         }
-        let open = self.peer_reqs.iter().filter(|(_, p)| p.kind == Kind::Read).count();
-        if open >= limits::MAX_PEER_READS {
+        let open = || self.peer_reqs.iter().filter(|(_, p)| p.kind == Kind::Read).count();
+        if self.peer_reqs.len() >= limits::MAX_PEER_READS && open() >= limits::MAX_PEER_READS {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many reads at once");
         }
         let index = self.new_peer_read(cidx, vidx, Kind::Read, sector, len, block_id);

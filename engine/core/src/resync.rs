@@ -592,20 +592,18 @@ impl Resource {
             // Another resync has begun since: this disk is Inconsistent until that one ends.
             return;
         }
-        let missing = v.dirty_bits(node) > 0;
-        let was_up_to_date = flags.contains(DeviceFlags::WAS_UP_TO_DATE);
-        if missing || unnamed {
-            v.set_flag(DeviceFlags::CONSISTENT, !missing);
+        if v.dirty_bits(node) > 0 {
+            v.set_flag(DeviceFlags::CONSISTENT, false);
             v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
             v.meta.push(Step::SuperBlock);
-        }
-        if missing {
-            // Another source, or the same one, has the rest.
-        } else if was_up_to_date && !unnamed {
+        } else if flags.contains(DeviceFlags::WAS_UP_TO_DATE) && !unnamed {
             v.disk = DiskState::Consistent;
             self.want(crate::twopc::Change::Empty, None);
         } else {
             v.disk = DiskState::Outdated;
+            if v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false) {
+                v.meta.push(Step::SuperBlock);
+            }
         }
         self.state_changed = true;
     }
