@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use zea_wire::packet::rule;
 
-use zea_node::config::DigestName;
+use zea_node::config::{AfterSb0, AfterSb1, DigestName};
 
 use crate::create::{NodeArg, VolumeArg};
 use crate::exit;
@@ -361,6 +361,12 @@ pub struct Create {
     /// Digests of all data between the nodes: what was changed on its way ends the connection
     #[arg(long, value_name = "ALGORITHM")]
     pub data_integrity_alg: Option<DigestName>,
+    /// Whose changes are lost after a split brain of two Secondaries
+    #[arg(long, default_value = "disconnect", value_name = "POLICY")]
+    pub after_sb_0pri: AfterSb0,
+    /// Whose changes are lost after a split brain of a Primary and a Secondary: disconnect, consensus or discard-secondary
+    #[arg(long, default_value = "disconnect", value_name = "POLICY")]
+    pub after_sb_1pri: AfterSb1,
     /// Flush backing devices; no only where they have no volatile write cache
     #[arg(long, default_value = "yes", value_enum)]
     pub disk_flushes: YesNo,

@@ -83,6 +83,8 @@ pub(crate) fn request(create: Create) -> Result<Request, CliError> {
             verify_alg: create.verify_alg,
             csums_alg: create.csums_alg,
             data_integrity_alg: create.data_integrity_alg,
+            after_sb_0pri: create.after_sb_0pri,
+            after_sb_1pri: create.after_sb_1pri,
             ..Net::default()
         },
         disk: Disk {

@@ -195,6 +195,9 @@ fn notes(text: &mut String, resource: &ResourceStatus) {
         {
             let _ = writeln!(text, "{name}: {peer}: {error}");
         }
+        if let Some(end) = &connection.last_split_brain {
+            let _ = writeln!(text, "{name}: {peer}: {end}");
+        }
         for peer_device in connection.peer_devices.iter().filter(|peer_device| peer_device.unverified) {
             let nr = peer_device.volume;
             let _ = writeln!(

@@ -273,6 +273,8 @@ impl Resource {
         self.state_changed = true;
         // It is told when the UUIDs are stable and told: it compares on that state.
         let peer_84 = self.peer_84();
+        // Who becomes Primary when the others are gone is the younger one of a split brain.
+        let connected = self.up_conns().next().is_some();
         for vidx in 0..self.volumes.len() {
             let forced = force && !self.has_data(vidx);
             let v = &mut self.volumes[vidx];
@@ -294,6 +296,7 @@ impl Resource {
             }
             v.set_flag(DeviceFlags::PRIMARY_IND, true);
             v.set_flag(DeviceFlags::CRASHED_PRIMARY, true);
+            v.uuids.mark_primary(connected);
             if forced {
                 v.new_uuid_needed = false;
                 let named = self.new_current_uuid(cx, vidx);
@@ -344,7 +347,7 @@ impl Resource {
             let v = &mut self.volumes[vidx];
             v.new_uuid_needed = false;
             v.unconfirmed = NodeMask::EMPTY;
-            v.uuids.current &= !1;
+            v.uuids.mark_primary(false);
             v.set_flag(DeviceFlags::CRASHED_PRIMARY, v.crashed_primary);
             v.set_flag(DeviceFlags::PRIMARY_IND, false);
             for step in [Step::Bitmap, Step::DataFlush, Step::SuperBlock] {

@@ -29,6 +29,82 @@ impl Protocol {
     }
 }
 
+/// after-sb-0pri: whose changes are lost after a split brain, while both nodes are Secondary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
+pub enum AfterSb0Pri {
+    /// Nobody's: they do not connect.
+    #[default]
+    Disconnect,
+    /// Those of the node that became Primary after the other one, else as `DiscardLeastChanges`.
+    DiscardYoungerPrimary,
+    /// Those of the node that was Primary before, else as `DiscardLeastChanges`.
+    DiscardOlderPrimary,
+    /// Those of a node that has changed nothing.
+    DiscardZeroChanges,
+    /// Those of the node that has changed less.
+    DiscardLeastChanges,
+    /// This node's; the peer has `DiscardRemote`.
+    DiscardLocal,
+    /// The peer's, which has `DiscardLocal`.
+    DiscardRemote,
+}
+
+/// after-sb-1pri: the same while one node is Primary. Its changes are never lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
+pub enum AfterSb1Pri {
+    /// Nobody's: they do not connect.
+    #[default]
+    Disconnect,
+    /// Those of the Secondary, if after-sb-0pri says so, too.
+    Consensus,
+    /// Those of the Secondary.
+    DiscardSecondary,
+}
+
+/// Names of policies, and their numbers in P_PROTOCOL (wire-protocol.md 8.3).
+macro_rules! policies {
+    ($name:ident { $($policy:ident = $text:literal, $number:literal;)+ }) => {
+        impl $name {
+            /// All of them.
+            pub const ALL: &[$name] = &[$($name::$policy),+];
+
+            /// The name in the configuration.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$policy => $text,)+
+                }
+            }
+
+            /// The number in P_PROTOCOL.
+            pub const fn number(self) -> u32 {
+                match self {
+                    $($name::$policy => $number,)+
+                }
+            }
+        }
+    };
+}
+
+policies! {
+    AfterSb0Pri {
+        Disconnect = "disconnect", 0;
+        DiscardYoungerPrimary = "discard-younger-primary", 1;
+        DiscardOlderPrimary = "discard-older-primary", 2;
+        DiscardZeroChanges = "discard-zero-changes", 3;
+        DiscardLeastChanges = "discard-least-changes", 4;
+        DiscardLocal = "discard-local", 5;
+        DiscardRemote = "discard-remote", 6;
+    }
+}
+
+policies! {
+    AfterSb1Pri {
+        Disconnect = "disconnect", 0;
+        Consensus = "consensus", 7;
+        DiscardSecondary = "discard-secondary", 8;
+    }
+}
+
 /// Options of a connection. Times in milliseconds; defaults are DRBD's.
 #[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct NetOptions {
@@ -55,6 +131,10 @@ pub struct NetOptions {
     pub use_rle: bool,
     /// Digests of all data on the link; one that is wrong ends it. The same on both ends.
     pub integrity_alg: Option<DigestAlg>,
+    /// Policy for a split brain of two Secondaries. Only between two nodes in all, as the next one.
+    pub after_sb_0pri: AfterSb0Pri,
+    /// Policy for a split brain of a Primary and a Secondary.
+    pub after_sb_1pri: AfterSb1Pri,
     /// The peer is known to keep no disk: no bitmap slot for it.
     pub bitmap: bool,
     /// Offer Zea's private feature bit (see `docs/adr`). Off only to act like a kernel peer in tests.
@@ -77,6 +157,8 @@ impl Default for NetOptions {
             csums_alg: None,
             use_rle: true,
             integrity_alg: None,
+            after_sb_0pri: AfterSb0Pri::default(),
+            after_sb_1pri: AfterSb1Pri::default(),
             bitmap: true,
             keep_bits: true,
             protocol_max: limits::PROTOCOL_MAX,

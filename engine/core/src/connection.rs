@@ -125,6 +125,8 @@ pub(crate) struct Connection {
     pub(crate) role: Role,
     pub(crate) link: Option<Link>,
     pub(crate) last_error: Option<String>,
+    /// The last split brain that a policy ended.
+    pub(crate) last_split_brain: Option<String>,
     /// Why the last comparison on this link refused the peer.
     pub(crate) refusal: Option<String>,
     pub(crate) discard_my_data: bool,
@@ -165,6 +167,7 @@ impl Connection {
             role: Role::Unknown,
             link: None,
             last_error: None,
+            last_split_brain: None,
             refusal: None,
             discard_my_data: false,
             was_connected: false,
@@ -247,6 +250,8 @@ pub(crate) struct PeerDevice {
     pub(crate) sent_former: Vec<u64>,
     /// Result of the comparison, applied at the commit of the connect transaction.
     pub(crate) decision: Option<Decision>,
+    /// What the decision does to a split brain, in words.
+    pub(crate) split_brain_end: Option<String>,
     /// The peer ignores bits that we keep (a kernel peer).
     pub(crate) unverified: bool,
     /// The UUIDs that the peer was sent last said that bits towards it are set.
@@ -283,6 +288,7 @@ impl PeerDevice {
             sent_state: (Role::Unknown, DiskState::Diskless),
             sent_former: Vec::new(),
             decision: None,
+            split_brain_end: None,
             unverified: false,
             told_bits: false,
             told_out_of_sync: false,

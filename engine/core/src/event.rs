@@ -134,6 +134,8 @@ pub struct ConnectionStatus {
     pub conn: ConnState,
     /// Why it is not connected, if something is known.
     pub last_error: Option<String>,
+    /// The last split brain with this peer that a policy ended, and whose changes are lost.
+    pub last_split_brain: Option<String>,
     /// Role of the peer.
     pub role: Role,
     /// Agreed protocol version, 0 when not connected.

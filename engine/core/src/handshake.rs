@@ -337,7 +337,13 @@ impl Resource {
     pub(crate) fn apply_decision(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let Some(decision) = self.conns[cidx].pds[vidx].decision.take() else { return };
         let state = self.conns[cidx].pds[vidx].says.state.expect("decided on it");
+        if let Some(text) = self.conns[cidx].pds[vidx].split_brain_end.take() {
+            cx.notice(Severity::Warning, text.clone());
+            self.conns[cidx].last_split_brain = Some(text);
+        }
         self.agree_on_size(cx, cidx, vidx);
+        let primary = self.role == Role::Primary;
+        self.volumes[vidx].uuids.mark_primary(primary);
         let node = self.conns[cidx].node();
         // An interrupted resync must not turn a resolved split brain into a new one.
         self.conns[cidx].discard_my_data &= matches!(decision, Decision::Target { .. });

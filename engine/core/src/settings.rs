@@ -6,30 +6,43 @@ use zea_wire::flags::ConnFlags;
 use zea_wire::packet::{AlgName, Packet, Protocol as ProtocolPacket};
 use zea_wire::state::ConnState;
 
-use crate::config::{NetOptions, Protocol};
+use crate::config::{AfterSb0Pri, AfterSb1Pri, NetOptions, Protocol};
 use crate::connection::LinkPhase;
 use crate::io::Action;
 use crate::resource::{Ctx, Resource};
+use crate::uuid::AfterSplitBrain;
 
 /// What this node has configured for a link. It counts as it was when the link came up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) protocol: Protocol,
     pub(crate) integrity_alg: Option<DigestAlg>,
+    after_sb_0pri: AfterSb0Pri,
+    after_sb_1pri: AfterSb1Pri,
     pub(crate) discard_my_data: bool,
 }
 
 impl Settings {
     pub(crate) fn new(net: &NetOptions, discard_my_data: bool) -> Settings {
-        Settings { protocol: net.protocol, integrity_alg: net.integrity_alg, discard_my_data }
+        Settings {
+            protocol: net.protocol,
+            integrity_alg: net.integrity_alg,
+            after_sb_0pri: net.after_sb_0pri,
+            after_sb_1pri: net.after_sb_1pri,
+            discard_my_data,
+        }
+    }
+
+    pub(crate) fn after_split_brain(&self) -> AfterSplitBrain {
+        AfterSplitBrain { no_primary: self.after_sb_0pri, one_primary: self.after_sb_1pri }
     }
 
     fn packet(&self) -> ProtocolPacket {
         let integrity_alg = self.integrity_alg.and_then(|alg| AlgName::new(alg.as_str()));
         ProtocolPacket {
             protocol: self.protocol.number(),
-            after_sb_0p: 0,
-            after_sb_1p: 0,
+            after_sb_0p: self.after_sb_0pri.number(),
+            after_sb_1p: self.after_sb_1pri.number(),
             after_sb_2p: 0,
             conn_flags: if self.discard_my_data { ConnFlags::DISCARD_MY_DATA } else { ConnFlags::EMPTY },
             two_primaries: 0,
@@ -42,7 +55,7 @@ impl Settings {
         let own = self.packet();
         let numbers = [
             ("protocol", own.protocol, peer.protocol),
-            ("after-sb-0pri", own.after_sb_0p, peer.after_sb_0p),
+            ("after-sb-0pri", own.after_sb_0p, seen_from_here(peer.after_sb_0p)),
             ("after-sb-1pri", own.after_sb_1p, peer.after_sb_1p),
             ("after-sb-2pri", own.after_sb_2p, peer.after_sb_2p),
             ("allow-two-primaries", own.two_primaries, peer.two_primaries),
@@ -57,6 +70,16 @@ impl Settings {
         }
         let both = self.discard_my_data && peer.conn_flags.contains(ConnFlags::DISCARD_MY_DATA);
         both.then(|| "both sides want to discard their data".to_owned())
+    }
+}
+
+/// What the peer calls local is remote here.
+fn seen_from_here(after_sb_0p: u32) -> u32 {
+    let [local, remote] = [AfterSb0Pri::DiscardLocal.number(), AfterSb0Pri::DiscardRemote.number()];
+    match after_sb_0p {
+        number if number == local => remote,
+        number if number == remote => local,
+        number => number,
     }
 }
 

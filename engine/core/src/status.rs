@@ -64,6 +64,7 @@ impl Resource {
             name: c.config.name.clone(),
             conn: c.state,
             last_error: c.last_error.clone(),
+            last_split_brain: c.last_split_brain.clone(),
             role: c.role,
             version: c.link.as_ref().filter(|_| c.is_up()).map_or(0, |l| l.negotiated.version),
             peer_devices,

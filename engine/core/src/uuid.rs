@@ -3,12 +3,14 @@
 //! Everything here is a pure function of what both nodes have sent each other, so both come to mirrored results:
 //! * [`compare`]: the rule table (reference handshake-and-states.md section 5.3, agreed version 118 and above; section 5.2 below 110);
 //! * [`decide`]: from the strategy to source, target, no resync or disconnect (section 5.4);
+//! * [`AfterSplitBrain`]: the policies for a split brain (section 5.5);
 //! * [`keep_bits`]: Zea's own last word, that no set bit of usable data is ever ignored between two Zea nodes;
 //! * [`Uuids`]: the node's own UUIDs and their rotation (sections 4.1, 5.7) and bookkeeping (section 5.6).
 //!
 //! Where Zea is stricter than the kernel it says so; all of it only ever keeps bits, or refuses a connection that
 //! the kernel would make. All comparisons ignore bit 0 of a UUID (set while the generating node is Primary).
 
+mod after_sb;
 mod bookkeeping;
 mod compare;
 mod decide;
@@ -18,9 +20,10 @@ mod rotate84;
 mod table84;
 mod view;
 
+pub use after_sb::AfterSplitBrain;
 pub use bookkeeping::{BitmapAction, Bookkeeping, BookkeepingContext, MissedEnd};
 pub use compare::{Context, Rule, Strategy, compare};
-pub use decide::{AfterSplitBrain, BitmapPrep, Decision, Outcome, Reason, Side, decide};
+pub use decide::{BitmapPrep, Decision, Outcome, Reason, Side, decide};
 pub use keep_bits::keep_bits;
 pub use rotate::{NewDatagen, NodeSlot, RotateContext, Uuids};
 pub use view::UuidView;

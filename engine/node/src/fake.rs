@@ -126,6 +126,7 @@ fn connection(peer: &Peer, volumes: &[Volume]) -> ConnectionStatus {
         peer_role: "Unknown".into(),
         protocol_version: 0,
         last_error: None,
+        last_split_brain: None,
         paths: Vec::new(),
         peer_devices: volumes.iter().map(peer_device).collect(),
     }

@@ -105,6 +105,17 @@ pub const DEVIATIONS: &[Deviation] = &[
         },
     },
     Deviation {
+        name: "marks what a Primary writes on",
+        why: "bit 0 of the current UUID says that a Primary writes under it, as 8.4 has it: when two have parted it tells who was \
+              Primary before; 9.3.3 sets it only where a Primary begins a generation",
+        covers: |_, d| {
+            let Kind::Field { name, recorded, own } = &d.kind else { return false };
+            let number = |uuid: &str| u64::from_str_radix(uuid, 16);
+            let marked = matches!((number(recorded), number(own)), (Ok(theirs), Ok(own)) if own == theirs | 1);
+            d.packet == "P_UUIDS110" && name == "current" && marked
+        },
+    },
+    Deviation {
         name: "a generation begins with a write",
         why: "8.4 begins one when the connection ends, and tells it on the link that it is closing; Zea with the next write",
         covers: |recording, d| {

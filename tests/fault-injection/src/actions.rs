@@ -172,6 +172,7 @@ impl World {
                 self.fail(Check::Protocol, &format!("node {ix} accuses its peer, which runs the same code: {text}"));
             }
             self.check_refusal(ix, &text);
+            self.excuse_victim(&text);
             if !self.speaks_84()
                 && let Err(step) = self.checks.coverage.compared(&text)
             {
@@ -183,6 +184,16 @@ impl World {
             }
             notices.push_back(text);
         }
+    }
+
+    /// A policy gives up what a node wrote: the next resync towards it may throw acknowledged writes away.
+    fn excuse_victim(&mut self, text: &str) {
+        let Some((start, end)) = text.split_once(": split brain with node ") else { return };
+        let volume = start.strip_prefix("volume ").expect("it names the volume");
+        let victim =
+            end.split_once("what node ").and_then(|(_, rest)| rest.split_once(' ')).expect("it names the node").0;
+        let number = |text: &str| text.parse().expect("a number");
+        self.model.forgive_volume(usize::from(number(victim)), number(volume));
     }
 
     fn reply(&mut self, ix: NodeIx, tag: AdminTag, result: Result<(), AdminError>) {

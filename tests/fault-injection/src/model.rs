@@ -474,6 +474,11 @@ impl Model {
         self.forgiven.extend((0..VOLUMES).map(|volume| (node, volume)));
     }
 
+    /// As [`Model::forgive`], of one volume.
+    pub fn forgive_volume(&mut self, node: usize, volume: u16) {
+        self.forgiven.insert((node, volume));
+    }
+
     /// The replica on this node promises nothing any more: it was invalidated, or declared good by force as it was.
     pub fn gave_up(&mut self, node: usize, volume: u16) {
         let ids: Vec<Id> = self.ids_of(volume).collect();

@@ -7,6 +7,7 @@ mod moves;
 mod pair;
 mod replicate;
 mod settings;
+mod split_brain;
 mod upkeep;
 
 use anyhow::Result;
@@ -57,6 +58,17 @@ macro_rules! for_each_scenario {
             interop_verify_beside_a_kernel_primary,
             interop_checksums_beside_a_zea_primary,
             interop_checksums_beside_a_kernel_primary,
+            interop_split_brain_discards_zero_changes_of_the_kernel,
+            interop_split_brain_discards_least_changes_of_zea,
+            interop_split_brain_discards_least_changes_of_the_kernel,
+            interop_split_brain_discards_a_younger_kernel_primary,
+            interop_split_brain_discards_a_younger_zea_primary,
+            interop_split_brain_discards_an_older_zea_primary,
+            interop_split_brain_discards_what_is_local_to_zea,
+            interop_split_brain_discards_a_secondary_kernel,
+            interop_split_brain_discards_a_secondary_zea,
+            interop_split_brain_ends_by_consensus,
+            interop_split_brain_that_no_policy_ends_is_refused,
             interop_data_integrity_of_a_zea_primary,
             interop_data_integrity_of_a_kernel_primary,
             interop_data_integrity_must_be_the_same,
@@ -94,6 +106,14 @@ pub use settings::{
     interop_file_systems_of_the_kernel_are_whole_on_zea, interop_file_systems_of_zea_are_whole_on_the_kernel,
     interop_peers_authenticate_with_the_same_secret_only, interop_xfs_of_the_kernel_is_whole_on_zea,
     interop_xfs_of_zea_is_whole_on_the_kernel,
+};
+pub use split_brain::{
+    interop_split_brain_discards_a_secondary_kernel, interop_split_brain_discards_a_secondary_zea,
+    interop_split_brain_discards_a_younger_kernel_primary, interop_split_brain_discards_a_younger_zea_primary,
+    interop_split_brain_discards_an_older_zea_primary, interop_split_brain_discards_least_changes_of_the_kernel,
+    interop_split_brain_discards_least_changes_of_zea, interop_split_brain_discards_what_is_local_to_zea,
+    interop_split_brain_discards_zero_changes_of_the_kernel, interop_split_brain_ends_by_consensus,
+    interop_split_brain_that_no_policy_ends_is_refused,
 };
 pub use upkeep::{
     interop_checksums_beside_a_kernel_primary, interop_checksums_beside_a_zea_primary,

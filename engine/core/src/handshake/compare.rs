@@ -13,7 +13,8 @@ use crate::uuid::{self, BitmapPrep, Outcome, Reason, Side, UuidView};
 
 impl Resource {
     /// Compares a volume with a peer's, and says by which rule.
-    pub(crate) fn compare(&self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, state: StateWord) -> Decision {
+    pub(crate) fn compare(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, state: StateWord) -> Decision {
+        self.conns[cidx].pds[vidx].split_brain_end = None;
         let decided = match self.compare_uuids(cidx, vidx, state) {
             Ok(decided) => decided,
             Err(decision) => return decision,
@@ -21,7 +22,26 @@ impl Resource {
         let (volume, node) = (self.volumes[vidx].nr, self.conns[cidx].node());
         let (strategy, rule) = (decided.by_table.as_str(), decided.rule);
         cx.notice(Severity::Info, format!("volume {volume}: compared with node {node}: {strategy} by rule {rule}"));
+        self.conns[cidx].pds[vidx].split_brain_end = self.split_brain_end(cidx, vidx, &decided);
         from_uuid_decision(decided)
+    }
+
+    /// What a policy does to a split brain, in words.
+    fn split_brain_end(&self, cidx: usize, vidx: usize, decided: &uuid::Decision) -> Option<String> {
+        let policy = decided.policy?;
+        let (own, peer) = (self.config.node_id, self.conns[cidx].node());
+        let victim = match decided.outcome {
+            Outcome::Source => peer,
+            Outcome::Target => own,
+            _ => return None,
+        };
+        let v = &self.volumes[vidx];
+        let since = v.uuids.bitmap[peer.index()] & !1;
+        Some(format!(
+            "volume {}: split brain with node {peer} ended by the policy {policy}: what node {victim} wrote since generation \
+             {since:016X} is given up",
+            v.nr
+        ))
     }
 
     /// What the UUIDs of both say, or what is decided without them.
@@ -65,7 +85,12 @@ impl Resource {
             protocol_a_or_b: c.config.net.protocol != Protocol::C,
             resolve_conflicts: link.resolve_conflicts,
             sent: Some(sent),
-            after_split_brain: Default::default(),
+            // Of three nodes, the third one could be with the victim.
+            after_split_brain: if self.conns.len() == 1 {
+                link.settings.after_split_brain()
+            } else {
+                Default::default()
+            },
         };
         let own_side = Side { view: now, disk: pd.sent_state.1, role: pd.sent_state.0 };
         let peer_side = Side { view: peer, disk: state.disk, role: state.role };

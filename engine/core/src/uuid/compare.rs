@@ -6,7 +6,7 @@ use std::fmt;
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::NodeId;
 
-use super::decide::AfterSplitBrain;
+use super::after_sb::AfterSplitBrain;
 use super::view::UuidView;
 use super::{FIRST_OF_9, JUST_CREATED, NODES, PRIMARY, is_generation, is_zero, same};
 
@@ -22,7 +22,7 @@ pub struct Context<'a> {
     /// While connecting: what this node has sent. Everything is computed from that, so that the peer, who has
     /// nothing else, comes to the same result.
     pub sent: Option<&'a UuidView>,
-    /// What the after-split-brain policies make of a split brain.
+    /// What is done about a split brain.
     pub after_split_brain: AfterSplitBrain,
 }
 

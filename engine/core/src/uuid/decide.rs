@@ -1,12 +1,12 @@
 //! From the strategy to what happens on this connection (reference handshake-and-states.md section 5.4).
 //!
-//! Left out: the steps that need what this node does not offer (reconciliation by dagtag, quorum, the
-//! after-split-brain policies other than `disconnect`, for which [`Context::after_split_brain`] is the place).
+//! Left out: the steps that need what this node does not offer (reconciliation by dagtag, quorum).
 
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::NodeId;
 use zea_wire::state::{DiskState, Role};
 
+use super::after_sb::own_is_kept;
 use super::compare::{Context, Rule, Strategy, compare, other_slot};
 use super::view::UuidView;
 use super::{FIRST_OF_9, is_generation, same};
@@ -40,18 +40,6 @@ impl Side<'_> {
     fn discards(&self) -> bool {
         self.view.flags.contains(UuidFlags::DISCARD_MY_DATA)
     }
-}
-
-/// Result of the after-split-brain policies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AfterSplitBrain {
-    /// Not solved: the policy `disconnect`.
-    #[default]
-    Disconnect,
-    /// This node's data is kept.
-    Source,
-    /// The peer's data is kept.
-    Target,
 }
 
 /// Why there will be no connection.
@@ -125,6 +113,8 @@ pub struct Decision {
     pub outcome: Outcome,
     /// What to do with the bitmap first.
     pub bitmap: BitmapPrep,
+    /// The policy that ended a split brain: the changes of the target are lost.
+    pub policy: Option<&'static str>,
     /// A split brain that is overlooked as long as one side is not stable.
     pub postponed: bool,
     /// Bits remain that this decision takes no notice of: keep and report them.
@@ -151,11 +141,11 @@ impl Decider<'_> {
     fn decide(&self, by_table: Strategy) -> Decision {
         let strategy = self.by_disk_states(by_table);
         let postponed = strategy == Strategy::SplitBrainAutoRecover && !self.both_stable();
-        let strategy = match strategy {
+        let (strategy, policy) = match strategy {
             // Step 4.
-            _ if postponed => Strategy::NoSync,
+            _ if postponed => (Strategy::NoSync, None),
             Strategy::SplitBrainAutoRecover | Strategy::SplitBrainDisconnect => self.split_brain(strategy),
-            other => other,
+            other => (other, None),
         };
         let if_both_failed = matches!(strategy, Strategy::SourceIfBothFailed | Strategy::TargetIfBothFailed);
         let strategy = self.discard_my_data(self.if_both_failed(strategy));
@@ -166,6 +156,7 @@ impl Decider<'_> {
             rule: self.rule,
             outcome,
             bitmap: prepare(strategy),
+            policy,
             postponed,
             unverified: false,
             kept_bits: false,
@@ -224,28 +215,30 @@ impl Decider<'_> {
         stable(self.own) && stable(self.peer)
     }
 
-    /// Steps 5 to 8, policy `disconnect`.
-    fn split_brain(&self, strategy: Strategy) -> Strategy {
+    /// Steps 5 to 8. Policies are for split brains of which the bitmaps know both sides; where one and the administrator contradict
+    /// each other, nothing is solved.
+    fn split_brain(&self, strategy: Strategy) -> (Strategy, Option<&'static str>) {
         let up_to_date = |side: &Side<'_>| side.disk == DiskState::UpToDate;
         let auto_recover = strategy == Strategy::SplitBrainAutoRecover;
         let connecting = self.cx.sent.is_some();
-        let solved = match self.cx.after_split_brain {
-            AfterSplitBrain::Source => Some(true),
-            AfterSplitBrain::Target => Some(false),
+        let by_policy = if auto_recover && connecting { own_is_kept(self.cx, self.own, self.peer) } else { None };
+        let (solved, policy) = match by_policy {
+            Some((kept, policy)) => (Some(kept), Some(policy)),
             // On an established connection the disk states decide.
-            AfterSplitBrain::Disconnect if auto_recover && !connecting => {
-                only_one(up_to_date(self.own), up_to_date(self.peer))
-            }
-            AfterSplitBrain::Disconnect => None,
+            None if auto_recover && !connecting => (only_one(up_to_date(self.own), up_to_date(self.peer)), None),
+            None => (None, None),
         };
         let discard = only_one(self.peer.discards(), self.own.discards());
-        match (solved.or(discard), auto_recover) {
+        let contradicted = policy.is_some() && discard.is_some() && discard != solved;
+        let strategy = match (solved.or(discard), auto_recover) {
+            _ if contradicted => return (strategy, None),
             (None, _) => strategy,
             (Some(true), true) => Strategy::SourceUseBitmap,
             (Some(true), false) => Strategy::SourceSetBitmap,
             (Some(false), true) => Strategy::TargetUseBitmap,
             (Some(false), false) => Strategy::TargetSetBitmap,
-        }
+        };
+        (strategy, policy)
     }
 
     /// A crash at both ends: whoever is Primary again by now is the source.

@@ -101,6 +101,14 @@ pub enum NewDatagen {
 }
 
 impl Uuids {
+    /// Bit 0 of the current generation: this node is Primary, and was when it was last connected. When the next generation begins,
+    /// the bitmap UUIDs tell who was Primary before.
+    pub fn mark_primary(&mut self, primary: bool) {
+        if is_generation(self.current) && !same(self.current, JUST_CREATED) {
+            self.current = (self.current & !PRIMARY) | u64::from(primary);
+        }
+    }
+
     /// Remembers a generation; one that is remembered already, or is in use, is left out.
     pub fn push_history(&mut self, uuid: u64) {
         if !is_generation(uuid) || same(uuid, JUST_CREATED) || same(uuid, self.current) {

@@ -34,6 +34,6 @@ fn context(agreed_version: u32) -> Context<'static> {
         protocol_a_or_b: false,
         resolve_conflicts: true,
         sent: None,
-        after_split_brain: AfterSplitBrain::Disconnect,
+        after_split_brain: AfterSplitBrain::default(),
     }
 }

@@ -102,6 +102,9 @@ pub struct ConnectionStatus {
     pub protocol_version: u32,
     /// Why it is not connected, if that is known.
     pub last_error: Option<String>,
+    /// The last split brain that a policy ended, and whose changes are lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_split_brain: Option<String>,
     /// Addresses.
     pub paths: Vec<PathStatus>,
     /// Volumes.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::model::ResourceFile;
+use super::model::{AfterSb0, AfterSb1, ResourceFile};
 
 /// Highest node id (`ondisk-metadata.md` section 1).
 pub const MAX_NODE_ID: u8 = 31;
@@ -141,6 +141,15 @@ impl<'a> Check<'a> {
                 &[Step::Key("net"), Step::Key("secret-file")],
                 "there is a secret, but nothing says how to use it",
                 "add `cram-hmac-alg = \"sha256\"` (zea resource create: --cram-hmac-alg sha256)",
+            ));
+        }
+        let policies = [("after-sb-0pri", net.after_sb_0pri != AfterSb0::default())];
+        let policies = policies.into_iter().chain([("after-sb-1pri", net.after_sb_1pri != AfterSb1::default())]);
+        if let Some((key, _)) = policies.into_iter().find(|(_, set)| *set && self.file.nodes.len() > 2) {
+            return Err(Problem::new(
+                &[Step::Key("net"), Step::Key(key)],
+                "policies for a split brain are for two nodes: of three, the third one could be with the victim",
+                "leave it out; a split brain is then ended by `zea connect --discard-my-data`",
             ));
         }
         for (key, value, lowest, highest) in [

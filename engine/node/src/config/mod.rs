@@ -12,5 +12,5 @@ pub mod units;
 pub use check::{Check, Problem};
 pub use diagnostic::Diagnostic;
 pub use load::parse;
-pub use model::{Algorithm, DigestName, Disk, MetaDisk, Net, Peer, Protocol, ResourceFile, Volume};
+pub use model::{AfterSb0, AfterSb1, Algorithm, DigestName, Disk, MetaDisk, Net, Peer, Protocol, ResourceFile, Volume};
 pub use units::{Address, Size};

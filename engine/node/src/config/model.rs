@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zea_core::config::{AfterSb0Pri, AfterSb1Pri};
 use zea_wire::digest::DigestAlg;
 
 use super::units::{Address, Size};
@@ -124,31 +125,53 @@ impl Algorithm {
     }
 }
 
-/// Digest of blocks, by the name that is on the wire.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DigestName(pub DigestAlg);
+/// A value that a file gives by its name.
+macro_rules! by_name {
+    ($(#[$doc:meta])* $name:ident($of:ty), $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct $name(pub $of);
 
-impl Serialize for DigestName {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.0.as_str())
-    }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.0.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+
+            fn from_str(name: &str) -> Result<Self, String> {
+                <$of>::ALL.iter().find(|value| value.as_str() == name).copied().map($name).ok_or_else(|| {
+                    let known = <$of>::ALL.iter().map(|value| value.as_str()).collect::<Vec<_>>().join(", ");
+                    format!("`{name}` is no {}; there are {known}", $what)
+                })
+            }
+        }
+    };
 }
 
-impl<'de> Deserialize<'de> for DigestName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
+by_name! {
+    /// Digest of blocks, by the name that is on the wire.
+    DigestName(DigestAlg), "digest algorithm"
 }
 
-impl FromStr for DigestName {
-    type Err = String;
+by_name! {
+    /// Whose changes are lost after a split brain of two Secondaries.
+    #[derive(Default)]
+    AfterSb0(AfterSb0Pri), "policy of after-sb-0pri"
+}
 
-    fn from_str(name: &str) -> Result<Self, String> {
-        DigestAlg::from_name(name).map(DigestName).ok_or_else(|| {
-            let known = DigestAlg::ALL.map(DigestAlg::as_str).join(", ");
-            format!("`{name}` is no digest algorithm; there are {known}")
-        })
-    }
+by_name! {
+    /// Whose changes are lost after a split brain of a Primary and a Secondary.
+    #[derive(Default)]
+    AfterSb1(AfterSb1Pri), "policy of after-sb-1pri"
 }
 
 /// `[net]`: options of all connections of the resource.
@@ -172,6 +195,12 @@ pub struct Net {
     /// Digests of all data between the nodes; a packet of which it is wrong ends the connection. The same on all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_integrity_alg: Option<DigestName>,
+    /// Whose changes are lost after a split brain of two Secondaries. Only with two nodes, as the next one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub after_sb_0pri: AfterSb0,
+    /// Whose changes are lost after a split brain of a Primary and a Secondary.
+    #[serde(skip_serializing_if = "is_default")]
+    pub after_sb_1pri: AfterSb1,
     /// Idle time after which a peer is pinged.
     pub ping_int_ms: u64,
     /// Time a peer has to answer a ping.
@@ -193,6 +222,8 @@ impl Default for Net {
             verify_alg: None,
             csums_alg: None,
             data_integrity_alg: None,
+            after_sb_0pri: AfterSb0::default(),
+            after_sb_1pri: AfterSb1::default(),
             ping_int_ms: 10_000,
             ping_timeout_ms: 500,
             timeout_ms: 6_000,

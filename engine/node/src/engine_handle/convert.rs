@@ -43,6 +43,8 @@ pub(super) fn net_options(file: &ResourceFile, secret: Option<&Secret>) -> core:
         verify_alg: net.verify_alg.map(|alg| alg.0),
         csums_alg: net.csums_alg.map(|alg| alg.0),
         use_rle: net.use_rle,
+        after_sb_0pri: net.after_sb_0pri.0,
+        after_sb_1pri: net.after_sb_1pri.0,
         integrity_alg: net.data_integrity_alg.map(|alg| alg.0),
         cram_hmac_alg: net.cram_hmac_alg.map(|algorithm| algorithm.name().to_owned()),
         shared_secret: secret.map(|secret| secret.0.clone()).unwrap_or_default(),
@@ -173,6 +175,7 @@ fn connection(
         peer_role: connection.role.to_string(),
         protocol_version: connection.version,
         last_error: if established { None } else { reason() },
+        last_split_brain: connection.last_split_brain.clone(),
         paths: path.into_iter().collect(),
         peer_devices: connection.peer_devices.iter().map(|it| peer_device(status, it)).collect(),
     }
@@ -308,6 +311,7 @@ mod tests {
                 name: "bravo".into(),
                 conn: ConnState::Connected,
                 last_error: None,
+                last_split_brain: None,
                 role: Role::Secondary,
                 version: 122,
                 peer_devices: vec![CorePeerDevice {

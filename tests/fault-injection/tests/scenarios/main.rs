@@ -1,5 +1,6 @@
 //! Explicit scenarios on clusters of real cores. Each runs in virtual time, so minutes of it take milliseconds.
 
+mod after_sb;
 mod catalogue;
 mod connect;
 mod crash;

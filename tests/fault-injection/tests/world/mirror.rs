@@ -237,6 +237,7 @@ impl Core for Mirror {
             name: config.name.clone(),
             conn: if link.is_some() { ConnState::Connected } else { ConnState::Connecting },
             last_error: None,
+            last_split_brain: None,
             role: Role::Unknown,
             version: 124,
             peer_devices: vec![PeerDeviceStatus {

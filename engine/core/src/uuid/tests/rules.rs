@@ -6,6 +6,7 @@ use zea_wire::state::DiskState;
 
 use super::table::{Node, Table};
 use super::{A, B, C, D, context, view};
+use crate::config::{AfterSb0Pri, AfterSb1Pri};
 use crate::uuid::{AfterSplitBrain, Context, NO_INFORMATION, UuidView};
 
 fn n(current: u64) -> Node {
@@ -157,14 +158,56 @@ fn split_brain(t: &mut Table, cx: Context<'_>) {
         &own.clone().disk(DiskState::Consistent),
         &peer,
     );
-    let solved = |after_split_brain| Context { after_split_brain, ..cx };
-    t.row("6", "policies: mine is kept", solved(AfterSplitBrain::Source), &own, &peer);
-    t.row("6", "policies: the peer's is kept", solved(AfterSplitBrain::Target), &own, &peer);
+    policies(t, cx, &own, &peer);
     t.row("7", "the peer gives up its data", cx, &own, &peer.clone().flag(DISCARD));
     t.row("7", "I give up mine", cx, &own.clone().flag(DISCARD), &peer);
     t.row("7", "both do: nothing is solved", cx, &own.flag(DISCARD), &peer.flag(DISCARD));
     let (own, peer) = (n(B).history(&[A]), p(C).history(&[A]).flag(DISCARD));
     t.row("7", "long ago: full sync", cx, &own, &peer);
+}
+
+fn policies(t: &mut Table, cx: Context<'_>, own: &Node, peer: &Node) {
+    let by = |no_primary, one_primary| Context { after_split_brain: AfterSplitBrain { no_primary, one_primary }, ..cx };
+    let zero = by(AfterSb0Pri::DiscardZeroChanges, AfterSb1Pri::Consensus);
+    let (own_older, peer_older) = (own.clone().bitmap(1, A | 1), peer.clone().bitmap(0, A | 1));
+    t.row("6", "discard-zero-changes, both changed something", zero, own, peer);
+    t.row("6", "discard-zero-changes, I changed nothing", zero, &own.clone().bits(0), peer);
+    t.row("6", "discard-zero-changes, nobody changed anything", zero, &own.clone().bits(0), &peer.clone().bits(0));
+    t.row(
+        "6",
+        "discard-zero-changes, but it is Outdated",
+        zero,
+        &own.clone().bits(0),
+        &peer.clone().disk(DiskState::Outdated),
+    );
+    t.row("6", "consensus, the Secondary changed nothing", zero, &own.clone().primary(), &peer.clone().bits(0));
+    t.row("6", "consensus, the Primary changed nothing", zero, &own.clone().primary().bits(0), peer);
+    for policy in
+        [AfterSb0Pri::DiscardLeastChanges, AfterSb0Pri::DiscardYoungerPrimary, AfterSb0Pri::DiscardOlderPrimary]
+    {
+        let cx = by(policy, AfterSb1Pri::Disconnect);
+        let row = |t: &mut Table, what: &str, own: &Node, peer: &Node| {
+            t.row("6", &format!("{}, {what}", policy.as_str()), cx, own, peer);
+        };
+        row(t, "I changed less", own, peer);
+        row(t, "I was Primary before", &own_older, peer);
+        row(t, "the peer was Primary before", own, &peer_older);
+        row(t, "one is Primary now", &own.clone().primary(), peer);
+    }
+    let secondary = by(AfterSb0Pri::Disconnect, AfterSb1Pri::DiscardSecondary);
+    t.row("6", "discard-secondary, none is Primary", secondary, own, peer);
+    t.row("6", "discard-secondary, I am Primary", secondary, &own.clone().primary(), peer);
+    t.row("6", "discard-secondary, the peer is Primary", secondary, own, &peer.clone().primary());
+    let local = by(AfterSb0Pri::DiscardLocal, AfterSb1Pri::Disconnect);
+    t.row("6", "discard-local and the peer gives up its data, too", local, own, &peer.clone().flag(DISCARD));
+    let (own, peer) = (n(B).history(&[A]), p(C).history(&[A]));
+    t.row(
+        "6",
+        "discard-least-changes, long ago",
+        by(AfterSb0Pri::DiscardLeastChanges, AfterSb1Pri::Disconnect),
+        &own,
+        &peer,
+    );
 }
 
 fn keeping_bits(t: &mut Table, cx: Context<'_>) {
