@@ -1,10 +1,12 @@
 //! What is kept of a peer's writes until P_PEER_ACK says who has them, and the bits of what is missing elsewhere
 //! (wire-protocol.md 10.5).
 
+use zea_wire::features::Features;
 use zea_wire::ids::NodeId;
 use zea_wire::packet::{BlockDesc, Packet, PeerAck};
 use zea_wire::state::{ConnState, ReplState};
 
+use crate::connection::Kept;
 use crate::limits;
 use crate::resource::{Ctx, Resource};
 
@@ -28,6 +30,31 @@ impl Resource {
         self.volumes[vidx].void_verify(sector, u64::from(len) / 512);
         self.conns[cidx].pds[vidx].marked_at = Some(cx.now);
         self.tell_out_of_sync(cx, cidx, vidx, sector, len);
+    }
+
+    /// Before a target gets a block of this disk: what this disk has of the writes of a node that the target does not hear from is
+    /// marked, as far as no peer ack has said who has it. Its image would show a later write without an earlier one if it learned of
+    /// that one only then, and the resync may end before. Returns whether there was something to tell.
+    pub(crate) fn mark_unheard(&mut self, cx: &mut Ctx<'_>, cidx: usize, index: usize) -> bool {
+        let p = &self.peer_reqs[index];
+        let (vidx, hears) = (p.vidx, (p.dagtag > 0).then_some(p.dagtag_node));
+        if !self.conns[cidx].link.as_ref().is_some_and(|l| l.has(Features::RESYNC_DAGTAG)) {
+            return false;
+        }
+        let target = self.conns[cidx].node();
+        let mut ranges = Vec::new();
+        for c in self.conns.iter_mut().filter(|c| c.node() != target && Some(c.node()) != hears) {
+            // One that is not on this disk yet may lie in the very block that was read.
+            let here = |k: &&mut Kept| k.vidx == vidx && k.active.is_none() && !k.marked.contains(target);
+            for k in c.kept.iter_mut().filter(here) {
+                k.marked.insert(target);
+                ranges.push((k.sector, k.len));
+            }
+        }
+        for &(sector, len) in &ranges {
+            self.mark_missing(cx, cidx, vidx, sector, len);
+        }
+        !ranges.is_empty()
     }
 
     /// P_PEER_ACK: all writes up to this dagtag are on the nodes of the mask (wire-protocol.md 10.5).

@@ -162,6 +162,9 @@ impl Resource {
             if self.peer_reqs[index].digest.is_some() {
                 return self.resync_compares(cx, cidx, index, buf);
             }
+            if kind == Kind::ResyncRead {
+                self.mark_unheard(cx, cidx, index);
+            }
             let id = if kind == Kind::Read { block_id } else { self.conns[cidx].resync_id(block_id) };
             let data = Data { sector, block_id: id, seq_num: 0, dp_flags: DpFlags::EMPTY };
             let packet = if kind == Kind::Read { Packet::DataReply(data) } else { Packet::RsDataReply(data) };

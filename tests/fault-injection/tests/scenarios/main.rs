@@ -12,6 +12,7 @@ mod diskless;
 mod hostile;
 mod integrity;
 mod last_writes;
+mod marks;
 mod resync;
 mod verify;
 mod writes;

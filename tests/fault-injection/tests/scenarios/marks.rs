@@ -1,0 +1,45 @@
+//! A disk that is being resynced: what has to be marked, and what it is called until it is done.
+
+use zea_core::config::DiskOptions;
+use zea_sim::faults::Crash;
+use zea_sim::scenario::{Cluster, V0};
+use zea_sim::world::World;
+use zea_wire::state::DiskState;
+
+fn slow(seed: u64) -> Cluster {
+    let disk = DiskOptions { al_extents: 67, resync_window_sectors: 128, ..DiskOptions::default() };
+    Cluster { seed, disk, disk_latency_ns: 2_000_000, ..Cluster::new(3) }
+}
+
+fn write_apart(w: &mut World, ix: usize, blocks: std::ops::Range<u64>) {
+    for block in blocks {
+        w.write_ok(ix, block * 64, 8);
+    }
+}
+
+/// the resync ends: whoever takes this image gets the later without the earlier.
+#[test]
+fn sim_marks_of_earlier_writes_come_before_resync_data() {
+    for seed in 0..8 {
+        let mut w = slow(seed).synced();
+        w.isolate(2);
+        write_apart(&mut w, 0, 0..24);
+        w.run_ms(2_000);
+        w.heal(1, 2);
+        w.expect("node 2 is being resynced", |w| w.nodes[2].target_of.contains_key(&V0));
+        w.run_ms(4 * seed);
+        for block in (0..24).rev() {
+            w.write_ok(0, 16_384 + block * 64, 8);
+            w.flush_ok(0);
+            w.write_ok(0, block * 64, 8);
+            w.flush_ok(0);
+            if w.disk(2) == DiskState::Outdated {
+                break;
+            }
+        }
+        w.expect("it is over", |w| w.disk(2) == DiskState::Outdated);
+        w.crash(2, Crash::Process);
+        w.start(2);
+        w.run_ms(200);
+    }
+}
