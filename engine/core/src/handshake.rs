@@ -477,6 +477,7 @@ impl Resource {
         if self.compare_exposed_uuid(vidx, cidx, state) || self.heed_moved_on(vidx, cidx, state) {
             return;
         }
+        let awaits_resync = self.awaits_resync(vidx);
         let v = &mut self.volumes[vidx];
         if peer_current == Some(mine) {
             if v.dirty_bits(node) == 0 && v.uuids.bitmap[usize::from(node.0)] != 0 {
@@ -487,7 +488,7 @@ impl Resource {
                 v.meta.push(Step::SuperBlock);
             }
             let lifted = matches!(v.disk, DiskState::Outdated | DiskState::Consistent);
-            if lifted && state.disk == DiskState::UpToDate && peer_stable {
+            if lifted && state.disk == DiskState::UpToDate && peer_stable && !awaits_resync {
                 v.disk = DiskState::UpToDate;
                 v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
                 v.meta.push(Step::SuperBlock);
@@ -500,6 +501,12 @@ impl Resource {
                 v.meta.push(Step::SuperBlock);
             }
         }
+    }
+
+    /// A connected peer has data that this disk lacks: one that has not heard of them is no measure.
+    fn awaits_resync(&self, vidx: usize) -> bool {
+        let waits = [ReplState::WFBitMapT, ReplState::WFSyncUUID, ReplState::PausedSyncT, ReplState::SyncTarget];
+        self.conns.iter().any(|c| c.is_up() && waits.contains(&c.pds[vidx].repl))
     }
 
     /// This Primary serves the data of its peers, of another generation than that of the disk behind this connection.

@@ -4,7 +4,7 @@ use zea_core::config::DiskOptions;
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::World;
-use zea_wire::state::DiskState;
+use zea_wire::state::{DiskState, ReplState};
 
 fn slow(seed: u64) -> Cluster {
     let disk = DiskOptions { al_extents: 67, resync_window_sectors: 128, ..DiskOptions::default() };
@@ -41,5 +41,30 @@ fn sim_marks_of_earlier_writes_come_before_resync_data() {
         w.crash(2, Crash::Process);
         w.start(2);
         w.run_ms(200);
+    }
+}
+
+/// Node 2 has heard that the Primary wrote without it, and waits for its bitmap. Node 0 has not heard of that yet.
+#[test]
+fn sim_one_that_has_not_heard_of_it_does_not_make_a_disk_up_to_date() {
+    for delay in 0..40 {
+        let mut w = slow(delay).synced();
+        w.isolate(0);
+        write_apart(&mut w, 0, 0..24);
+        w.part(1, 2);
+        w.heal(0, 1);
+        w.run_ms(delay);
+        w.heal(1, 2);
+        let waits = |w: &World| {
+            let repl = w.nodes[1].peer_device(0, V0).map(|pd| pd.repl);
+            matches!(repl, Some(ReplState::WFBitMapT | ReplState::PausedSyncT))
+        };
+        w.run_until(waits, 500);
+        while waits(&w) {
+            assert_ne!(w.disk(1), DiskState::UpToDate);
+            w.run_ms(1);
+        }
+        w.rejoin(2);
+        w.settle();
     }
 }
