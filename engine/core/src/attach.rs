@@ -504,6 +504,7 @@ impl Resource {
             for cidx in 0..self.conns.len() {
                 self.mark_kept(cx, cidx, vidx);
             }
+            self.mark_unstable(vidx);
             let v = &mut self.volumes[vidx];
             if left_behind {
                 v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);

@@ -139,6 +139,15 @@ impl Resource {
         }
     }
 
+    /// Likewise what this node wrote and a peer has not called stable: that peer may be lost with it.
+    pub(crate) fn mark_unstable(&mut self, vidx: usize) {
+        for (_, w) in self.writes.iter().filter(|(_, w)| w.vidx == vidx) {
+            for node in w.unstable.iter() {
+                self.volumes[vidx].set_out_of_sync(node, w.req.sector, w.req.len);
+            }
+        }
+    }
+
     /// Whether a third party's word about this node may clear bits. The word may be older than a mark made here: not while the
     /// node is known to be at another generation, and not soon after a mark (`docs/adr`: keep bits).
     fn believes_in_sync(&self, cx: &Ctx<'_>, vidx: usize, node: NodeId) -> bool {

@@ -1,6 +1,6 @@
 //! A disk that is being resynced: what has to be marked, and what it is called until it is done.
 
-use zea_core::config::DiskOptions;
+use zea_core::config::{DiskOptions, NetOptions, Protocol};
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::World;
@@ -65,6 +65,22 @@ fn sim_one_that_has_not_heard_of_it_does_not_make_a_disk_up_to_date() {
             w.run_ms(1);
         }
         w.rejoin(2);
+        w.settle();
+    }
+}
+
+/// The Primary lets its disk go. What it has written last the other node has not made stable, and loses.
+#[test]
+fn sim_marks_of_unstable_writes_are_made_before_a_disk_goes() {
+    for protocol in [Protocol::A, Protocol::B, Protocol::C] {
+        let net = NetOptions { protocol, ..NetOptions::default() };
+        let mut w = Cluster { net, ..Cluster::new(2) }.synced();
+        write_apart(&mut w, 0, 0..10);
+        w.detach(0);
+        w.crash(1, Crash::Power);
+        w.run_ms(100);
+        w.attach(0);
+        w.start(1);
         w.settle();
     }
 }
