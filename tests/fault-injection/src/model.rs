@@ -94,11 +94,8 @@ struct View {
     crashed: u64,
     /// Who lived and was in sync then, and is alive since.
     witnesses: Witnesses,
-    /// What a power loss took, with the nodes that lived and were in sync then: they have to bring it back. And whether
-    /// the node was promoted since without the other replicas: then it goes on from what it has left, and whoever meets
-    /// it follows.
+    /// What a power loss took, with the nodes that lived and were in sync then: they have to bring it back.
     lost: BTreeMap<Id, Vec<(WriteIx, Witnesses)>>,
-    went_on_alone: bool,
     /// A generation of its own began here without the other replicas, before or after a power loss: writes that were
     /// acknowledged early (protocols A and B) and had not come here are not in it.
     took_over: bool,
@@ -114,6 +111,12 @@ impl View {
             self.held.resize_with(id + 1, Vec::new);
         }
         &mut self.held[id]
+    }
+
+    /// A node that is promoted without the other replicas goes on, for good, from what it has left; whoever meets it follows.
+    fn goes_on_alone(&mut self) {
+        self.witnesses = 0;
+        self.lost.values_mut().flatten().for_each(|lost| lost.1 = 0);
     }
 }
 
@@ -341,7 +344,7 @@ impl Model {
         let now = self.tick();
         let witnesses = witnesses.iter().fold(0, |mask, w| mask | 1 << w);
         let view = &mut self.views[node];
-        (view.went_on_alone, view.crashed, view.witnesses) = (false, now, witnesses);
+        (view.crashed, view.witnesses) = (now, witnesses);
         for id in std::mem::take(&mut view.volatile) {
             let gone = view.held[id].extract_if(.., |h| !h.stable).map(|h| (h.write, witnesses));
             view.lost.entry(id).or_default().extend(gone);
@@ -363,7 +366,7 @@ impl Model {
         self.order.promoted(node);
         if alone {
             for ix in followers.iter().copied().chain([node]) {
-                self.views[ix].went_on_alone = true;
+                self.views[ix].goes_on_alone();
                 self.views[ix].took_over = true;
             }
             (0..VOLUMES).for_each(|volume| self.lineage.attempt(node, followers, volume));
@@ -426,7 +429,6 @@ impl Model {
             }
         }
         self.views[target].lost = self.views[source].lost.clone();
-        self.views[target].went_on_alone = self.views[source].went_on_alone;
         self.views[target].took_over = self.views[source].took_over;
         lost
     }
@@ -438,8 +440,7 @@ impl Model {
         let weak = self.writes[held.write as usize].weak;
         let lost = source_view.lost.get(&id).and_then(|l| l.iter().find(|(w, _)| *w == held.write));
         let witnessed = lost.is_some_and(|(_, witnesses)| witnesses >> target & 1 == 1);
-        let excused =
-            (source_view.took_over && weak) || (lost.is_some() && (source_view.went_on_alone || weak || !witnessed));
+        let excused = (source_view.took_over && weak) || (lost.is_some() && (weak || !witnessed));
         if overridden || excused || self.discarded.contains(&held.write) {
             return None;
         }

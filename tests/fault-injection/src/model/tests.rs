@@ -90,3 +90,20 @@ fn sim_model_promises_nothing_of_a_node_that_crashed_after_its_ack() {
     assert!(read(&mut m, 0, tags[0]).is_ok());
     assert!(read(&mut m, 1, 0).is_ok());
 }
+
+#[test]
+fn sim_model_excuses_for_good_what_a_promotion_alone_gave_up() {
+    for goes_on_alone in [false, true] {
+        let mut m = Model::new(2);
+        let old = acked(&mut m, &[0, 1]);
+        let flush = m.flush_begins();
+        m.flush_acked(flush, 0, 0, &[0, 1]);
+        acked(&mut m, &[0, 1]);
+        m.node_crashed(0, &[1]);
+        if goes_on_alone {
+            m.promoted(0, &[], true);
+        }
+        m.node_crashed(0, &[]);
+        assert_eq!(m.resynced(1, 0, 0, u64::MAX, |_| old, |_| old).is_none(), goes_on_alone);
+    }
+}
