@@ -200,8 +200,9 @@ impl Resource {
         if self.sync_source_of(vidx).is_some() || !self.volumes[vidx].has_disk() {
             return;
         }
-        if self.volumes[vidx].disk == DiskState::UpToDate {
-            // Resynced from another node meanwhile: what is to be done now shows when they compare again (`waits_for_nothing`).
+        if self.volumes[vidx].disk >= DiskState::Consistent {
+            // Resynced from another node meanwhile, even if a Primary has been lost since: what is to be done now shows when they
+            // compare again (`waits_for_nothing`).
             return;
         }
         let best = (0..self.conns.len())
