@@ -609,11 +609,15 @@ impl Resource {
         self.state_changed = true;
     }
 
-    /// Other sources waited for this node: without bits they are in sync, with bits they go on.
+    /// Other sources waited for this node: without bits they are in sync, with bits they go on. A peer that this node has left
+    /// behind by its resync must not go on as if it had the same.
     pub(crate) fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let current = self.volumes[vidx].uuids.current;
         for cidx in self.up_conns() {
-            let pd = &self.conns[cidx].pds[vidx];
-            if pd.repl != ReplState::PausedSyncT && !pd.is_sync_source() {
+            let (pd, node) = (&self.conns[cidx].pds[vidx], self.conns[cidx].node());
+            let left_behind =
+                pd.is_established() && pd.disk >= DiskState::Consistent && !self.is_at_generation(node, vidx, current);
+            if pd.repl != ReplState::PausedSyncT && !pd.is_sync_source() && !left_behind {
                 continue;
             }
             // Compare again with what both sides know now.

@@ -80,13 +80,13 @@ impl Resource {
         if pd.gets_all && link == vouched { Complete::Yes } else { Complete::NotYet }
     }
 
-    /// A Primary is connected and told of this generation. One that did not may have dropped the connection already, without this
+    /// A node is connected and told of this generation. One that did not may have dropped the connection already, without this
     /// node having noticed.
-    fn is_at_generation(&self, primary: NodeId, vidx: usize, current: u64) -> bool {
-        if primary == self.config.node_id {
+    pub(crate) fn is_at_generation(&self, node: NodeId, vidx: usize, current: u64) -> bool {
+        if node == self.config.node_id {
             return true;
         }
-        let Some(c) = self.cidx(primary).map(|c| &self.conns[c]).filter(|c| c.is_up()) else { return false };
+        let Some(c) = self.cidx(node).map(|c| &self.conns[c]).filter(|c| c.is_up()) else { return false };
         let says = &c.pds[vidx].says;
         let told = [says.uuids.as_ref().map(|u| u.current), says.current_uuid];
         told.iter().flatten().any(|uuid| uuid & !1 == current & !1)

@@ -1,6 +1,7 @@
 //! A disk that is being resynced: what has to be marked, and what it is called until it is done.
 
 use zea_core::config::{DiskOptions, NetOptions, Protocol};
+use zea_core::io::Command;
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::World;
@@ -81,6 +82,29 @@ fn sim_marks_of_unstable_writes_are_made_before_a_disk_goes() {
         w.run_ms(100);
         w.attach(0);
         w.start(1);
+        w.settle();
+    }
+}
+
+/// Node 1 is resynced to a newer generation while node 0, which has only the old one, is connected to it: node 0 must not become
+/// Primary on that.
+#[test]
+fn sim_an_old_generation_is_not_served_beside_a_newer_one() {
+    for delay in [0, 5, 50, 500] {
+        let mut w = Cluster::new(3).synced();
+        w.must(0, Command::Demote);
+        w.isolate(2);
+        w.must(2, Command::Promote { force: true });
+        w.write_ok(2, 0, 8);
+        w.flush_ok(2);
+        w.must(2, Command::Demote);
+        w.heal(1, 2);
+        w.expect("node 1 has it", |w| w.mutually_in_sync(1, 2, V0));
+        w.isolate(2);
+        w.run_ms(delay);
+        w.expect("node 0 is not alone", |w| w.is_connected(0, 1));
+        w.must(0, Command::Promote { force: false });
+        w.rejoin(2);
         w.settle();
     }
 }
