@@ -154,7 +154,7 @@ fn badinput_disk_full_the_last_good_disk_waits_for_space() {
     let (mut writer, mut reader) = (node.nbd(), node.nbd());
     let begin = Instant::now();
     let writing = std::thread::spawn(move || writer.write_pattern(2000..3000, 2));
-    node.wait("a word about the space", |_| node.log().contains("no space left on the backing device"));
+    node.wait_log("no space left on the backing device");
     reader.check_pattern(0..100, 1);
     assert!(!writing.is_finished(), "writes wait");
     assert_eq!(disk_state(&node.status("r0")), "UpToDate", "the last good disk stays");
@@ -247,7 +247,7 @@ fn fails(bad: u8) {
     client.check_pattern(500..1000, 2);
     let node = &cluster.nodes[usize::from(bad)];
     node.wait("detached", |status| disk_state(status) == "Diskless");
-    assert!(node.log().contains("the disk is detached"), "{}", node.log_tail());
+    node.wait_log("the disk is detached");
     let refused = node.call(&attach()).unwrap_err();
     assert!(refused.message.contains("meta data"), "{refused}");
 }

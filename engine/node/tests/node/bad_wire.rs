@@ -17,14 +17,15 @@ fn told(status: &ResourceStatus) -> &str {
     status.connections[0].last_error.as_deref().unwrap_or_default()
 }
 
-fn state(node: &Daemon) -> String {
-    node.status("r0").connections[0].connection_state.clone()
+fn wait_stand_alone(cluster: &Cluster) {
+    let stand_alone = |status: &ResourceStatus| status.connections[0].connection_state == "StandAlone";
+    cluster.nodes.iter().for_each(|node| node.wait("StandAlone", stand_alone));
 }
 
 /// Waits until status and log of a node say why it is not connected.
 fn wait_told(node: &Daemon, why: &str) {
     node.wait(why, |status| told(status).contains(why) && status.connections[0].connection_state != "Connected");
-    assert!(node.log().contains(why), "the log says it, too\n{}", node.log_tail());
+    node.wait_log(why);
 }
 
 /// `r0` on two nodes, each changed, and each with a reason not to connect.
@@ -51,7 +52,7 @@ fn same(_: &mut ResourceFile) {}
 fn badinput_wire_secrets_that_differ_are_refused() {
     let why = "shared-secret or cram-hmac-alg differ";
     let cluster = refused([&same, &same], [Some("hush"), Some("other")], [why, why]);
-    assert_eq!([state(&cluster.nodes[0]), state(&cluster.nodes[1])], ["StandAlone", "StandAlone"]);
+    wait_stand_alone(&cluster);
     // The secret itself is nobody's business.
     assert!(!cluster.nodes.iter().any(|node| node.log().contains("hush") || node.log().contains("\"other\"")));
     let sha1 = |resource: &mut ResourceFile| resource.net.cram_hmac_alg = Some(Algorithm::Sha1);
@@ -71,7 +72,7 @@ fn badinput_wire_a_peer_without_a_secret_is_refused() {
 fn badinput_wire_settings_that_differ_are_refused() {
     let asynchronous = |resource: &mut ResourceFile| resource.net.protocol = Protocol::A;
     let cluster = refused([&asynchronous, &same], [None, None], ["incompatible settings: protocol"; 2]);
-    assert_eq!([state(&cluster.nodes[0]), state(&cluster.nodes[1])], ["StandAlone", "StandAlone"]);
+    wait_stand_alone(&cluster);
     // Made alike, they connect.
     let text = cluster.resource(0).to_toml();
     cluster.nodes[0].ok(&Request::Apply { file: "r0.toml".into(), text, secret: None, force: false });

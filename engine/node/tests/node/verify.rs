@@ -54,9 +54,7 @@ fn verify_three_daemons_find_damage_and_connecting_repairs_it() {
     assert_eq!(found[0], kib(all, 12));
     let marked = |node: &Daemon, peer: usize| node.status("r0").connections[peer].peer_devices[0].out_of_sync;
     assert_eq!((marked(alpha, 0), marked(bravo, 0), marked(bravo, 1), marked(charlie, 1)), (12, 12, 8, 8));
-    assert!(
-        alpha.log().contains("12 KiB out of sync. To resync these blocks from the Primary: zea disconnect r0 bravo")
-    );
+    alpha.wait_log("12 KiB out of sync. To resync these blocks from the Primary: zea disconnect r0 bravo");
     let name = || "r0".to_owned();
     for request in [
         Request::Disconnect { name: name(), peer: None, force: false },

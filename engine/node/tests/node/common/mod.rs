@@ -185,6 +185,11 @@ impl Daemon {
         std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
+    /// Waits until its log says something: other threads write it, after what `status` shows.
+    pub(crate) fn wait_log(&self, text: &str) {
+        self.wait(&format!("{text:?} in its log"), |_| self.log().contains(text));
+    }
+
     /// The end of its log.
     pub(crate) fn log_tail(&self) -> String {
         let text = self.log();
