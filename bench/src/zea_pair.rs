@@ -118,7 +118,11 @@ impl ZeaPair {
 fn cpu_ns(pid: u32) -> Result<u64> {
     let mut sum = 0;
     for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let text = match std::fs::read_to_string(thread?.path().join("schedstat")) {
+            // A thread that served a command has ended.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => continue,
+            text => text?,
+        };
         let used = text.split(' ').next().and_then(|first| first.parse::<u64>().ok());
         sum += used.context("schedstat has no time")?;
     }
