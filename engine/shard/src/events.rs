@@ -40,6 +40,14 @@ impl EventStream {
         }
     }
 
+    /// The next event, whenever it comes.
+    ///
+    /// # Errors
+    /// [`ShardGone`], when everything was read.
+    pub fn wait(&self) -> Result<ResourceEvent, ShardGone> {
+        self.queue.recv().map_err(|_| ShardGone)
+    }
+
     /// Takes the number of events that were lost since the last call, because nobody read them in time: take a new
     /// status then.
     pub fn take_lost(&self) -> u64 {

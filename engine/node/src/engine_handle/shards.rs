@@ -45,8 +45,6 @@ const LOCK_TICK: Duration = Duration::from_millis(50);
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Events of a shard that wait to be handed out.
 const EVENT_QUEUE: usize = 4096;
-/// How often the thread that hands events out looks whether it is to end.
-const EVENT_TICK: Duration = Duration::from_millis(250);
 
 /// What a [`ShardEngine`] is made from.
 #[derive(Debug, Clone)]
@@ -341,12 +339,9 @@ struct EventPump {
 
 impl EventPump {
     fn run(mut self) {
-        loop {
-            match self.stream.next(EVENT_TICK) {
-                Ok(Some(event)) => self.hand_out(&event),
-                Ok(None) => {}
-                Err(_) => break,
-            }
+        // Events are only lost where some are left.
+        while let Ok(event) = self.stream.wait() {
+            self.hand_out(&event);
             let lost = self.stream.take_lost();
             if lost > 0 {
                 self.hub.publish(&Event::skipped(lost));
