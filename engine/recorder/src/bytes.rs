@@ -7,19 +7,45 @@ use thiserror::Error;
 #[error("an entry ends early")]
 pub(crate) struct Short;
 
-/// Appends a number: seven bits a byte, lowest first, the top bit says that more follow.
-pub(crate) fn put_number(out: &mut Vec<u8>, mut value: u64) {
-    while value > 0x7f {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
+/// Bytes that [`put_fields`] appends at most.
+const MAX_FIELDS: usize = 64;
+
+/// Appends short fields of an entry, at most 64 bytes. Room for all of them is made at once: that costs less than to append
+/// each of them.
+#[inline]
+pub(crate) fn put_fields<T>(out: &mut Vec<u8>, put: impl FnOnce(&mut Fields<'_>) -> T) -> T {
+    let begin = out.len();
+    out.extend_from_slice(&[0; MAX_FIELDS]);
+    let mut fields = Fields { room: out.last_chunk_mut().expect("was appended"), len: 0 };
+    let result = put(&mut fields);
+    let end = begin + fields.len;
+    out.truncate(end);
+    result
 }
 
-/// Appends bytes with their number in front.
-pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_number(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
+/// See [`put_fields`].
+#[derive(Debug)]
+pub(crate) struct Fields<'a> {
+    room: &'a mut [u8; MAX_FIELDS],
+    len: usize,
+}
+
+impl Fields<'_> {
+    #[inline]
+    pub(crate) fn byte(&mut self, byte: u8) {
+        self.room[self.len] = byte;
+        self.len += 1;
+    }
+
+    /// A number: seven bits a byte, lowest first, the top bit says that more follow.
+    #[inline]
+    pub(crate) fn number(&mut self, mut value: u64) {
+        while value > 0x7f {
+            self.byte(value as u8 | 0x80);
+            value >>= 7;
+        }
+        self.byte(value as u8);
+    }
 }
 
 /// A cursor.
@@ -77,7 +103,7 @@ mod tests {
         #[test]
         fn recorder_numbers_come_back(values in prop::collection::vec(any::<u64>().prop_flat_map(|v| (0..64u32).prop_map(move |s| v >> s)), 0..20)) {
             let mut out = Vec::new();
-            values.iter().for_each(|v| put_number(&mut out, *v));
+            values.iter().for_each(|v| put_fields(&mut out, |fields| fields.number(*v)));
             let mut r = Reader(&out);
             for value in values {
                 prop_assert_eq!(r.number(), Ok(value));
@@ -98,7 +124,7 @@ mod tests {
         assert_eq!(Reader(&[0xff; 11]).number(), Err(Short));
         assert_eq!(Reader(&[0x80; 9]).number(), Err(Short));
         let mut most = Vec::new();
-        put_number(&mut most, u64::MAX);
+        put_fields(&mut most, |fields| fields.number(u64::MAX));
         assert_eq!(Reader(&most).number(), Ok(u64::MAX));
     }
 }

@@ -3,6 +3,7 @@
 //! Entries are packed by hand, and not archived: a replicated write costs three to five of them (`docs/adr`: the flight recorder).
 //! Each tells by itself where it ends.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use rkyv::rancor::Error as RkyvError;
@@ -10,11 +11,12 @@ use thiserror::Error;
 use zea_core::io::{
     AdminTag, BufId, Command, DigestTag, DiskError, DiskTag, Input, LinkId, LinkLost, Op, Payload, ReqId, Request,
 };
+use zea_wire::features::Negotiated;
 use zea_wire::header::{Header, HeaderFormat};
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::{Packet, rule};
 
-use crate::bytes::{Reader, Short, put_bytes, put_number};
+use crate::bytes::{Fields, Reader, Short, put_fields};
 use crate::links::Links;
 
 const REQUEST: u8 = 1;
@@ -64,70 +66,114 @@ pub(crate) enum Entry<'a> {
 }
 
 pub(crate) fn put_random(out: &mut Vec<u8>, word: u64) {
-    out.push(RANDOM);
-    put_number(out, word);
+    put_fields(out, |fields| {
+        fields.byte(RANDOM);
+        fields.number(word);
+    });
 }
 
 pub(crate) fn put_end(out: &mut Vec<u8>) {
     out.push(END);
 }
 
+/// What stands behind the short fields of an input.
+enum Behind<'a> {
+    Nothing,
+    Bytes(Cow<'a, [u8]>),
+    /// How long its payload is, which is not recorded.
+    Packet(&'a Packet, Negotiated, u32),
+}
+
 /// Appends an input that comes `since` nanoseconds after the one before; if it cannot, the bytes that it appended are none.
 pub(crate) fn put_input(out: &mut Vec<u8>, links: &Links, since: u64, input: &Input<'_>) -> Result<(), Unrecordable> {
+    match put_fields(out, |fields| put_short(fields, links, since, input)) {
+        Behind::Nothing => {}
+        Behind::Bytes(bytes) => out.extend_from_slice(&bytes),
+        Behind::Packet(packet, negotiated, payload_len) => {
+            let at = out.len();
+            if (payload_len > 0 && !packet.has_payload()) || !packet.encode_body(&negotiated, out) {
+                return Err(Unrecordable);
+            }
+            let len = u16::try_from(out.len() - at).map_err(|_| Unrecordable)?;
+            out[at - 2..at].copy_from_slice(&len.to_le_bytes());
+        }
+    }
+    Ok(())
+}
+
+#[inline]
+fn put_short<'a>(fields: &mut Fields<'_>, links: &Links, since: u64, input: &'a Input<'_>) -> Behind<'a> {
     let mut head = |kind| {
-        out.push(kind);
-        put_number(out, since);
+        fields.byte(kind);
+        fields.number(since);
     };
     match input {
         Input::Request(request) => {
             head(REQUEST);
-            put_request(out, request);
+            put_request(fields, request);
+            Behind::Nothing
         }
         Input::DiskDone { tag, result, buf, meta, block } => {
             head(DISK_DONE);
-            put_disk_done(out, *tag, *result, *buf, block.is_some());
-            put_bytes(out, meta);
+            put_disk_done(fields, *tag, *result, *buf, block.is_some());
+            counted(fields, meta)
         }
         Input::DigestDone { tag, digest } => {
             head(DIGEST_DONE);
-            put_number(out, tag.0);
-            put_bytes(out, digest);
+            fields.number(tag.0);
+            counted(fields, digest)
         }
         Input::LinkUp { peer, link, resolve_conflicts } => {
             head(LINK_UP);
-            out.extend_from_slice(&[peer.0, u8::from(*resolve_conflicts)]);
-            put_number(out, link.0);
+            fields.byte(peer.0);
+            fields.byte(u8::from(*resolve_conflicts));
+            fields.number(link.0);
+            Behind::Nothing
         }
         Input::LinkDown { peer, link, lost } => {
             head(LINK_DOWN);
-            out.push(peer.0);
-            put_number(out, link.0);
+            fields.byte(peer.0);
+            fields.number(link.0);
             let (kind, why) = match lost {
                 LinkLost::Closed => (0, ""),
                 LinkLost::Network(why) => (1, why.as_str()),
                 LinkLost::Protocol(why) => (2, why.as_str()),
                 LinkLost::SendTimeout => (3, ""),
             };
-            out.push(kind);
-            put_bytes(out, why.as_bytes());
+            fields.byte(kind);
+            counted(fields, why.as_bytes())
         }
         Input::Packet { peer, link, volume, packet, payload } => {
             head(PACKET);
-            out.push(peer.0);
-            put_number(out, link.0);
-            put_number(out, volume.map_or(0, |v| u64::from(v.0) + 1));
-            put_payload(out, *payload);
-            put_packet(out, links, *link, packet, payload.map_or(0, |p| p.len))?;
+            fields.byte(peer.0);
+            fields.number(link.0);
+            fields.number(volume.map_or(0, |v| u64::from(v.0) + 1));
+            put_payload(fields, *payload);
+            // The command, and what stands between header and payload: the header says nothing more.
+            fields.number(packet.command().into());
+            // Its length is known afterwards.
+            fields.byte(0);
+            fields.byte(0);
+            Behind::Packet(packet, links.of(*link), payload.map_or(0, |p| p.len))
         }
         Input::Admin { tag, command } => {
             head(ADMIN);
-            put_number(out, tag.0);
+            fields.number(tag.0);
             let archived = rkyv::to_bytes::<RkyvError>(command).expect("a command fits memory");
-            put_bytes(out, &archived);
+            fields.number(archived.len() as u64);
+            Behind::Bytes(Cow::Owned(archived.to_vec()))
         }
-        Input::Timer => head(TIMER),
+        Input::Timer => {
+            head(TIMER);
+            Behind::Nothing
+        }
     }
-    Ok(())
+}
+
+/// Bytes with their number in front.
+fn counted<'a>(fields: &mut Fields<'_>, bytes: &'a [u8]) -> Behind<'a> {
+    fields.number(bytes.len() as u64);
+    if bytes.is_empty() { Behind::Nothing } else { Behind::Bytes(Cow::Borrowed(bytes)) }
 }
 
 /// The next entry, with the random numbers behind it.
@@ -190,7 +236,7 @@ fn node(r: &mut Reader<'_>) -> Result<NodeId, EntryError> {
 
 const FUA: u8 = 0x80;
 
-fn put_request(out: &mut Vec<u8>, request: &Request) {
+fn put_request(fields: &mut Fields<'_>, request: &Request) {
     let op = match request.op {
         Op::Read => 0,
         Op::Write => 1,
@@ -199,12 +245,12 @@ fn put_request(out: &mut Vec<u8>, request: &Request) {
         Op::WriteZeroes { unmap: true } => 4,
         Op::Flush => 5,
     };
-    out.push(op | if request.fua { FUA } else { 0 });
-    put_number(out, request.id.0);
-    put_number(out, request.volume.0.into());
-    put_number(out, request.sector);
-    put_number(out, request.len.into());
-    put_payload(out, request.payload);
+    fields.byte(op | if request.fua { FUA } else { 0 });
+    fields.number(request.id.0);
+    fields.number(request.volume.0.into());
+    fields.number(request.sector);
+    fields.number(request.len.into());
+    put_payload(fields, request.payload);
 }
 
 fn get_request(r: &mut Reader<'_>) -> Result<Request, EntryError> {
@@ -229,13 +275,13 @@ fn get_request(r: &mut Reader<'_>) -> Result<Request, EntryError> {
 }
 
 /// 0, or the length and one, then the place.
-fn put_payload(out: &mut Vec<u8>, payload: Option<Payload>) {
+fn put_payload(fields: &mut Fields<'_>, payload: Option<Payload>) {
     let Some(Payload { buf, offset, len }) = payload else {
-        return out.push(0);
+        return fields.byte(0);
     };
-    put_number(out, u64::from(len) + 1);
-    put_number(out, buf.0.into());
-    put_number(out, offset.into());
+    fields.number(u64::from(len) + 1);
+    fields.number(buf.0.into());
+    fields.number(offset.into());
 }
 
 fn get_payload(r: &mut Reader<'_>) -> Result<Option<Payload>, EntryError> {
@@ -251,20 +297,26 @@ fn get_payload(r: &mut Reader<'_>) -> Result<Option<Payload>, EntryError> {
 const HAS_BUF: u8 = 0x40;
 const HAS_BLOCK: u8 = 0x80;
 
-fn put_disk_done(out: &mut Vec<u8>, tag: DiskTag, result: Result<(), DiskError>, buf: Option<BufId>, has_block: bool) {
+fn put_disk_done(
+    fields: &mut Fields<'_>,
+    tag: DiskTag,
+    result: Result<(), DiskError>,
+    buf: Option<BufId>,
+    has_block: bool,
+) {
     let kind = match result {
         Ok(()) => 0,
         Err(DiskError::Io(_)) => 1,
         Err(DiskError::NoSpace) => 2,
         Err(DiskError::Unsupported) => 3,
     };
-    out.push(kind | if buf.is_some() { HAS_BUF } else { 0 } | if has_block { HAS_BLOCK } else { 0 });
-    put_number(out, tag.0);
+    fields.byte(kind | if buf.is_some() { HAS_BUF } else { 0 } | if has_block { HAS_BLOCK } else { 0 });
+    fields.number(tag.0);
     if let Err(DiskError::Io(errno)) = result {
-        put_number(out, u64::from(errno.cast_unsigned()));
+        fields.number(u64::from(errno.cast_unsigned()));
     }
     if let Some(BufId(buf)) = buf {
-        put_number(out, buf.into());
+        fields.number(buf.into());
     }
 }
 
@@ -285,28 +337,6 @@ fn get_disk_done<'a>(r: &mut Reader<'a>) -> Result<Input<'a>, EntryError> {
 }
 
 // ---- packets ---------------------------------------------------------------------------------------------------
-
-/// The command, and what stands between header and payload: the header says nothing more.
-fn put_packet(
-    out: &mut Vec<u8>,
-    links: &Links,
-    link: LinkId,
-    packet: &Packet,
-    payload_len: u32,
-) -> Result<(), Unrecordable> {
-    let negotiated = links.of(link);
-    if !packet.rule().is_legal(&negotiated) || (payload_len > 0 && !packet.has_payload()) {
-        return Err(Unrecordable);
-    }
-    put_number(out, packet.command().into());
-    // Its length is known afterwards.
-    let at = out.len();
-    out.extend_from_slice(&[0; 2]);
-    packet.encode_body(&negotiated, out);
-    let len = u16::try_from(out.len() - at - 2).map_err(|_| Unrecordable)?;
-    out[at..at + 2].copy_from_slice(&len.to_le_bytes());
-    Ok(())
-}
 
 fn get_packet(r: &mut Reader<'_>, links: &Links, link: LinkId, payload_len: u32) -> Result<Packet, EntryError> {
     let negotiated = links.of(link);
@@ -342,7 +372,7 @@ mod tests {
         for (peer, link, version) in [(1, 1, 118), (2, 8, 118), (2, 2, 124), (3, 3, 101), (4, 4, 96)] {
             let features = if version < 118 { Features::DRBD_84 } else { Features::DRBD_93 };
             let negotiated = Negotiated { version, features, ..Negotiated::INITIAL };
-            links.follow(&[Action::SetNegotiated { peer: NodeId(peer), link: LinkId(link), negotiated }]);
+            links.follow(&Action::SetNegotiated { peer: NodeId(peer), link: LinkId(link), negotiated });
         }
         links
     }

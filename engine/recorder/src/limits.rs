@@ -13,7 +13,7 @@ pub const ENTRIES_PER_SNAPSHOT: u64 = 2;
 /// Entries are handed to the writer when they take so many bytes, when the first is so old, or when the core told of a change.
 pub const CHUNK_BYTES: usize = 128 << 10;
 /// See [`CHUNK_BYTES`]: what a killed process may lose of inputs that change no state.
-pub const CHUNK_MS: u64 = 100;
+pub const CHUNK_MS: u64 = 200;
 /// Entries that the writer does not take, in bytes, beyond which they are dropped.
 pub const MAX_WAITING_BYTES: usize = 4 << 20;
 /// Chunks on their way to the writer, of all resources of a node.

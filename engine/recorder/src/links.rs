@@ -25,12 +25,11 @@ impl Links {
     }
 
     /// Takes note of what the core decided. A peer has one link at a time.
-    pub(crate) fn follow(&mut self, actions: &[Action]) {
-        for action in actions {
-            if let Action::SetNegotiated { peer, link, negotiated } = action {
-                self.0.retain(|(node, ..)| node != peer);
-                self.0.push((*peer, *link, *negotiated));
-            }
+    #[inline]
+    pub(crate) fn follow(&mut self, action: &Action) {
+        if let Action::SetNegotiated { peer, link, negotiated } = action {
+            self.0.retain(|(node, ..)| node != peer);
+            self.0.push((*peer, *link, *negotiated));
         }
     }
 }

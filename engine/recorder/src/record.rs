@@ -73,7 +73,8 @@ impl Recorder {
     }
 
     /// Gives an input to the core and writes down what is needed to do it again: the input before the core has it, random
-    /// numbers as they are drawn.
+    /// numbers as they are drawn. Inlined, as an input is large: it is moved once then.
+    #[inline]
     pub fn handle(
         &mut self,
         core: &mut Resource,
@@ -85,10 +86,11 @@ impl Recorder {
         let before = actions.len();
         self.input(now, &input, core);
         core.handle(now, &mut Drawn { rng, recorder: self }, input, actions);
-        let actions = &actions[before..];
-        self.links.follow(actions);
-        // Whoever hears of a change finds it in the recording.
-        self.urgent |= actions.iter().any(|action| matches!(action, Action::Event(_)));
+        for action in &actions[before..] {
+            self.links.follow(action);
+            // Whoever hears of a change finds it in the recording.
+            self.urgent |= matches!(action, Action::Event(_));
+        }
     }
 
     fn input(&mut self, now: Time, input: &Input<'_>, core: &Resource) {
@@ -180,14 +182,22 @@ impl Recorder {
         self.keep(snapshot);
     }
 
-    /// At the end of a turn: gives `take` the chunks that are large, old or urgent enough. It gives a chunk back that it has no room for;
+    /// Something is to be handed over: it is large, old or urgent enough, or there was no room for it.
+    #[inline]
+    pub fn has_ready(&self, now: Time) -> bool {
+        !self.ready.is_empty() || self.is_frame_ready(now)
+    }
+
+    fn is_frame_ready(&self, now: Time) -> bool {
+        let old = self.out_since.plus_ms(CHUNK_MS) <= now;
+        !self.out.is_empty() && (self.urgent || old || self.out.len() >= CHUNK_BYTES)
+    }
+
+    /// At the end of a turn: gives `take` the chunks that are ready. It gives a chunk back that it has no room for;
     /// when too many of those wait they are dropped, and recording begins again later. True if that happened.
     pub fn hand_over(&mut self, now: Time, mut take: impl FnMut(Chunk) -> Result<(), Chunk>) -> bool {
-        if self.urgent || self.out.len() >= CHUNK_BYTES || self.out_since.plus_ms(CHUNK_MS) <= now {
+        if self.is_frame_ready(now) {
             self.close();
-        }
-        if self.ready.is_empty() {
-            return false;
         }
         while let Some(chunk) = self.ready.pop_front() {
             if let Err(chunk) = take(chunk) {

@@ -258,7 +258,7 @@ impl Run {
             self.ending = Some(Ending::Panicked(text.unwrap_or("without a message").to_owned()));
             return ControlFlow::Continue(());
         }
-        self.links.follow(&actions);
+        actions.iter().for_each(|action| self.links.follow(action));
         watch(Moment::Done { step, actions: &actions, core: &self.core })
     }
 }

@@ -8,7 +8,7 @@ use zea_core::config::{DiskOptions, ResourceConfig, VolumeConfig};
 use zea_core::io::{AdminTag, Command, Input, LinkId, LinkLost, Outbox, Rng, Time};
 use zea_wire::ids::{NodeId, VolumeNr};
 
-use crate::limits::{GAP_RETRY_MS, MAX_WAITING_BYTES, MIN_RING_BYTES, TOO_LARGE_RETRY_MS};
+use crate::limits::{CHUNK_MS, GAP_RETRY_MS, MAX_WAITING_BYTES, MIN_RING_BYTES, TOO_LARGE_RETRY_MS};
 use crate::{Begin, Chunk, Ending, Moment, Recorded, Recorder, replay};
 
 struct Zero;
@@ -140,7 +140,7 @@ fn recorder_of_a_state_that_is_too_large_begins_when_it_is_not() {
     for _ in 0..TOO_LARGE_RETRY_MS {
         pair.give(Input::Timer);
     }
-    pair.now = pair.now.plus_ms(100);
+    pair.now = pair.now.plus_ms(CHUNK_MS);
     pair.end_turn();
     assert!(pair.segments.len() > segments, "it is small again");
     let state = pair.state();
@@ -159,7 +159,7 @@ fn recorder_shows_a_panic_of_the_core_where_it_was() {
         pair.give(Input::DiskDone { tag, result: Ok(()), buf: None, meta: &[], block: None })
     }));
     assert!(died.is_err());
-    pair.now = pair.now.plus_ms(100);
+    pair.now = pair.now.plus_ms(CHUNK_MS);
     pair.end_turn();
     let (_, endings, _) = play(pair.segments);
     assert_eq!(endings, [Ending::Panicked("no entry 5".into())]);

@@ -9,10 +9,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use thiserror::Error;
 use zea_core::Resource;
 use zea_core::io::{Input, Outbox, Rng, Time};
@@ -58,6 +58,8 @@ enum Message {
 #[derive(Debug, Clone)]
 pub struct Outlet {
     chunks: Sender<Message>,
+    /// Sleeps where nothing is on its way, and is woken: a receive that waits would look again and again first.
+    thread: Thread,
     spare: Receiver<Vec<u8>>,
     ring_bytes: u64,
 }
@@ -96,7 +98,7 @@ impl Writer {
         let rings = dir.clone();
         let work = move || write_all(&arriving, &back, &rings, ring_bytes);
         let thread = std::thread::Builder::new().name("recorder".into()).spawn(work).map_err(failed)?;
-        Ok(Writer { outlet: Outlet { chunks, spare, ring_bytes }, thread })
+        Ok(Writer { outlet: Outlet { chunks, thread: thread.thread().clone(), spare, ring_bytes }, thread })
     }
 
     /// The way to it.
@@ -107,8 +109,11 @@ impl Writer {
     /// Writes what is on its way and ends.
     pub fn stop(self) {
         // It waits for room where the queue is full, and the thread empties it.
-        if self.outlet.chunks.send(Message::Stop).is_ok() && self.thread.join().is_err() {
-            tracing::warn!("the recorder's thread had panicked");
+        if self.outlet.chunks.send(Message::Stop).is_ok() {
+            self.outlet.thread.unpark();
+            if self.thread.join().is_err() {
+                tracing::warn!("the recorder's thread had panicked");
+            }
         }
     }
 }
@@ -134,6 +139,7 @@ pub struct Recording {
 
 impl Recording {
     /// Gives an input to the core and writes down what is needed to do it again.
+    #[inline]
     pub fn handle(
         &mut self,
         core: &mut Resource,
@@ -146,7 +152,14 @@ impl Recording {
     }
 
     /// At the end of a turn: hands over what is ready.
+    #[inline]
     pub fn end_turn(&mut self, now: Time) {
+        if self.recorder.has_ready(now) {
+            self.hand_over(now);
+        }
+    }
+
+    fn hand_over(&mut self, now: Time) {
         let Recording { recorder, outlet, resource, run } = self;
         let mut gave = false;
         let lost = recorder.hand_over(now, |chunk| {
@@ -158,8 +171,9 @@ impl Recording {
                 _ => Ok(()),
             }
         });
-        if gave && let Ok(buffer) = outlet.spare.try_recv() {
-            recorder.keep(buffer);
+        if gave {
+            outlet.thread.unpark();
+            outlet.spare.try_iter().for_each(|buffer| recorder.keep(buffer));
         }
         if lost {
             tracing::warn!("{resource}: the disk of the recordings does not keep up; there is a gap in the recording");
@@ -180,6 +194,7 @@ impl Drop for Recording {
         }
         self.end_turn(Time(u64::MAX));
         let _ = self.outlet.chunks.try_send(Message::Close(Arc::clone(&self.resource)));
+        self.outlet.thread.unpark();
     }
 }
 
@@ -189,11 +204,12 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 
 fn write_all(arriving: &Receiver<Message>, back: &Sender<Vec<u8>>, dir: &Path, ring_bytes: u64) {
     let mut rings: BTreeMap<Arc<str>, Ring> = BTreeMap::new();
-    for message in arriving {
-        match message {
-            Message::Stop => return,
-            Message::Close(resource) => drop(rings.remove(&resource)),
-            Message::Chunk { resource, run, chunk } => {
+    loop {
+        match arriving.try_recv() {
+            Err(TryRecvError::Empty) => std::thread::park(),
+            Err(TryRecvError::Disconnected) | Ok(Message::Stop) => return,
+            Ok(Message::Close(resource)) => drop(rings.remove(&resource)),
+            Ok(Message::Chunk { resource, run, chunk }) => {
                 let ring =
                     rings.entry(Arc::clone(&resource)).or_insert_with(|| Ring::new(dir.join(&*resource), ring_bytes));
                 if let Err(error) = ring.add((run, chunk.segment), &chunk.bytes) {

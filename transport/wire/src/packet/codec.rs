@@ -85,14 +85,16 @@ impl Packet {
         self.encode_with_digest(neg, volume, &[], payload_len, out);
     }
 
-    /// Appends what stands between header and payload, without the digest of the payload.
-    ///
-    /// Panics if the packet is not legal with `neg`.
-    pub fn encode_body(&self, neg: &Negotiated, out: &mut Vec<u8>) {
-        let rule = self.rule();
-        assert!(rule.is_legal(neg), "{} is not legal with {neg:?}", rule.name);
-        let format = HeaderFormat::for_version(neg.version);
-        self.put_body(out, &Context { neg, format, command: self.command(), digest_len: 0 });
+    /// Appends what stands between header and payload, without the digest of the payload. `false`, and nothing is appended:
+    /// the packet is not legal with `neg`.
+    #[must_use]
+    pub fn encode_body(&self, neg: &Negotiated, out: &mut Vec<u8>) -> bool {
+        let legal = self.rule().is_legal(neg);
+        if legal {
+            let format = HeaderFormat::for_version(neg.version);
+            self.put_body(out, &Context { neg, format, command: self.command(), digest_len: 0 });
+        }
+        legal
     }
 
     /// As [`Packet::encode`], with the digest of the payload: `neg.digest_len()` bytes for
