@@ -221,7 +221,7 @@ docs/reference/dissect.md explains the columns and the fields.")]
     Dissect(Dissect),
     /// Replay a flight recording: what happened to a resource, step by step
     ///
-    /// zead records what the state machine of each resource is told, if it runs with --flight-recorder on. This gives
+    /// zead records what the state machine of each resource is told, unless it runs with --flight-recorder off. This gives
     /// the recording to the same state machine again and prints what changes: roles, disks, connections, replication,
     /// UUIDs, and the notices that the log had; at the end of each run the state, as zea status shows it. It needs no
     /// daemon, and changes nothing. A recording holds no data of the volumes, but it holds the shared secret.

@@ -69,7 +69,7 @@ pub struct Options {
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub nbd_listen: Option<SocketAddr>,
     /// Record what the state machines of the resources are told, for `zea replay`: flight/RESOURCE in the state directory
-    #[arg(long, value_name = "on|off", value_enum, default_value_t = Switch::Off, hide_possible_values = true)]
+    #[arg(long, value_name = "on|off", value_enum, default_value_t = Switch::On, hide_possible_values = true)]
     pub flight_recorder: Switch,
     /// Space for the recording of each resource, in MiB; the oldest part is overwritten
     #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=65536))]

@@ -126,7 +126,7 @@ fn recorder_of_a_killed_node_replays_to_the_state_that_it_had() {
 #[test]
 fn recorder_replays_a_ring_that_has_wrapped() {
     let mut cluster = Cluster::empty(1);
-    let options = ["--flight-recorder", "on", "--flight-recorder-size", "1"];
+    let options = ["--flight-recorder-size", "1"];
     cluster.nodes[0].kill();
     let dir = cluster.nodes[0].dir().to_owned();
     cluster.nodes[0] = Daemon::spawn_with(0, &dir, &options);
@@ -153,7 +153,7 @@ fn recorder_replays_a_ring_that_has_wrapped() {
 }
 
 #[test]
-fn recorder_is_off_unless_it_is_told_and_goes_with_its_resource() {
+fn recorder_goes_with_its_resource_and_can_be_off() {
     let mut cluster = Cluster::empty(1);
     cluster.create(0, |_| {});
     let_it_write();
@@ -163,7 +163,7 @@ fn recorder_is_off_unless_it_is_told_and_goes_with_its_resource() {
     assert!(!folder(&cluster.nodes[0]).exists());
     cluster.nodes[0].kill();
     let dir = cluster.nodes[0].dir().to_owned();
-    cluster.nodes[0] = Daemon::spawn_with(0, &dir, &[]);
+    cluster.nodes[0] = Daemon::spawn_with(0, &dir, &["--flight-recorder", "off"]);
     cluster.create(0, |_| {});
     let_it_write();
     assert!(!folder(&cluster.nodes[0]).exists());

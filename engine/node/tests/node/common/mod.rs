@@ -33,7 +33,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts a daemon on `dir` and waits until it has started what was up before.
     pub(crate) fn spawn(id: u8, dir: &Path) -> Daemon {
-        Daemon::spawn_with(id, dir, &["--flight-recorder", "on"])
+        Daemon::spawn_with(id, dir, &[])
     }
 
     /// [`Daemon::spawn`] with these options and no others.
