@@ -10,10 +10,7 @@ use crate::resource::{Ctx, DiskJob, Resource};
 
 impl Resource {
     pub(crate) fn read(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
-        let v = &self.volumes[vidx];
-        // A former Primary has acknowledged what it wrote here last.
-        let early = v.compare_pending || v.peer_writes > 0;
-        if early || (!self.has_data(vidx) && self.holds(vidx)) {
+        if self.is_held(vidx, req.op) {
             self.volumes[vidx].held.push_back(req);
             return;
         }

@@ -129,16 +129,23 @@ impl Resource {
         v.hold_until.is_some() || matches!(v.disk, DiskState::Attaching | DiskState::Negotiating)
     }
 
-    pub(crate) fn write(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
+    /// Such a request waits for a new UUID, for a disk, or for the last writes of a former Primary: that one has acknowledged
+    /// them, and a read must not miss them.
+    pub(crate) fn is_held(&self, vidx: usize, op: Op) -> bool {
         let v = &self.volumes[vidx];
-        if v.awaits_uuid() || v.compare_pending || !v.held.is_empty() || (!self.has_data(vidx) && self.holds(vidx)) {
+        let early = if op == Op::Read { v.peer_writes > 0 } else { v.awaits_uuid() };
+        early || v.compare_pending || (!self.has_data(vidx) && self.holds(vidx))
+    }
+
+    pub(crate) fn write(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
+        if self.is_held(vidx, req.op) || !self.volumes[vidx].held.is_empty() {
             self.volumes[vidx].held.push_back(req);
             return;
         }
         if !self.has_data(vidx) {
             return cx.complete(req.id, Err(IoError::Io));
         }
-        if v.new_uuid_needed {
+        if self.volumes[vidx].new_uuid_needed {
             self.volumes[vidx].new_uuid_needed = false;
             if self.new_current_uuid(cx, vidx) {
                 self.volumes[vidx].held.push_back(req);

@@ -11,7 +11,9 @@ impl Resource {
         if !std::mem::take(&mut self.volumes[vidx].retry_waiters) {
             return;
         }
-        if self.volumes[vidx].peer_writes == 0 && !self.volumes[vidx].held.is_empty() {
+        // All of them are looked at only where the first may go.
+        let v = &self.volumes[vidx];
+        if v.peer_writes == 0 && v.held.front().is_some_and(|first| !self.is_held(vidx, first.op)) {
             self.release_held(cx, vidx);
         }
         for pd in self.conns.iter_mut().map(|c| &mut c.pds[vidx]) {
