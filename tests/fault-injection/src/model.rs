@@ -56,6 +56,8 @@ struct Write {
     weak: bool,
     /// See [`Order`].
     epoch: order::Epoch,
+    /// See [`Lineage`].
+    change: lineage::Change,
 }
 
 impl Write {
@@ -207,21 +209,32 @@ impl Model {
         ids[sector] as Id
     }
 
-    /// A write begins, on its way to the replicas of `followers`. Returns its number and the values of its sectors.
+    /// A write begins, on its way to these replicas, that of the node itself among them if it has one that is good. Returns its
+    /// number and the values of its sectors.
     pub fn write_begins(
         &mut self,
         node: usize,
-        followers: &[usize],
+        replicas: &[usize],
         key: Key,
         sectors: u64,
         zero: bool,
     ) -> (WriteIx, Vec<Tag>) {
         let submitted = self.tick();
-        self.lineage.attempt(node, followers, key.0);
+        let change = self.lineage.attempt(node, replicas, key.0);
         let index = self.writes.len() as WriteIx;
         let epoch = self.order.epoch(node, key.0);
-        let write =
-            Write { node, key, sectors, zero, submitted, ended: None, fate: Fate::InFlight, weak: false, epoch };
+        let write = Write {
+            node,
+            key,
+            sectors,
+            zero,
+            submitted,
+            ended: None,
+            fate: Fate::InFlight,
+            weak: false,
+            epoch,
+            change,
+        };
         let tags = write.keys().map(|k| value_of(index, &write, k)).collect();
         for k in write.keys() {
             let id = self.id_or_new(k);
@@ -252,7 +265,7 @@ impl Model {
         let now = self.write_ends(index, Fate::Acked);
         let write = &self.writes[index as usize];
         let submitted = write.submitted;
-        self.lineage.shared(write.node, holders, write.key.0);
+        self.lineage.shared(write.node, write.change, holders, write.key.0);
         for key in write.keys() {
             let id = self.id(key).expect("it was written");
             for &node in holders {
@@ -279,7 +292,7 @@ impl Model {
 
     /// Data that was there before the world began, on one node.
     pub fn preset(&mut self, node: usize, key: Key, sectors: u64) -> Vec<Tag> {
-        let (index, tags) = self.write_begins(node, &[], key, sectors, false);
+        let (index, tags) = self.write_begins(node, &[node], key, sectors, false);
         self.write_acked(index, &[node], &[node]);
         tags
     }
@@ -369,8 +382,25 @@ impl Model {
                 self.views[ix].goes_on_alone();
                 self.views[ix].took_over = true;
             }
-            (0..VOLUMES).for_each(|volume| self.lineage.attempt(node, followers, volume));
         }
+    }
+
+    /// A node that became Primary may begin a generation without the others, on these replicas of a volume.
+    pub fn goes_on_alone(&mut self, node: usize, volume: u16, replicas: &[usize]) {
+        self.lineage.attempt(node, replicas, volume);
+    }
+
+    /// The disk under a volume of a node is gone, and writes that are under way may not be on it, but on these replicas.
+    pub fn disk_lost(&mut self, node: usize, volume: u16, replicas: &[usize]) {
+        let under_way = |w: &&mut Write| w.fate == Fate::InFlight && w.node == node && w.key.0 == volume;
+        for write in self.writes.iter_mut().filter(under_way) {
+            write.change = self.lineage.attempt(node, replicas, volume);
+        }
+    }
+
+    /// A resync has ended, and its target is only Outdated: it has the changes that its source has, and lacks the last of them.
+    pub fn resynced_outdated(&mut self, target: usize, source: usize, volume: u16) {
+        self.lineage.resynced(target, source, volume);
     }
 
     /// The replicas have changes that the other does not have, on both sides.

@@ -68,19 +68,18 @@ impl World {
     pub fn submit(&mut self, ix: NodeIx, volume: VolumeNr, op: Op, sector: u64, sectors: u64, fua: bool) -> ReqId {
         let id = ReqId(self.fresh_id());
         let key = (volume.0, sector);
-        let followers: Vec<NodeIx> =
-            (0..self.nodes.len()).filter(|o| *o != ix && self.nodes[ix].sees_in_sync(*o, volume)).collect();
+        let replicas = self.good_replicas(ix, volume);
         let (purpose, tags) = match op {
             Op::Read => (
                 Purpose::Read(self.model.read_begins(ix, &self.servers(ix, volume), key, sectors)),
                 Some(vec![POISON; sectors as usize]),
             ),
             Op::Write => {
-                let (write, tags) = self.model.write_begins(ix, &followers, key, sectors, false);
+                let (write, tags) = self.model.write_begins(ix, &replicas, key, sectors, false);
                 (Purpose::Write(write), Some(tags))
             }
             Op::Discard | Op::WriteZeroes { .. } => {
-                (Purpose::Write(self.model.write_begins(ix, &followers, key, sectors, true).0), None)
+                (Purpose::Write(self.model.write_begins(ix, &replicas, key, sectors, true).0), None)
             }
             Op::Flush => (Purpose::Flush(self.model.flush_begins()), None),
         };

@@ -197,6 +197,19 @@ impl World {
         let mut followers: Vec<NodeIx> = others.filter(|other| in_sync(other, false)).collect();
         followers.extend(volumes.iter().flat_map(|v| self.servers(ix, *v)));
         self.model.promoted(ix, &followers, alone);
+        for volume in volumes.into_iter().filter(|_| alone) {
+            self.model.goes_on_alone(ix, volume.0, &self.good_replicas(ix, volume));
+        }
+    }
+
+    /// The replicas that what a node writes now goes to, and that count.
+    pub(crate) fn good_replicas(&self, ix: NodeIx, volume: VolumeNr) -> Vec<NodeIx> {
+        let node = &self.nodes[ix];
+        let good = |o: NodeIx| match o == ix {
+            true => node.disk_state(volume) == DiskState::UpToDate,
+            false => node.sees_in_sync(o, volume),
+        };
+        (0..self.nodes.len()).filter(|o| good(*o)).collect()
     }
 
     /// The first usable state of a disk after its node died: what is on it is a prefix of what was flushed.
@@ -225,6 +238,16 @@ impl World {
         let disk = node.disk_state(volume);
         if disk <= DiskState::Failed || waiting {
             self.nodes[ix].target_of.remove(&volume);
+        }
+        if old > DiskState::Failed && disk <= DiskState::Failed {
+            self.model.disk_lost(ix, volume.0, &self.good_replicas(ix, volume));
+        }
+        // A resync from a neighbour of a Primary that this node cannot see ends like this.
+        if old == DiskState::Inconsistent
+            && disk == DiskState::Outdated
+            && let Some((source, _)) = self.nodes[ix].target_of.get(&volume)
+        {
+            self.model.resynced_outdated(ix, *source, volume.0);
         }
         // A resync that waited for another one does not begin when that has made the disk UpToDate.
         if let Some(source) = source

@@ -2,12 +2,21 @@
 //! its own. Two replicas have diverged when each may have changes that the other lacks: then, and only then, is it a split
 //! brain.
 
-/// By replica, by writer.
+/// By replica, by writer: a node counts twice, once with a disk of its own and once, behind all nodes, without.
 type Clocks = Vec<Vec<u64>>;
+
+/// The number of a change that a writer made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Change {
+    writer: usize,
+    number: u64,
+}
 
 /// What is known of the replicas of one volume.
 #[derive(Debug, Clone)]
 struct Volume {
+    /// By writer: how often it wrote.
+    clock: Vec<u64>,
     /// Changes that a replica certainly has.
     has: Clocks,
     /// Changes that it may have: also what is on its way to it.
@@ -23,8 +32,8 @@ pub(super) struct Lineage {
 
 impl Lineage {
     pub(super) fn new(nodes: usize) -> Lineage {
-        let clocks = vec![vec![0; nodes]; nodes];
-        let volume = Volume { has: clocks.clone(), may_have: clocks };
+        let clocks = vec![vec![0; 2 * nodes]; nodes];
+        let volume = Volume { clock: vec![0; 2 * nodes], has: clocks.clone(), may_have: clocks };
         Lineage { nodes, volumes: vec![volume; usize::from(super::VOLUMES)] }
     }
 
@@ -32,29 +41,44 @@ impl Lineage {
         &mut self.volumes[usize::from(volume)]
     }
 
-    /// A node writes, or becomes Primary without the others; the replicas of `followers` may come to know of it.
-    pub(super) fn attempt(&mut self, node: usize, followers: &[usize], volume: u16) {
+    /// A node writes, or becomes Primary without the others. The replicas that may come to know of it: its own, if it has one
+    /// that is good, and those of nodes that are in sync.
+    pub(super) fn attempt(&mut self, node: usize, replicas: &[usize], volume: u16) -> Change {
+        let own = replicas.contains(&node);
+        let writer = if own { node } else { self.nodes + node };
         let v = self.of(volume);
-        let next = v.may_have[node][node] + 1;
-        v.has[node][node] = next;
-        v.may_have[node][node] = next;
-        for follower in followers {
-            take_over(&mut v.may_have, *follower, node);
+        v.clock[writer] += 1;
+        let number = v.clock[writer];
+        if own {
+            v.has[node][node] = number;
+            v.may_have[node][node] = number;
         }
+        for &replica in replicas {
+            match own {
+                true => take_over(&mut v.may_have, replica, node),
+                false => v.may_have[replica][writer] = number,
+            }
+        }
+        Change { writer, number }
     }
 
-    /// What `node` wrote is on these nodes too.
-    pub(super) fn shared(&mut self, node: usize, holders: &[usize], volume: u16) {
+    /// A change of `node` is on these replicas too; with its own one, everything that this one has.
+    pub(super) fn shared(&mut self, node: usize, change: Change, holders: &[usize], volume: u16) {
         let v = self.of(volume);
-        for holder in holders {
-            take_over(&mut v.has, *holder, node);
-            take_over(&mut v.may_have, *holder, node);
+        let own = holders.contains(&node);
+        for &holder in holders {
+            for clocks in [&mut v.has, &mut v.may_have] {
+                match own {
+                    true => take_over(clocks, holder, node),
+                    false => clocks[holder][change.writer] = clocks[holder][change.writer].max(change.number),
+                }
+            }
         }
     }
 
     /// A replica that lacks what the others have becomes the truth on its node: each has changes now that the other lacks.
     pub(super) fn forked(&mut self, node: usize, volume: u16) {
-        (0..self.nodes).for_each(|writer| self.attempt(writer, &[], volume));
+        (0..self.nodes).for_each(|writer| _ = self.attempt(writer, &[writer], volume));
         let v = self.of(volume);
         for replica in (0..v.has.len()).filter(|r| *r != node) {
             v.has[replica][node] = v.has[replica][node].min(v.has[node][node] - 1);
@@ -77,7 +101,7 @@ impl Lineage {
 
     pub(super) fn diverged(&self, a: usize, b: usize, volume: u16) -> bool {
         let v = &self.volumes[usize::from(volume)];
-        let ahead = |x: usize, y: usize| (0..self.nodes).any(|writer| v.may_have[x][writer] > v.has[y][writer]);
+        let ahead = |x: usize, y: usize| (0..v.clock.len()).any(|writer| v.may_have[x][writer] > v.has[y][writer]);
         ahead(a, b) && ahead(b, a)
     }
 }
@@ -95,12 +119,12 @@ mod tests {
     #[test]
     fn sim_lineage_tells_behind_from_diverged() {
         let mut l = Lineage::new(3);
-        l.attempt(0, &[], 0);
-        l.shared(0, &[1], 0);
+        let change = l.attempt(0, &[0], 0);
+        l.shared(0, change, &[0, 1], 0);
         assert!(!l.diverged(0, 1, 0));
-        l.attempt(0, &[], 0);
+        l.attempt(0, &[0], 0);
         assert!(!l.diverged(0, 1, 0), "node 1 is behind");
-        l.attempt(1, &[], 0);
+        l.attempt(1, &[1], 0);
         assert!(l.diverged(0, 1, 0));
         assert!(!l.diverged(0, 1, 1), "another volume");
         l.resynced(1, 0, 0);
@@ -111,17 +135,29 @@ mod tests {
     #[test]
     fn sim_lineage_allows_for_what_is_on_its_way() {
         let mut l = Lineage::new(3);
-        l.attempt(0, &[], 0);
-        l.attempt(2, &[1], 0);
+        l.attempt(0, &[0], 0);
+        l.attempt(2, &[2, 1], 0);
         assert!(l.diverged(0, 1, 0), "node 1 may have followed node 2");
         assert!(!l.diverged(1, 2, 0));
     }
 
     #[test]
+    fn sim_lineage_of_a_writer_without_a_disk_is_that_of_its_peers() {
+        let mut l = Lineage::new(2);
+        let change = l.attempt(0, &[0, 1], 0);
+        l.shared(0, change, &[0, 1], 0);
+        let change = l.attempt(0, &[1], 0);
+        l.shared(0, change, &[1], 0);
+        assert!(!l.diverged(0, 1, 0), "the disk of node 0 is behind");
+        l.attempt(0, &[0], 0);
+        assert!(l.diverged(0, 1, 0), "it goes on from there");
+    }
+
+    #[test]
     fn sim_lineage_of_a_forced_copy_is_its_own() {
         let mut l = Lineage::new(2);
-        l.attempt(0, &[], 0);
-        l.shared(0, &[1], 0);
+        let change = l.attempt(0, &[0], 0);
+        l.shared(0, change, &[0, 1], 0);
         l.forked(0, 0);
         assert!(l.diverged(0, 1, 0));
     }
