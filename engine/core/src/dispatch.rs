@@ -266,11 +266,17 @@ impl Resource {
             return;
         }
         let crossed = zea && word.disk == DiskState::UpToDate && pd.told_out_of_sync;
-        let (old, new) = (pd.disk, if crossed { DiskState::Outdated } else { word.disk });
+        let strange = word.disk == DiskState::UpToDate && self.became_something_else(cidx, vidx);
+        let pd = &mut self.conns[cidx].pds[vidx];
+        let (old, new) = (pd.disk, if crossed || strange { DiskState::Outdated } else { word.disk });
         pd.says.state = Some(word);
+        if strange {
+            self.reconnect(cx, cidx, "its data is not what this Primary serves");
+        }
         if old == new {
             return;
         }
+        let pd = &mut self.conns[cidx].pds[vidx];
         pd.disk = new;
         self.state_changed = true;
         let node = self.conns[cidx].node();

@@ -517,6 +517,17 @@ impl Resource {
         self.serves_peers(vidx) && pd.says.uuids.as_ref().is_some_and(|u| !good(u.current & !1))
     }
 
+    /// Likewise of a disk that becomes UpToDate on a connection that is up: it was resynced from somebody who has nothing to do with
+    /// what this Primary serves. It may lack the name of a generation that has just begun.
+    pub(crate) fn became_something_else(&self, cidx: usize, vidx: usize) -> bool {
+        let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
+        let lacks_name = |current: u64| v.former.contains(&current) || v.unconfirmed.contains(c.node());
+        let pd = &c.pds[vidx];
+        let current = pd.says.uuids.as_ref().map_or(0, |u| u.current & !1);
+        let becomes = c.keeps_bits() && !c.speaks_84() && pd.disk != DiskState::UpToDate;
+        becomes && !lacks_name(current) && self.shows_other_generation(cidx, vidx)
+    }
+
     /// A Primary without an UpToDate disk of its own told which generation it serves: this node's data is of that one, and then as
     /// good as it was when the Primary left it (2.4 no. 16), or it is behind. An Outdated disk may have been resynced since from
     /// a node that knew more: it is good only if the Primary does not name it as one that misses something. True if it is

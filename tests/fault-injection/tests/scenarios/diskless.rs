@@ -4,7 +4,7 @@ use zea_core::io::{Command, IoError};
 use zea_sim::disk::DiskFaults;
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
-use zea_sim::world::{World, node_id};
+use zea_sim::world::{Outcome, World, node_id};
 use zea_wire::state::{ConnState, DiskState, ReplState};
 
 /// Node 0 is Primary, and lets its disk go.
@@ -134,4 +134,25 @@ fn diskless_primary_begins_a_generation_while_it_is_resynced() {
         w.write_ok(0, 16, 8);
         w.settle();
     }
+}
+
+/// Two nodes are Primary without knowing of each other. The disk beside the one without its own is resynced from the other one: what
+/// is on it then has nothing to do with what was written here, and is not read.
+#[test]
+fn diskless_primary_does_not_serve_what_another_one_wrote() {
+    let mut w = Cluster::new(3).synced();
+    w.isolate(2);
+    w.part(0, 1);
+    w.must(1, Command::Promote { force: true });
+    w.write_ok(0, 0, 8);
+    w.write_ok(1, 8, 2048);
+    w.heal(1, 2);
+    w.expect("node 2 is resynced", |w| w.disk(2) == DiskState::Inconsistent);
+    w.must(1, Command::Detach { volume: V0, force: true });
+    w.expect("there is no good data", |w| w.disk(1) == DiskState::Diskless && w.disk(2) == DiskState::Inconsistent);
+    w.heal(0, 2);
+    w.run_ms(2_000);
+    let read = w.read(1, 8, 8);
+    w.run_ms(5_000);
+    assert!(!matches!(w.outcomes.get(&read), Some(Outcome::Done(Ok(())))), "a read without data");
 }
