@@ -33,6 +33,7 @@ fn sim_a_follower_of_a_primary_is_not_resynced_to_other_data() {
     }
     w.expect("two halves", |w| !w.is_connected(2, 0) && !w.is_connected(3, 0) && !w.is_connected(4, 1));
     w.must(2, Command::Promote { force: true });
+    w.expect("node 2 has its followers", |w| w.mutually_in_sync(2, 3, V0) && w.mutually_in_sync(2, 4, V0));
     w.write_ok(0, 0, 8);
     w.write_ok(2, 0, 8);
     w.part(3, 2);

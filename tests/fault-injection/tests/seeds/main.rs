@@ -72,6 +72,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14, 15, 16, 17, 18],
         wrong: "an UpToDate disk with a resync that still waited did not follow the Primary's new generation, whose writes waited for it",
     },
+    Once {
+        seed: 1901,
+        only: &[0, 1, 2, 3, 4, 6, 7],
+        wrong: "a source at a former generation, whose bits came late, took its target back to that after another resync",
+    },
     Once { seed: 1999, only: &[0, 7, 10], wrong: "bits of a peer ack that came long after the resync stayed for good" },
 ];
 
