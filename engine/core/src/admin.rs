@@ -343,13 +343,14 @@ impl Resource {
         self.send_peer_ack(cx);
         self.role = Role::Secondary;
         self.state_changed = true;
+        let unsettled = self.has_unsettled_writes();
         for vidx in 0..self.volumes.len() {
             let v = &mut self.volumes[vidx];
             v.new_uuid_needed = false;
             v.unconfirmed = NodeMask::EMPTY;
             v.uuids.mark_primary(false);
             v.set_flag(DeviceFlags::CRASHED_PRIMARY, v.crashed_primary);
-            v.set_flag(DeviceFlags::PRIMARY_IND, false);
+            v.set_flag(DeviceFlags::PRIMARY_IND, unsettled);
             for step in [Step::Bitmap, Step::DataFlush, Step::SuperBlock] {
                 v.meta.push(step);
             }

@@ -538,16 +538,18 @@ impl Resource {
 
     /// No Primary writes here any more: after a crash there is nothing to replay.
     pub(crate) fn maybe_clear_primary_ind(&mut self, vidx: usize) {
-        let busy = self.role == Role::Primary
-            || self.primary_peer().is_some()
-            || !self.transfer_log.is_empty()
-            || self.conns.iter().any(|c| !c.kept.is_empty() || c.active_peer_reqs > 0);
+        let busy = self.role == Role::Primary || self.primary_peer().is_some() || self.has_unsettled_writes();
         let v = &mut self.volumes[vidx];
         if !busy && v.has_disk() && v.set_flag(DeviceFlags::PRIMARY_IND, false) {
             for step in [Step::Bitmap, Step::DataFlush, Step::SuperBlock] {
                 v.meta.push(step);
             }
         }
+    }
+
+    /// Writes of this node or a peer that may not be on every disk yet: after a crash their extents tell where to look.
+    pub(crate) fn has_unsettled_writes(&self) -> bool {
+        !self.transfer_log.is_empty() || self.conns.iter().any(|c| !c.kept.is_empty() || c.active_peer_reqs > 0)
     }
 }
 

@@ -584,6 +584,10 @@ impl Resource {
                 self.volumes[w.vidx].retry_waiters = true;
             }
             self.collect_peer_ack(cx, &w);
+            if self.transfer_log.is_empty() {
+                // The last of a former Primary.
+                (0..self.volumes.len()).for_each(|vidx| self.maybe_clear_primary_ind(vidx));
+            }
         }
     }
 }

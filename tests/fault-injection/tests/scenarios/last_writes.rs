@@ -3,9 +3,10 @@
 use zea_core::config::{NetOptions, Protocol};
 use zea_core::io::Command;
 use zea_sim::faults::Crash;
+use zea_sim::net::NetParams;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::node_id;
-use zea_wire::state::{ConnState, DiskState};
+use zea_wire::state::{ConnState, DiskState, Role};
 
 /// What the last Primary wrote and acknowledged is still in a queue when another node takes over, which must not read past it.
 #[test]
@@ -22,6 +23,38 @@ fn sim_a_new_primary_reads_what_the_former_one_acknowledged() {
     w.expect("node 1 notices", |w| w.conn(1, 0) != ConnState::Connected);
     w.must(1, Command::Promote { force: false });
     w.read_ok(1, 0, 8);
+}
+
+/// A write comes between the request to demote the node and its commit, and does not get to the peer before the node's process dies:
+/// the extent is looked at.
+#[test]
+fn sim_the_last_write_of_a_demoted_node_is_marked_after_a_crash() {
+    let links = NetParams { latency_ns: 10_000_000, ..NetParams::default() };
+    let mut tried = 0;
+    for ms in 5..25 {
+        let mut w = Cluster { links, ..Cluster::new(2) }.synced();
+        w.write_ok(0, 0, 8);
+        w.run_ms(5_000);
+        w.admin(0, Command::Demote);
+        w.run_ms(ms);
+        if w.role(0) == Role::Secondary {
+            continue;
+        }
+        let write = w.write(0, 8, 8);
+        w.stall(0, 1);
+        if !w.run_until(|w| w.role(0) == Role::Secondary, 100) {
+            continue;
+        }
+        w.run_ms(3);
+        assert!(!w.outcomes.contains_key(&write), "the peer does not have it");
+        w.crash(0, Crash::Process);
+        w.unstall(0, 1);
+        w.expect("node 1 notices", |w| w.conn(1, 0) != ConnState::Connected);
+        w.start(0);
+        w.settle();
+        tried += 1;
+    }
+    assert!(tried > 0);
 }
 
 /// Node 3 is asked to throw its data away and to follow node 0. Node 4 was not asked: it goes on with its own Primary.
