@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use zea_wire::packet::rule;
 
-use zea_node::config::{AfterSb0, AfterSb1, DigestName};
+use zea_node::config::{AfterSb0, AfterSb1, DigestName, Size};
 
 use crate::create::{NodeArg, VolumeArg};
 use crate::exit;
@@ -166,6 +166,16 @@ pub enum Command {
         /// Print what was found as JSON, in KiB
         #[arg(long, requires = "wait")]
         json: bool,
+    },
+    /// Make a volume larger while it is in use, here and on the connected peer
+    #[command(after_help = "Example:\n  zea resize r0 0 20G")]
+    Resize {
+        /// Resource
+        name: String,
+        /// Volume number
+        volume: u16,
+        /// Its new size, with K, M, G or T as unit
+        size: Size,
     },
     /// Throw away this node's copy of a volume and fetch all of it from a peer
     Invalidate {
@@ -469,6 +479,8 @@ mod tests {
             vec!["zea", "promote"],
             vec!["zea", "demote", "r0", "--force"],
             vec!["zea", "invalidate", "r0"],
+            vec!["zea", "resize", "r0", "0"],
+            vec!["zea", "resize", "r0", "0", "more"],
             vec!["zea", "verify", "r0", "--json"],
             vec!["zea", "verify", "r0", "--start", "-1"],
             vec!["zea", "attach", "r0", "65536"],

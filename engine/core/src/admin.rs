@@ -38,6 +38,7 @@ impl Resource {
             },
             Command::Down => return self.start_down(cx, tag),
             Command::Invalidate { volume } => return self.invalidate(cx, tag, volume),
+            Command::Resize { volume, size_sectors } => return self.resize(cx, tag, volume, size_sectors),
             Command::Verify { peer, volume, start_sector, stop_sector } => {
                 match self.verify_command(tag, (peer, volume), start_sector, stop_sector) {
                     Ok(()) => return,
@@ -455,6 +456,7 @@ impl Resource {
             }
             Then::SyncSkipped(by) => self.sync_skipped(cx, vidx, by),
             Then::Compare => self.compare_again(cx, vidx),
+            Then::Grown(growth) => self.grown(cx, vidx, growth),
         }
     }
 }

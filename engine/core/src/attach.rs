@@ -141,7 +141,7 @@ impl Resource {
         match &mut a.stage {
             Stage::SuperBlock { .. } => {
                 let (sb, v08_peer) = self.decode_super_block(bytes)?;
-                let layout = self.layout_of(vidx, &a.backing, &sb)?;
+                let layout = self.layout_of(&a.backing, &sb)?;
                 a.stage = Stage::ActivityLog { sb: Box::new(sb), v08_peer, layout };
                 Ok(false)
             }
@@ -188,7 +188,7 @@ impl Resource {
         Ok((sb, None))
     }
 
-    fn layout_of(&self, vidx: usize, backing: &Backing, sb: &SuperBlock) -> Result<Layout, String> {
+    fn layout_of(&self, backing: &Backing, sb: &SuperBlock) -> Result<Layout, String> {
         if sb.bm_bytes_per_bit != 4096 {
             return Err(format!("a bitmap block size of {} bytes is not supported, only 4096", sb.bm_bytes_per_bit));
         }
@@ -209,12 +209,10 @@ impl Resource {
         layout
             .check(sb, self.config.node_id.0)
             .map_err(|e| format!("meta data does not fit the device or this node: {e}"))?;
-        let usable =
-            self.volumes[vidx].config.size_sectors.map_or(layout.usable_sectors, |u| u.min(layout.usable_sectors));
-        if sb.effective_size_sectors > usable {
+        if sb.effective_size_sectors > layout.usable_sectors {
             return Err(format!(
-                "the device shrank: the volume has {} sectors, the device holds {usable}. Nothing was changed",
-                sb.effective_size_sectors
+                "the device shrank: the volume has {} sectors, the device holds {}. Nothing was changed",
+                sb.effective_size_sectors, layout.usable_sectors
             ));
         }
         Ok(layout)
@@ -259,6 +257,10 @@ impl Resource {
             }
             size => size,
         };
+        if let Some(cap) = &mut v.config.size_sectors {
+            // It may have grown since it was configured.
+            *cap = v.size_sectors.max(*cap);
+        }
         attached.bitmap.resize(v.size_sectors.div_ceil(8));
         v.attached = Some(attached);
         v.attach_reply = Some(reply);
@@ -473,6 +475,7 @@ impl Resource {
                     }
                 }
                 Then::Reply(tag) => cx.reply(tag, Ok(())),
+                Then::Grown(growth) => self.growth_failed(cx, vidx, growth),
                 Then::Detach
                 | Then::Compare
                 | Then::ResyncBegins(..)

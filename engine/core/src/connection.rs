@@ -259,6 +259,8 @@ pub(crate) struct PeerDevice {
     /// On this connection the peer was told of a write that it did not get (P_OUT_OF_SYNC): it connects again before it is
     /// UpToDate, and what it says of its disk before was not meant for that.
     pub(crate) told_out_of_sync: bool,
+    /// On this connection the peer was told that the volume has grown, and has not answered.
+    pub(crate) growth_told: bool,
     /// Since the peer connected this node's disk has not been one that a Primary leaves writes out for.
     pub(crate) gets_all: bool,
     /// When this node last marked a write as missing there.
@@ -292,6 +294,7 @@ impl PeerDevice {
             unverified: false,
             told_bits: false,
             told_out_of_sync: false,
+            growth_told: false,
             gets_all: false,
             marked_at: None,
             packet_seq: 0,
@@ -330,7 +333,7 @@ impl PeerDevice {
 
     /// Counters and sequence numbers of a new connection.
     pub(crate) fn begin(&mut self) {
-        self.told_out_of_sync = false;
+        (self.told_out_of_sync, self.growth_told) = (false, false);
         (self.packet_seq, self.peer_seq) = (0, 0);
         (self.sent_sectors, self.received_sectors) = (0, 0);
     }

@@ -6,6 +6,7 @@
 //!   that need its consent ([`request`]);
 //! * tells four UUIDs instead of a table ([`uuids`]), compares them by 8.4's rules (`uuid/table84.rs`), and shares a sync UUID in a
 //!   resync ([`resync`]), also in one that an administrator asks for ([`full_resync`]);
+//! * makes a volume larger while it is in use, by telling sizes ([`resize`]);
 //! * leaves it to a Secondary to begin the generation of a Primary without a disk ([`generation`]);
 //! * knows neither dagtags nor peer acks: an epoch that was acked is over for both.
 
@@ -13,9 +14,11 @@ mod full_resync;
 mod generation;
 mod handshake;
 pub(crate) mod request;
+mod resize;
 mod resync;
 mod uuids;
 
+pub(crate) use resize::Growth;
 pub(crate) use uuids::{from_packet, to_packet};
 
 use zea_wire::features::Features;

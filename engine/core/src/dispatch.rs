@@ -215,6 +215,9 @@ impl Resource {
                     pd.decision = None;
                 }
                 pd.says.sizes = Some(*s);
+                if up && self.conns[cidx].speaks_84() {
+                    self.sizes_told(cx, cidx, vidx, &s);
+                }
             }
             Packet::StateChgReq(r) => self.state_requested(cx, cidx, vidx, r),
             Packet::SyncUuid(u) => self.sync_uuid_received(cx, cidx, vidx, u),

@@ -469,6 +469,13 @@ pub enum Command {
         /// Which volume.
         volume: VolumeNr,
     },
+    /// Make a volume larger while it is in use, here and on the connected peer.
+    Resize {
+        /// Which volume.
+        volume: VolumeNr,
+        /// Its new size.
+        size_sectors: u64,
+    },
     /// Compare a volume with a peer's, block by block, while it is in use. Answered when it has begun.
     Verify {
         /// Which peer.

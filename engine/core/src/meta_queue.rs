@@ -9,6 +9,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_wire::ids::NodeId;
 
+use crate::dialect::Growth;
 use crate::io::{AdminTag, DiskCmd, DiskError, MetaBlock};
 use crate::limits;
 use crate::resource::{Ctx, DiskJob, Resource};
@@ -36,6 +37,8 @@ pub(crate) enum Then {
     SyncSkipped(NodeId),
     /// Compare with every connected peer again.
     Compare,
+    /// The volume's new size is stable.
+    Grown(Growth),
     /// All bits towards this peer are stable: the mark that announced them goes, and a target that waits for them gets them.
     FullSyncWritten(NodeId),
 }

@@ -199,7 +199,7 @@ impl Resource {
 
     /// Take references on every activity log extent of a range, or none. None either before the super block is true.
     pub(crate) fn al_get(&mut self, vidx: usize, sector: u64, len: u32) -> bool {
-        if self.volumes[vidx].overclaims() {
+        if self.volumes[vidx].overclaims() || self.volumes[vidx].growing > 0 {
             return false;
         }
         let Some(a) = self.volumes[vidx].attached.as_mut() else { return false };

@@ -104,6 +104,8 @@ pub(crate) struct Volume {
     pub(crate) unconfirmed: NodeMask,
     /// Usable size that is agreed, 0: not known.
     pub(crate) size_sectors: u64,
+    /// New sizes that are not stable yet: nothing is written meanwhile.
+    pub(crate) growing: u32,
     pub(crate) intervals: IntervalSet<Lock>,
     /// [`Lock::Verify`] among them.
     pub(crate) verify_marks: usize,
@@ -181,6 +183,7 @@ impl Volume {
             lacking: NodeMask::EMPTY,
             unconfirmed: NodeMask::EMPTY,
             size_sectors: 0,
+            growing: 0,
             intervals: IntervalSet::new(
                 2 * limits::MAX_TRANSFER_LOG + limits::MAX_VERIFY_READS + limits::MAX_PEER_READS,
             ),

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ResourceFile;
+use crate::config::{ResourceFile, Size};
 
 pub mod event;
 pub mod status;
@@ -119,6 +119,15 @@ pub enum Request {
         start: Option<u64>,
         /// Sector to stop at; left out: the end.
         stop: Option<u64>,
+    },
+    /// Make a volume larger while it is in use, here and on the connected peer. Reply: [`Done`].
+    Resize {
+        /// Resource.
+        name: String,
+        /// Volume.
+        volume: u16,
+        /// Its new size.
+        size: Size,
     },
     /// Throw away the data of a volume on this node and resync all of it. Reply: [`Done`].
     Invalidate {

@@ -63,6 +63,13 @@ pub enum Command {
         /// Sector to stop at; `None`: the end.
         stop: Option<u64>,
     },
+    /// Make a volume larger while it is in use.
+    Resize {
+        /// Volume.
+        volume: u16,
+        /// Its new size in sectors.
+        size_sectors: u64,
+    },
     /// Throw away the data of a volume and resync it.
     Invalidate {
         /// Volume.

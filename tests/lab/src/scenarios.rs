@@ -1,6 +1,7 @@
 //! The scenarios. Each is a function that is handed a lab, and a test of the same name.
 
 mod failures;
+mod grow;
 mod integrity;
 mod kernel_pair;
 mod moves;
@@ -69,6 +70,10 @@ macro_rules! for_each_scenario {
             interop_split_brain_discards_a_secondary_zea,
             interop_split_brain_ends_by_consensus,
             interop_split_brain_that_no_policy_ends_is_refused,
+            interop_zea_primary_grows,
+            interop_zea_primary_grows_when_the_kernel_does,
+            interop_kernel_primary_grows,
+            interop_kernel_primary_grows_when_zea_does,
             interop_data_integrity_of_a_zea_primary,
             interop_data_integrity_of_a_kernel_primary,
             interop_data_integrity_must_be_the_same,
@@ -82,6 +87,10 @@ pub use failures::{
     interop_split_brain_is_refused_and_ended_by_hand_for_the_kernel,
     interop_split_brain_is_refused_and_ended_by_hand_for_zea, interop_zea_primary_is_killed_under_load,
     interop_zea_secondary_is_killed_under_load,
+};
+pub use grow::{
+    interop_kernel_primary_grows, interop_kernel_primary_grows_when_zea_does, interop_zea_primary_grows,
+    interop_zea_primary_grows_when_the_kernel_does,
 };
 pub use integrity::{
     interop_data_integrity_must_be_the_same, interop_data_integrity_of_a_kernel_primary,

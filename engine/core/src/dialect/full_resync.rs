@@ -51,19 +51,24 @@ impl Resource {
             (pd.repl, pd.disk) = (ReplState::StartingSyncS, DiskState::Inconsistent);
             self.set_full_bitmap(vidx, node);
         } else {
-            self.conns[cidx].pds[vidx].repl = ReplState::WFSyncUUID;
-            let weak = self.not_replicated(vidx);
-            let v = &mut self.volumes[vidx];
-            if v.disk == DiskState::UpToDate {
-                (v.exposed_uuid, v.exposed_weak) = (v.uuids.current, weak);
-            }
-            v.disk = DiskState::Inconsistent;
-            v.told_disk = DiskState::Inconsistent;
-            v.set_flag(DeviceFlags::CONSISTENT, false);
-            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+            self.waits_for_sync_uuid(cidx, vidx);
             self.set_full_bitmap(vidx, node);
         }
         self.state_changed = true;
+    }
+
+    /// This disk is to be resynced from the peer, which names the resync. The caller writes the super block.
+    pub(crate) fn waits_for_sync_uuid(&mut self, cidx: usize, vidx: usize) {
+        self.conns[cidx].pds[vidx].repl = ReplState::WFSyncUUID;
+        let weak = self.not_replicated(vidx);
+        let v = &mut self.volumes[vidx];
+        if v.disk == DiskState::UpToDate {
+            (v.exposed_uuid, v.exposed_weak) = (v.uuids.current, weak);
+        }
+        v.disk = DiskState::Inconsistent;
+        v.told_disk = DiskState::Inconsistent;
+        v.set_flag(DeviceFlags::CONSISTENT, false);
+        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
     }
 
     /// The peer agreed to give all its data, if it has not begun to already (P_SYNC_UUID may overtake its answer).

@@ -150,6 +150,12 @@ impl Resource {
         if peer_disk && v.disk >= DiskState::Outdated && v.size_sectors > 0 && usable < v.size_sectors {
             return Err(format!("the peer's disk is too small: {usable} sectors, this volume has {}", v.size_sectors));
         }
+        let both_good = peer_disk && state.disk.min(v.disk) >= DiskState::Outdated;
+        if both_good && v.size_sectors > 0 && s.c_size > v.size_sectors {
+            let grown =
+                "it has grown without this node: detach this disk, and make its meta data anew (`zea apply --force`)";
+            return Err(format!("the peer's volume has {} sectors, this one {}: {grown}", s.c_size, v.size_sectors));
+        }
         if peer_disk && v.attached.is_some() && s.c_size > 0 && state.disk >= DiskState::Outdated {
             let mine = self.own_usable(vidx);
             if mine < s.c_size {

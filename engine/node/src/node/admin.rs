@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::{Node, Resource, lock};
 use crate::api::{Done, EventAction, EventBody, Failure};
+use crate::config::Size;
 use crate::engine_handle::Command;
 use crate::store::{Intent, Saved};
 
@@ -97,6 +98,26 @@ impl Node {
         volumes(&resource.saved(), Some(volume))?;
         let about = format!("{name}/{volume}");
         self.engine.command(name, Command::Invalidate { volume }).map_err(|failure| failure.about(&about))?;
+        Ok(Done::default())
+    }
+
+    /// Makes a volume larger, and then its file true.
+    pub(super) fn resize(&self, name: &str, volume: u16, size: Size) -> Result<Done, Failure> {
+        let resource = self.running(name)?;
+        let _admin = lock(&resource.admin);
+        let mut new = resource.saved();
+        volumes(&new, Some(volume))?;
+        let about = format!("{name}/{volume}");
+        let command = Command::Resize { volume, size_sectors: size.sectors() };
+        self.engine.command(name, command).map_err(|failure| failure.about(&about))?;
+        for volume in new.file.volumes.iter_mut().filter(|it| it.nr == volume) {
+            volume.size = Some(size);
+        }
+        self.store
+            .save(&mut new)
+            .map_err(|error| Failure::failed(format!("it has grown, but its file has the old size: {error:#}")))?;
+        *lock(&resource.saved) = new.clone();
+        self.engine.reconfigure(&new.file, new.secret.as_ref()).map_err(|failure| failure.about(&about))?;
         Ok(Done::default())
     }
 

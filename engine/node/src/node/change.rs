@@ -201,7 +201,7 @@ fn refuse_resize(old: &ResourceFile, new: &ResourceFile) -> Result<(), Failure> 
             return Err(Failure::refused(
                 0,
                 format!(
-                    "volume {} has the size {} and cannot be given another ({}): copy it to a new volume of that size",
+                    "volume {} has the size {} and cannot be given another ({}) here: `zea resize` makes it larger while it is up",
                     volume.nr,
                     size(was),
                     size(volume)

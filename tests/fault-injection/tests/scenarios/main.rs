@@ -13,6 +13,7 @@ mod hostile;
 mod integrity;
 mod last_writes;
 mod marks;
+mod resize;
 mod resync;
 mod verify;
 mod writes;
