@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use zea_core::config::{NetOptions, Protocol};
+use zea_core::config::{AfterSb0Pri, AfterSb1Pri, NetOptions, Protocol};
 use zea_wire::digest::DigestAlg;
 use zea_wire::ids::{NodeId, VolumeNr};
 
@@ -107,10 +107,19 @@ impl Configuration {
             cram_hmac_alg: text("cram-hmac-alg"),
             verify_alg: text("verify-alg").and_then(|alg| DigestAlg::from_name(&alg)),
             csums_alg: text("csums-alg").and_then(|alg| DigestAlg::from_name(&alg)),
+            integrity_alg: text("data-integrity-alg").and_then(|alg| DigestAlg::from_name(&alg)),
+            after_sb_0pri: named(AfterSb0Pri::ALL, AfterSb0Pri::as_str, text("after-sb-0pri")),
+            after_sb_1pri: named(AfterSb1Pri::ALL, AfterSb1Pri::as_str, text("after-sb-1pri")),
             shared_secret: text("shared-secret").unwrap_or_default(),
             ..default
         }
     }
+}
+
+/// The value of this name, or the default.
+fn named<T: Copy + Default>(all: &[T], as_str: fn(T) -> &'static str, name: Option<String>) -> T {
+    let found = all.iter().find(|value| Some(as_str(**value)) == name.as_deref());
+    found.copied().unwrap_or_default()
 }
 
 fn volumes(block: &[Statement], inherited: &BTreeMap<VolumeNr, Volume>) -> BTreeMap<VolumeNr, Volume> {
