@@ -16,4 +16,5 @@ mod marks;
 mod resize;
 mod resync;
 mod verify;
+mod versions;
 mod writes;
