@@ -43,9 +43,10 @@ macro_rules! for_each_scenario {
             interop_link_of_a_kernel_primary_is_cut_under_load,
             interop_split_brain_is_refused_and_ended_by_hand_for_zea,
             interop_split_brain_is_refused_and_ended_by_hand_for_the_kernel,
-            interop_peers_authenticate_with_the_same_secret_only,
+            interop_a_zea_primary_authenticates_with_the_same_secret_only,
+            interop_a_kernel_primary_authenticates_with_the_same_secret_only,
             interop_discards_and_zeroes_of_zea_reach_the_kernel,
-            interop_discards_of_the_kernel_reach_zea,
+            interop_discards_and_zeroes_of_the_kernel_reach_zea,
             interop_file_systems_of_zea_are_whole_on_the_kernel,
             interop_file_systems_of_the_kernel_are_whole_on_zea,
             interop_xfs_of_zea_is_whole_on_the_kernel,
@@ -111,9 +112,10 @@ pub use replicate::{
     interop_zea_primary_writes_by_protocol_c,
 };
 pub use settings::{
-    interop_discards_and_zeroes_of_zea_reach_the_kernel, interop_discards_of_the_kernel_reach_zea,
-    interop_file_systems_of_the_kernel_are_whole_on_zea, interop_file_systems_of_zea_are_whole_on_the_kernel,
-    interop_peers_authenticate_with_the_same_secret_only, interop_xfs_of_the_kernel_is_whole_on_zea,
+    interop_a_kernel_primary_authenticates_with_the_same_secret_only,
+    interop_a_zea_primary_authenticates_with_the_same_secret_only, interop_discards_and_zeroes_of_the_kernel_reach_zea,
+    interop_discards_and_zeroes_of_zea_reach_the_kernel, interop_file_systems_of_the_kernel_are_whole_on_zea,
+    interop_file_systems_of_zea_are_whole_on_the_kernel, interop_xfs_of_the_kernel_is_whole_on_zea,
     interop_xfs_of_zea_is_whole_on_the_kernel,
 };
 pub use split_brain::{

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::META_BYTES;
-use super::pair::Side::{Kernel, Zea};
+use super::pair::Side::{self, Kernel, Zea};
 use super::pair::{
     SOON, fill, finish, pair, promote_first, qemu_io, stop_and_compare, synced_pair, wait_connected, wait_synced,
 };
@@ -13,7 +13,7 @@ use crate::{Lab, tool};
 const TOOL_S: u32 = 180;
 
 /// A wrong secret is refused on both sides, the right one not.
-pub fn interop_peers_authenticate_with_the_same_secret_only(lab: &mut Lab) -> Result<()> {
+fn authenticate(lab: &mut Lab, primary: Side) -> Result<()> {
     let secret = lab.folder().join("secret");
     std::fs::write(&secret, "of both")?;
     let zea = format!("--cram-hmac-alg sha256 --secret-file {}", secret.display());
@@ -25,11 +25,22 @@ pub fn interop_peers_authenticate_with_the_same_secret_only(lab: &mut Lab) -> Re
     lab.guest(1).run("drbdadm disconnect --force r0; sed -i 's/of one/of both/' /etc/drbd.conf; drbdadm adjust r0")?;
     lab.zead().zea("connect r0")?;
     wait_connected(lab)?;
-    promote_first(lab, Zea)?;
+    promote_first(lab, primary)?;
     wait_synced(lab)?;
-    let packets = finish(lab, Zea)?;
+    fill(lab, primary, 0, 64, 1)?;
+    let packets = finish(lab, primary)?;
     ensure!(packets.count("P_AUTH_RESPONSE") >= 3, "{packets}");
     Ok(())
+}
+
+/// Zea is Primary.
+pub fn interop_a_zea_primary_authenticates_with_the_same_secret_only(lab: &mut Lab) -> Result<()> {
+    authenticate(lab, Zea)
+}
+
+/// The kernel is Primary.
+pub fn interop_a_kernel_primary_authenticates_with_the_same_secret_only(lab: &mut Lab) -> Result<()> {
+    authenticate(lab, Kernel)
 }
 
 /// Zea discards and zeroes ranges that had data.
@@ -43,13 +54,17 @@ pub fn interop_discards_and_zeroes_of_zea_reach_the_kernel(lab: &mut Lab) -> Res
     Ok(())
 }
 
-/// The kernel discards a range that had data.
-pub fn interop_discards_of_the_kernel_reach_zea(lab: &mut Lab) -> Result<()> {
+/// The kernel discards and zeroes ranges that had data.
+pub fn interop_discards_and_zeroes_of_the_kernel_reach_zea(lab: &mut Lab) -> Result<()> {
+    lab.give("fallocate");
     synced_pair(lab, 'C', Kernel)?;
     fill(lab, Kernel, 0, 4096, 0x77)?;
-    lab.guest(1).run("set -e; blkdiscard -o 1048576 -l 1048576 /dev/drbd0; sync")?;
+    lab.guest(1).run(
+        "set -e; blkdiscard -o 1048576 -l 1048576 /dev/drbd0; sync
+        /usr/bin/fallocate -z -o 3145728 -l 524288 /dev/drbd0; sync",
+    )?;
     let packets = finish(lab, Kernel)?;
-    ensure!(packets.count("P_TRIM") > 0, "{packets}");
+    ensure!(packets.count("P_TRIM") > 0 && packets.count("P_ZEROES") > 0, "{packets}");
     Ok(())
 }
 
