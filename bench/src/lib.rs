@@ -23,5 +23,6 @@ pub mod process;
 pub mod qemu_pair;
 pub mod recorder_cost;
 pub mod report;
+pub mod resync;
 pub mod sample;
 pub mod zea_pair;

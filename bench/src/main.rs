@@ -12,6 +12,7 @@ use zea_bench::compare::{self, CompareOptions};
 use zea_bench::floor::{self, Limit, Load};
 use zea_bench::memory::{self, MemoryOptions};
 use zea_bench::recorder_cost::{self, RecorderOptions};
+use zea_bench::resync::{self, ResyncOptions};
 
 /// Measures Zea beside its peers and beside the composed floor.
 #[derive(Parser)]
@@ -29,6 +30,8 @@ enum Command {
     Memory(MemoryOptions),
     /// Run a pair of zead with the flight recorder and one without it at the same time, and print what it costs
     Recorder(RecorderOptions),
+    /// Measure writes alone and beside a resync of the whole volume, in turns, and print what they cost each other
+    Resync(ResyncOptions),
     /// The floor's client: write to a floor-primary, and print what was measured as JSON
     FloorClient(ClientOptions),
     /// The floor's primary: serve one client, and copy all it writes to a floor-secondary
@@ -107,6 +110,7 @@ fn run(command: Command) -> Result<()> {
         Command::Compare(options) => compare::run(&options),
         Command::Memory(options) => memory::run(&options),
         Command::Recorder(options) => recorder_cost::run(&options),
+        Command::Resync(options) => resync::run(&options),
         Command::FloorClient(options) => {
             let sample = floor::client(&options.socket, options.load())?;
             println!("{}", serde_json::to_string(&sample)?);

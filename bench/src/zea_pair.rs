@@ -75,8 +75,40 @@ impl ZeaPair {
             node.create(&addresses, backing, disk_flushes, interrupt)?;
         }
         nodes[0].zea(&["promote", RESOURCE, "--force"], interrupt)?;
-        nodes[0].zea(&["wait", RESOURCE, "--for", "synced"], interrupt)?;
-        Ok(Self(nodes))
+        let pair = Self(nodes);
+        pair.wait_synced(interrupt)?;
+        Ok(pair)
+    }
+
+    /// Waits until all of the volume is up to date on both.
+    ///
+    /// # Errors
+    /// That takes longer than five minutes.
+    pub fn wait_synced(&self, interrupt: &Interrupt) -> Result<()> {
+        self.0[0].zea(&["wait", RESOURCE, "--for", "synced"], interrupt).map(drop)
+    }
+
+    /// Lets the Secondary throw its copy away and fetch all of it again.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn invalidate(&self, interrupt: &Interrupt) -> Result<()> {
+        self.0[1].zea(&["invalidate", RESOURCE, "0"], interrupt).map(drop)
+    }
+
+    /// KiB that the Secondary lacks.
+    ///
+    /// # Errors
+    /// The Primary does not say.
+    pub fn out_of_sync_kib(&self, interrupt: &Interrupt) -> Result<u64> {
+        let status = self.status(interrupt)?;
+        let missing = &status[0]["connections"][0]["peer_devices"][0]["out-of-sync"];
+        missing.as_u64().context("no count of missing blocks in the status")
+    }
+
+    fn status(&self, interrupt: &Interrupt) -> Result<serde_json::Value> {
+        let status = self.0[0].zea(&["status", RESOURCE, "--json"], interrupt)?;
+        Ok(serde_json::from_str(&status)?)
     }
 
     /// # Errors
@@ -102,8 +134,7 @@ impl ZeaPair {
     /// # Errors
     /// It does not say.
     pub fn writes(&self, interrupt: &Interrupt) -> Result<u64> {
-        let status = self.0[0].zea(&["status", RESOURCE, "--json"], interrupt)?;
-        let status: serde_json::Value = serde_json::from_str(&status)?;
+        let status = self.status(interrupt)?;
         let kib = status[0]["devices"][0]["written"].as_u64().context("no count of writes in the status")?;
         Ok(kib / 4)
     }
