@@ -8,13 +8,16 @@ use crate::node::Node;
 use crate::world::World;
 
 impl World {
-    /// Everything is connected, UpToDate, Established; who is to have no disk sees it so.
+    /// Everything is connected, UpToDate, Established, and nothing is on its way: with protocol A it may be writes. Who is to have no
+    /// disk sees it so.
     pub fn is_converged(&self) -> bool {
         let volumes: Vec<VolumeNr> = self.nodes[0].disks.keys().copied().collect();
         let count = self.nodes.len();
         let settled = |n: &Node| n.is_quiet() && n.boot.is_empty() && n.boot_waits.is_none();
         let up = self.nodes.iter().all(|n| n.is_up() && !n.paused && settled(n));
-        up && volumes.iter().all(|v| (0..count).all(|a| (a + 1..count).all(|b| self.is_as_wanted(a, b, *v))))
+        let pairs = || (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b)));
+        let quiet = up && pairs().all(|(a, b)| self.net.is_quiet(a, b));
+        quiet && volumes.iter().all(|v| pairs().all(|(a, b)| self.is_as_wanted(a, b, *v)))
     }
 
     fn is_as_wanted(&self, a: NodeIx, b: NodeIx, volume: VolumeNr) -> bool {
