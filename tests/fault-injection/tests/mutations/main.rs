@@ -73,7 +73,7 @@ fn sim_mutation_skip_local_flush() {
 
 #[test]
 fn sim_mutation_skip_epoch_wait() {
-    found(Mutation::SkipEpochWait, &["crash", "slow-disk"], 120, &["order"]);
+    found(Mutation::SkipEpochWait, &["crash", "slow-disk"], 200, &["order"]);
 }
 
 #[test]
