@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use zea_lab::Lab;
-use zea_lab::scenarios::ALL;
+use zea_lab::scenarios::{ALL, Run};
 
 /// Boots kernels with DRBD in them and runs scenarios
 #[derive(Debug, Parser)]
@@ -48,12 +48,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn run(name: &str, keep: bool, packets: bool) -> Result<()> {
-    let mut found = ALL.iter().filter(|(full, _)| full.contains(name));
-    let (name, scenario) = found.next().with_context(|| format!("no scenario has {name} in its name"))?;
-    if let Some((other, _)) = found.next() {
-        bail!("both {name} and {other}");
+/// The scenario with this name, or the only one that has it in its name.
+fn find(name: &str) -> Result<&'static (&'static str, Run)> {
+    if let Some(exact) = ALL.iter().find(|(full, _)| *full == name) {
+        return Ok(exact);
     }
+    let mut found = ALL.iter().filter(|(full, _)| full.contains(name));
+    let first = found.next().with_context(|| format!("no scenario has {name} in its name"))?;
+    if let Some((other, _)) = found.next() {
+        bail!("both {} and {other}", first.0);
+    }
+    Ok(first)
+}
+
+fn run(name: &str, keep: bool, packets: bool) -> Result<()> {
+    let (name, scenario) = find(name)?;
     let mut lab = Lab::new()?;
     let result = catch_unwind(AssertUnwindSafe(|| scenario(&mut lab)));
     let result = result.unwrap_or_else(|_| bail!("panicked"));
