@@ -28,6 +28,27 @@ pub enum Backing {
     Ram,
 }
 
+/// Where a run keeps its data, as the command line says.
+#[derive(Debug, clap::Args)]
+pub struct Place {
+    /// What the replicas keep their data on
+    #[arg(long, value_enum, default_value_t = Backing::File)]
+    pub backing: Backing,
+    /// Directory, on the disk to measure, for the temporary files
+    #[arg(long, default_value = ".")]
+    directory: PathBuf,
+}
+
+impl Place {
+    /// The directories of a run there.
+    ///
+    /// # Errors
+    /// There is no such directory, or see [`Scratch::new`].
+    pub fn scratch(&self, interrupt: &Interrupt) -> Result<Scratch> {
+        Scratch::new(self.backing, &self.directory.canonicalize()?, interrupt)
+    }
+}
+
 /// One run's directory with what the replicas keep their data on. Removed when dropped.
 #[derive(Debug)]
 pub struct Scratch {

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use crate::backing::{Backing, Scratch};
+use crate::backing::{Place, Scratch};
 use crate::fio::Job;
 use crate::process::{Daemon, Interrupt};
 use crate::qemu_pair::QemuPair;
@@ -33,12 +33,8 @@ pub struct CompareOptions {
     /// What to compare
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["floor", "zea", "qemu"])]
     systems: Vec<System>,
-    /// What the replicas keep their data on
-    #[arg(long, value_enum, default_value_t = Backing::File)]
-    backing: Backing,
-    /// Directory, on the disk to measure, for the temporary files
-    #[arg(long, default_value = ".")]
-    directory: PathBuf,
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     programs: Programs,
     /// Also write everything measured to this file
@@ -80,7 +76,7 @@ pub fn run(options: &CompareOptions) -> Result<()> {
             machine: &machine,
             seconds: bench.seconds,
             volume_mib: bench.volume_bytes / MIB,
-            backing: format!("{:?}", options.backing).to_lowercase(),
+            backing: format!("{:?}", options.place.backing).to_lowercase(),
             rows: &rows,
         };
         let json = serde_json::to_string_pretty(&results)?;
@@ -94,7 +90,6 @@ struct Bench<'a> {
     systems: Vec<System>,
     seconds: u64,
     volume_bytes: u64,
-    directory: PathBuf,
     interrupt: Interrupt,
 }
 
@@ -118,7 +113,6 @@ impl<'a> Bench<'a> {
             systems,
             seconds: options.seconds.unwrap_or(if options.quick { 2 } else { 6 }),
             volume_bytes: if options.quick { 256 * MIB } else { 1024 * MIB },
-            directory: options.directory.canonicalize()?,
             interrupt: Interrupt::catch_signals()?,
         })
     }
@@ -126,7 +120,7 @@ impl<'a> Bench<'a> {
     /// Measures both depths, with or without flushes: A B C, A B C, …
     fn rows(&self, flush: bool) -> Result<Vec<Row>> {
         // Declared first, so that the targets are gone before what they work on is.
-        let mut scratch = Scratch::new(self.options.backing, &self.directory, &self.interrupt)?;
+        let mut scratch = self.options.place.scratch(&self.interrupt)?;
         let mut targets = Vec::new();
         for system in &self.systems {
             let target = self.target(*system, flush, &mut scratch)?;

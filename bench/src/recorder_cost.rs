@@ -1,12 +1,12 @@
 //! What the flight recorder costs: two pairs of `zead`, with it and without it, at the same time: what else the machine does
 //! disturbs both.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
 
-use crate::backing::{Backing, Scratch};
+use crate::backing::Place;
 use crate::fio::Job;
 use crate::process::Interrupt;
 use crate::sample::{Sample, median};
@@ -30,12 +30,8 @@ pub struct RecorderOptions {
     /// Rounds: how many times each measurement is taken
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u64).range(1..=100))]
     rounds: u64,
-    /// What the replicas keep their data on
-    #[arg(long, value_enum, default_value_t = Backing::File)]
-    backing: Backing,
-    /// Directory, on the disk to measure, for the temporary files
-    #[arg(long, default_value = ".")]
-    directory: PathBuf,
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     programs: Programs,
 }
@@ -55,7 +51,7 @@ struct Taken {
 pub fn run(options: &RecorderOptions) -> Result<()> {
     options.programs.check()?;
     let interrupt = Interrupt::catch_signals()?;
-    let mut scratch = Scratch::new(options.backing, &options.directory.canonicalize()?, &interrupt)?;
+    let mut scratch = options.place.scratch(&interrupt)?;
     let mut pairs = Vec::new();
     for name in NAMES {
         let backing = [0, 1].map(|index| scratch.backing(&format!("{name}-{index}"), VOLUME_BYTES));

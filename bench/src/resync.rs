@@ -1,13 +1,12 @@
 //! What a resync costs the writes beside it, and they it: one pair of `zead`, measured in turns alone and while the Secondary fetches
 //! all of the volume again.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use comfy_table::{Table, presets};
 
-use crate::backing::{Backing, Scratch};
+use crate::backing::Place;
 use crate::fio::Job;
 use crate::process::Interrupt;
 use crate::sample::{Sample, median};
@@ -34,12 +33,8 @@ pub struct ResyncOptions {
     /// Rounds: how many times each measurement is taken
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
     rounds: u64,
-    /// What the replicas keep their data on
-    #[arg(long, value_enum, default_value_t = Backing::File)]
-    backing: Backing,
-    /// Directory, on the disk to measure, for the temporary files
-    #[arg(long, default_value = ".")]
-    directory: PathBuf,
+    #[command(flatten)]
+    place: Place,
     #[command(flatten)]
     programs: Programs,
 }
@@ -51,7 +46,7 @@ pub struct ResyncOptions {
 pub fn run(options: &ResyncOptions) -> Result<()> {
     options.programs.check()?;
     let interrupt = Interrupt::catch_signals()?;
-    let mut scratch = Scratch::new(options.backing, &options.directory.canonicalize()?, &interrupt)?;
+    let mut scratch = options.place.scratch(&interrupt)?;
     let backing = [0, 1].map(|index| scratch.backing(&format!("resync-{index}"), options.mib * MIB));
     let [first, second] = backing;
     let (state, flush) = (scratch.directory().join("zea"), !options.no_flush);
