@@ -183,8 +183,13 @@ impl Resource {
             let peer = peer.node().0;
             return Ok((SuperBlock::from_v08(&old, self.config.node_id.0, peer), Some(peer)));
         }
-        let sb = SuperBlock::decode(bytes)
+        let mut sb = SuperBlock::decode(bytes)
             .map_err(|e| format!("meta data: {e}. Create it first: zea resource create, or drbdmeta create-md"))?;
+        if let [peer] = self.conns.as_slice()
+            && sb.is_converted()
+        {
+            sb.claim_converted(peer.node().0);
+        }
         Ok((sb, None))
     }
 

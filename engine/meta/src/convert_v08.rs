@@ -4,7 +4,7 @@
 use crate::flags::{DeviceFlags, PeerFlags, V08Flags};
 use crate::superblock::{PeerMd, SuperBlock};
 use crate::superblock_v08::SuperBlockV08;
-use crate::{HISTORY_UUIDS, PEER_ARRAY_LEN};
+use crate::{HISTORY_UUIDS, PEER_ARRAY_LEN, UUID_JUST_CREATED};
 
 /// Flags that are about the peer in v09 and about the device in v08.
 const OF_PEER: [(V08Flags, PeerFlags); 3] = [
@@ -50,6 +50,25 @@ impl SuperBlock {
             peers,
             history_uuids,
         }
+    }
+
+    /// Whether this is what `drbdmeta create-md` made of a v08 super block, and nobody has attached it since: nodes have no
+    /// numbers in v08, so that the only bitmap is nobody's. It is that of v08, as are the flags about the peer, which are with
+    /// node 0. What is lost is the UUID of that bitmap.
+    #[must_use]
+    pub fn is_converted(&self) -> bool {
+        let unclaimed = self.node_id.is_none() && self.peers.iter().all(|peer| peer.slot().is_none());
+        unclaimed && self.bm_max_peers == 1 && self.current_uuid & !1 != UUID_JUST_CREATED
+    }
+
+    /// Gives what v08 knew of its peer, in a converted super block, to node `peer`.
+    ///
+    /// # Panics
+    /// It is none.
+    pub fn claim_converted(&mut self, peer: u8) {
+        assert!(self.is_converted(), "only what nobody has claimed");
+        let told = std::mem::replace(&mut self.peers[0], PeerMd::UNUSED);
+        self.peers[usize::from(peer)] = PeerMd { bitmap_index: 0, ..told };
     }
 
     /// The v08 super block of a node whose only peer is `peer`, with the magic that a driver leaves.

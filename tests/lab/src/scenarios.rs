@@ -52,8 +52,11 @@ macro_rules! for_each_scenario {
             interop_xfs_of_zea_is_whole_on_the_kernel,
             interop_xfs_of_the_kernel_is_whole_on_zea,
             interop_disks_that_were_stopped_in_order_move_without_a_resync,
+            interop_disks_that_drbdmeta_converts_move_without_a_resync,
             interop_a_disk_of_a_zea_primary_without_power_moves,
             interop_a_disk_of_a_kernel_primary_without_power_moves,
+            interop_a_converted_disk_of_a_zea_primary_without_power_moves,
+            interop_a_converted_disk_of_a_kernel_primary_without_power_moves,
             interop_invalidate_beside_a_zea_primary,
             interop_invalidate_beside_a_kernel_primary,
             interop_verify_beside_a_zea_primary,
@@ -101,7 +104,10 @@ pub use kernel_pair::{
     interop_guest_boots_and_loads_drbd, interop_two_guests_over_a_bridge, interop_two_kernel_resources_in_one_guest,
 };
 pub use moves::{
+    interop_a_converted_disk_of_a_kernel_primary_without_power_moves,
+    interop_a_converted_disk_of_a_zea_primary_without_power_moves,
     interop_a_disk_of_a_kernel_primary_without_power_moves, interop_a_disk_of_a_zea_primary_without_power_moves,
+    interop_disks_that_drbdmeta_converts_move_without_a_resync,
     interop_disks_that_were_stopped_in_order_move_without_a_resync,
 };
 pub use replicate::{

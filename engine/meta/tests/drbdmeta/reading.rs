@@ -3,8 +3,8 @@
 use zea_meta::create::{create_md, create_md_v08};
 use zea_meta::superblock::{Format, detect};
 use zea_meta::{
-    CreateParams, DeviceFlags, Layout, LayoutParams, MD_BLOCK_SIZE, PeerFlags, Placement, SuperBlock, SuperBlockV08,
-    V08Flags, foreign, replay,
+    CreateParams, DeviceFlags, Layout, LayoutParams, MD_BLOCK_SIZE, PeerFlags, PeerMd, Placement, SuperBlock,
+    SuperBlockV08, V08Flags, foreign, replay,
 };
 
 use crate::image::{Image, device_bytes, layouts};
@@ -120,6 +120,30 @@ fn drbdmeta_set_gi_of_v08_is_read_back() {
         | V08Flags::CRASHED_PRIMARY;
     assert!(super_block.flags.contains(flags), "{:?}", super_block.flags);
     assert!(!super_block.flags.intersects(V08Flags::WAS_UP_TO_DATE | V08Flags::FULL_SYNC), "{:?}", super_block.flags);
+}
+
+/// What v08 knew of the peer but for its UUID, `drbdmeta` leaves with node 0, and the bitmap with nobody.
+#[test]
+fn drbdmeta_converts_v08_and_zea_claims_the_bitmap() {
+    let Some(tool) = Tool::find() else { return };
+    let params = LayoutParams::internal(131_072, 1);
+    let image = Image::new(device_bytes(&params));
+    let layout = Layout::compute(&params).unwrap();
+    let is_converted = || decode(&image, &layout).is_converted();
+    tool.ok(MdFormat::V08, &image.path(), params.placement, &["create-md"]);
+    tool.ok(MdFormat::V09, &image.path(), params.placement, &["create-md", "1"]);
+    assert!(!is_converted(), "it was never used");
+    tool.ok(MdFormat::V08, &image.path(), params.placement, &["create-md"]);
+    let gi = "0123456789ABCDEF:1111111111111111:2222222222222222:3333333333333333:1:1:0:1:1:1:0";
+    tool.ok(MdFormat::V08, &image.path(), params.placement, &["set-gi", gi]);
+    tool.ok(MdFormat::V09, &image.path(), params.placement, &["create-md", "1"]);
+    let mut converted = decode(&image, &layout);
+    assert!(converted.is_converted());
+    converted.claim_converted(5);
+    let flags = PeerFlags::CONNECTED | PeerFlags::OUTDATED | PeerFlags::FULL_SYNC;
+    assert_eq!(converted.peers[5], PeerMd { bitmap_index: 0, flags, ..PeerMd::UNUSED });
+    assert_eq!(converted.uuid_set(5).history[..2], [0x2222_2222_2222_2222, 0x3333_3333_3333_3333]);
+    assert!(!converted.is_converted() && converted.slot_of(0).is_none());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use zea_core::config::{NetOptions, Protocol};
 use zea_core::io::{Command, Op};
-use zea_meta::{Format, SuperBlock, detect};
+use zea_meta::{Format, PEER_ARRAY_LEN, PeerMd, SuperBlock, detect};
 use zea_sim::disk::{Disk, DiskFaults};
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
@@ -339,8 +339,22 @@ fn make_v08(w: &mut World, ix: usize) {
     disk.format_meta(offset, &block);
 }
 
-#[test]
-fn sim_84_disks_of_84_are_attached_without_a_resync_and_stay_disks_of_84() {
+/// Makes of it what `drbdmeta create-md` makes of a super block of 8.4: it knows no nodes, and what was said of the peer, but for its
+/// UUID, is at node 0.
+fn make_converted(w: &mut World, ix: usize) {
+    let disk = w.nodes[ix].disks.get_mut(&V0).expect("a volume");
+    let offset = super_block_offset(disk);
+    let mut sb = SuperBlock::decode(&disk.meta_bytes(offset, 4096)).expect("v09");
+    let flags = sb.peers[1 - ix].flags;
+    (sb.node_id, sb.peers) = (None, [PeerMd::UNUSED; PEER_ARRAY_LEN]);
+    sb.peers[0].flags = flags;
+    let mut block = [0; 4096];
+    sb.encode(&mut block);
+    disk.format_meta(offset, &block);
+}
+
+/// Two nodes that were stopped in order come up with other super blocks.
+fn with_super_blocks(make: impl Fn(&mut World, usize)) -> World {
     let mut w = pair(false).synced();
     w.write_ok(0, 0, 64);
     w.flush_ok(0);
@@ -350,9 +364,25 @@ fn sim_84_disks_of_84_are_attached_without_a_resync_and_stay_disks_of_84() {
     }
     for ix in [0, 1] {
         w.crash(ix, Crash::Process);
-        make_v08(&mut w, ix);
+        make(&mut w, ix);
         w.start(ix);
     }
+    w
+}
+
+#[test]
+fn sim_84_disks_that_drbdmeta_converted_are_attached_without_a_resync() {
+    let mut w = with_super_blocks(make_converted);
+    w.expect("connected again", World::all_connected);
+    w.settle();
+    for (ix, peer) in [(0, 1), (1, 0)] {
+        assert_eq!(received(&mut w, ix, peer), 0);
+    }
+}
+
+#[test]
+fn sim_84_disks_of_84_are_attached_without_a_resync_and_stay_disks_of_84() {
+    let mut w = with_super_blocks(make_v08);
     w.expect("connected again", World::all_connected);
     w.must(1, Command::Promote { force: false });
     w.write_ok(1, 64, 8);

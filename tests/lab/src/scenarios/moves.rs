@@ -1,4 +1,7 @@
-//! A disk that moves: what one of the two has left, the other attaches. Both have the meta data of 8.4.
+//! A disk that moves: what one of the two has left, the other attaches. The kernel has the meta data of 8.4 (v08), and Zea either
+//! the same, or v09, as `drbdmeta` makes it from v08 for whoever comes from DRBD 8.4 to 9, and v08 from it for who goes back.
+
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 
@@ -6,23 +9,56 @@ use super::pair::Side::{self, Kernel, Zea};
 use super::pair::{
     Load, demote, fill, finish, now, power_on, promote, stop_and_compare, synced_pair, wait_connected, wait_synced,
 };
-use crate::Lab;
+use crate::{Lab, tool};
+
+/// Seconds for `drbdmeta`.
+const TOOL_S: u32 = 180;
+
+/// The meta data that Zea has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    V08,
+    V09,
+}
+use Format::{V08, V09};
 
 /// Zea, which is down, gets a copy of the disk of the guest, which is not booted.
-fn copy_to_zea(lab: &mut Lab) -> Result<()> {
+fn copy_to_zea(lab: &mut Lab, format: Format) -> Result<()> {
     let (kernel, zea) = (lab.disk(1, 0), lab.zead().disk().to_owned());
-    std::fs::copy(kernel, zea)?;
+    std::fs::copy(kernel, &zea)?;
+    convert(lab, &zea, format)
+}
+
+/// Makes v09 of the v08 of a disk that is not in use, if that is what Zea has.
+fn convert(lab: &mut Lab, disk: &Path, format: Format) -> Result<()> {
+    if format == V09 {
+        drbdmeta(lab, disk, &["v09"], &["create-md", "1"])?;
+    }
+    Ok(())
+}
+
+fn drbdmeta(lab: &mut Lab, disk: &Path, format: &[&str], command: &[&str]) -> Result<()> {
+    let mut drbdmeta = tool::limited(TOOL_S, "drbdmeta");
+    drbdmeta.args(["--force", "-"]).args(format).arg(disk).arg("internal").args(command);
+    tool::succeed(&mut drbdmeta)?;
+    lab.step(command[0]);
     Ok(())
 }
 
 /// The disks of both change places. Neither is in use.
-fn swap(lab: &mut Lab, zea: &std::path::Path) -> Result<()> {
+fn swap(lab: &mut Lab, zea: &Path, format: Format) -> Result<()> {
     let (kernel, aside) = (lab.disk(1, 0), lab.folder().join("aside"));
     std::fs::rename(zea, &aside)?;
     std::fs::rename(&kernel, zea)?;
     std::fs::rename(&aside, &kernel)?;
     lab.step("disks change places");
-    Ok(())
+    if format == V09 {
+        // Before it converts, it wants the activity log applied.
+        drbdmeta(lab, &kernel, &["v09"], &["apply-al"])?;
+        drbdmeta(lab, &kernel, &["v08"], &["create-md"])?;
+        drbdmeta(lab, zea, &["v08"], &["apply-al"])?;
+    }
+    convert(lab, zea, format)
 }
 
 /// Both stop in order, and have the same data.
@@ -43,18 +79,18 @@ fn start(lab: &mut Lab) -> Result<()> {
 }
 
 /// Disks that were left in order are attached without a resync, in both directions.
-pub fn interop_disks_that_were_stopped_in_order_move_without_a_resync(lab: &mut Lab) -> Result<()> {
+fn in_order(lab: &mut Lab, format: Format) -> Result<()> {
     synced_pair(lab, 'C', Kernel)?;
     fill(lab, Kernel, 0, 256, 1)?;
     stop(lab, Kernel)?;
-    copy_to_zea(lab)?;
+    copy_to_zea(lab, format)?;
     let since = now()?;
     start(lab)?;
     promote(lab, Zea)?;
     fill(lab, Zea, 512, 256, 2)?;
     stop(lab, Zea)?;
     let zea = lab.zead().disk().to_owned();
-    swap(lab, &zea)?;
+    swap(lab, &zea, format)?;
     start(lab)?;
     let packets = stop_and_compare(lab)?;
     let copied = packets.payload_since(since, "P_RS_DATA_REPLY");
@@ -62,11 +98,21 @@ pub fn interop_disks_that_were_stopped_in_order_move_without_a_resync(lab: &mut 
     Ok(())
 }
 
+/// Both have v08.
+pub fn interop_disks_that_were_stopped_in_order_move_without_a_resync(lab: &mut Lab) -> Result<()> {
+    in_order(lab, V08)
+}
+
+/// `drbdmeta` converts them on their way.
+pub fn interop_disks_that_drbdmeta_converts_move_without_a_resync(lab: &mut Lab) -> Result<()> {
+    in_order(lab, V09)
+}
+
 /// Both lose their power while one writes; each replays the activity log that the other has left.
-fn unclean(lab: &mut Lab, primary: Side) -> Result<()> {
+fn unclean(lab: &mut Lab, primary: Side, format: Format) -> Result<()> {
     synced_pair(lab, 'C', Kernel)?;
     stop(lab, Kernel)?;
-    copy_to_zea(lab)?;
+    copy_to_zea(lab, format)?;
     start(lab)?;
     promote(lab, primary)?;
     let load = Load::begin(lab, primary)?;
@@ -74,7 +120,7 @@ fn unclean(lab: &mut Lab, primary: Side) -> Result<()> {
     lab.kill_zead()?;
     lab.kill_guest(1)?;
     drop(load);
-    swap(lab, &zea)?;
+    swap(lab, &zea, format)?;
     let since = now()?;
     lab.start_zead()?;
     power_on(lab)?;
@@ -90,10 +136,20 @@ fn unclean(lab: &mut Lab, primary: Side) -> Result<()> {
 
 /// The kernel replays what Zea was writing.
 pub fn interop_a_disk_of_a_zea_primary_without_power_moves(lab: &mut Lab) -> Result<()> {
-    unclean(lab, Zea)
+    unclean(lab, Zea, V08)
 }
 
 /// Zea replays what the kernel was writing.
 pub fn interop_a_disk_of_a_kernel_primary_without_power_moves(lab: &mut Lab) -> Result<()> {
-    unclean(lab, Kernel)
+    unclean(lab, Kernel, V08)
+}
+
+/// `drbdmeta` replays what Zea was writing, and makes v08 of it for the kernel.
+pub fn interop_a_converted_disk_of_a_zea_primary_without_power_moves(lab: &mut Lab) -> Result<()> {
+    unclean(lab, Zea, V09)
+}
+
+/// `drbdmeta` replays what the kernel was writing, and makes v09 of it for Zea.
+pub fn interop_a_converted_disk_of_a_kernel_primary_without_power_moves(lab: &mut Lab) -> Result<()> {
+    unclean(lab, Kernel, V09)
 }
