@@ -361,7 +361,7 @@ impl Resource {
         if was_up {
             self.writes_lost_peer(cx, node, ignores_bits);
             if ignores_bits && was_84 {
-                self.rename_what_differs(cx, cidx);
+                self.rename_without_84(cx, cidx);
             }
         }
         if was_primary {

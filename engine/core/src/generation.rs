@@ -178,17 +178,33 @@ impl Resource {
         }
     }
 
-    /// A peer that ignores bits at equal generations has left, and lacks something: what is being written now, or of 8.4 what a verify
-    /// found. So that this is resynced when it comes back, the data of a Primary are of a new generation before the two compare, as with
-    /// kernels themselves (7).
+    /// A peer that ignores bits at equal generations has left, and lacks something: what is being written now. So that this is resynced
+    /// when it comes back, the data of a Primary are of a new generation before the two compare, as with kernels themselves (7).
     pub(crate) fn rename_what_differs(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         let node = self.conns[cidx].node();
         for vidx in 0..self.volumes.len() {
-            let v = &self.volumes[vidx];
-            let known = v.uuids.bitmap[node.index()] & !1 != 0;
-            if v.disk == DiskState::UpToDate && v.dirty_bits(node) > 0 && !known {
-                self.new_generation_now(cx, vidx);
+            if self.volumes[vidx].dirty_bits(node) > 0 {
+                self.rename_without(cx, vidx, node);
             }
+        }
+    }
+
+    /// A kernel of 8.4 has left: it expects that the data of a Primary are of a new generation from then on, whether or not it lacks
+    /// something, such as what a verify found (7).
+    pub(crate) fn rename_without_84(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let node = self.conns[cidx].node();
+        for vidx in 0..self.volumes.len() {
+            if self.volumes[vidx].slot(node).is_some() {
+                self.rename_without(cx, vidx, node);
+            }
+        }
+    }
+
+    fn rename_without(&mut self, cx: &mut Ctx<'_>, vidx: usize, node: NodeId) {
+        let v = &self.volumes[vidx];
+        let known = v.uuids.bitmap[node.index()] & !1 != 0;
+        if v.disk == DiskState::UpToDate && !known {
+            self.new_generation_now(cx, vidx);
         }
     }
 
