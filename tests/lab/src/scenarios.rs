@@ -74,6 +74,8 @@ macro_rules! for_each_scenario {
             interop_split_brain_discards_a_secondary_zea,
             interop_split_brain_ends_by_consensus,
             interop_split_brain_that_no_policy_ends_is_refused,
+            interop_split_brain_of_two_primaries_is_refused,
+            interop_a_policy_for_two_primaries_is_refused,
             interop_zea_primary_grows,
             interop_zea_primary_grows_when_the_kernel_does,
             interop_kernel_primary_grows,
@@ -125,11 +127,12 @@ pub use settings::{
     interop_xfs_of_zea_is_whole_on_the_kernel,
 };
 pub use split_brain::{
-    interop_split_brain_discards_a_secondary_kernel, interop_split_brain_discards_a_secondary_zea,
-    interop_split_brain_discards_a_younger_kernel_primary, interop_split_brain_discards_a_younger_zea_primary,
-    interop_split_brain_discards_an_older_zea_primary, interop_split_brain_discards_least_changes_of_the_kernel,
-    interop_split_brain_discards_least_changes_of_zea, interop_split_brain_discards_what_is_local_to_zea,
-    interop_split_brain_discards_zero_changes_of_the_kernel, interop_split_brain_ends_by_consensus,
+    interop_a_policy_for_two_primaries_is_refused, interop_split_brain_discards_a_secondary_kernel,
+    interop_split_brain_discards_a_secondary_zea, interop_split_brain_discards_a_younger_kernel_primary,
+    interop_split_brain_discards_a_younger_zea_primary, interop_split_brain_discards_an_older_zea_primary,
+    interop_split_brain_discards_least_changes_of_the_kernel, interop_split_brain_discards_least_changes_of_zea,
+    interop_split_brain_discards_what_is_local_to_zea, interop_split_brain_discards_zero_changes_of_the_kernel,
+    interop_split_brain_ends_by_consensus, interop_split_brain_of_two_primaries_is_refused,
     interop_split_brain_that_no_policy_ends_is_refused,
 };
 pub use upkeep::{

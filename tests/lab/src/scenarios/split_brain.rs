@@ -3,7 +3,9 @@
 use anyhow::{Result, ensure};
 
 use super::pair::Side::{self, Kernel, Zea};
-use super::pair::{SOON, demote, fill, pair, promote, promote_first, stop_and_compare, wait_connected, wait_synced};
+use super::pair::{
+    SOON, demote, fill, finish, pair, promote, promote_first, stop_and_compare, wait_connected, wait_synced,
+};
 use crate::Lab;
 
 /// A split brain of a pair with these policies.
@@ -35,7 +37,7 @@ impl Split {
         wait_connected(lab)?;
         promote_first(lab, self.older)?;
         wait_synced(lab)?;
-        self.part(lab)?;
+        self.part(lab, self.primary.as_slice())?;
         lab.set_cable(1, true)?;
         wait_connected(lab)?;
         wait_synced(lab)?;
@@ -60,8 +62,8 @@ impl Split {
         Ok(())
     }
 
-    /// Both write without the other.
-    fn part(&self, lab: &mut Lab) -> Result<()> {
+    /// Both write without the other; some stay Primary.
+    fn part(&self, lab: &mut Lab, primaries: &[Side]) -> Result<()> {
         lab.set_cable(1, false)?;
         lab.zead().wait(SOON, |status| status["connections"][0]["connection-state"] != "Connected")?;
         lab.guest(1).wait(SOON, "grep -q ' 0: cs:WFConnection' /proc/drbd")?;
@@ -72,7 +74,7 @@ impl Split {
             if written_kib > 0 {
                 fill(lab, side, at_kib, written_kib, byte)?;
             }
-            if self.primary != Some(side) {
+            if !primaries.contains(&side) {
                 demote(lab, side)?;
             }
         }
@@ -138,18 +140,53 @@ pub fn interop_split_brain_ends_by_consensus(lab: &mut Lab) -> Result<()> {
     Split { zea: policies, kernel: policies, primary: Some(Zea), ..by }.run(lab)
 }
 
-/// Both wrote, and the policy is for one that did not: both refuse, and nothing is changed.
-pub fn interop_split_brain_that_no_policy_ends_is_refused(lab: &mut Lab) -> Result<()> {
-    let split = Split::by("discard-zero-changes", Zea, [64, 64], Zea);
-    pair(lab, 'C', "--after-sb-0pri discard-zero-changes", "after-sb-0pri discard-zero-changes;")?;
+/// They meet, and both refuse: nothing is changed.
+fn refused(lab: &mut Lab, policies: [&'static str; 2], primaries: &[Side]) -> Result<()> {
+    let by = Split::by("disconnect", Zea, [64, 64], Zea);
+    let [zero, one] = policies;
+    let zea = format!("--after-sb-0pri {zero} --after-sb-1pri {one}");
+    pair(lab, 'C', &zea, &format!("after-sb-0pri {zero}; after-sb-1pri {one};"))?;
     wait_connected(lab)?;
     promote_first(lab, Zea)?;
     wait_synced(lab)?;
-    split.part(lab)?;
+    by.part(lab, primaries)?;
     lab.set_cable(1, true)?;
     lab.zead().wait(SOON, |status| status["connections"][0]["connection-state"] == "StandAlone")?;
     lab.guest(1).wait(SOON, "grep -q ' 0: cs:StandAlone' /proc/drbd")?;
     let image = std::fs::read(lab.zead().disk())?;
     ensure!((image[1024 << 10], image[2048 << 10]) == (1, 0), "something was changed");
+    let kernel = lab
+        .guest(1)
+        .run("for at in 1024 2048; do dd if=/dev/ubda bs=1k skip=$at count=1 2>/dev/null | od -An -N1 -tu1; done")?;
+    ensure!(kernel.split_whitespace().eq(["0", "2"]), "something was changed there: {kernel}");
     Ok(())
+}
+
+/// Both wrote, and the policy is for one that did not.
+pub fn interop_split_brain_that_no_policy_ends_is_refused(lab: &mut Lab) -> Result<()> {
+    refused(lab, ["discard-zero-changes", "disconnect"], &[])
+}
+
+/// Both are Primary still: the only policy for these that Zea has is to disconnect.
+pub fn interop_split_brain_of_two_primaries_is_refused(lab: &mut Lab) -> Result<()> {
+    refused(lab, ["discard-least-changes", "discard-secondary"], &[Zea, Kernel])
+}
+
+/// A policy by which a Primary would lose its changes is refused when they connect, and Zea says why.
+pub fn interop_a_policy_for_two_primaries_is_refused(lab: &mut Lab) -> Result<()> {
+    pair(lab, 'C', "", "after-sb-2pri violently-as0p;")?;
+    lab.zead().wait(SOON, |status| status["connections"][0]["connection-state"] == "StandAlone")?;
+    let status = lab.zead().status()?;
+    let reason = status["connections"][0]["last-error"].as_str().unwrap_or_default();
+    ensure!(reason.contains("after-sb-2pri differs"), "{status:#}");
+    lab.guest(1).run(
+        "set -e; drbdadm disconnect --force r0; sed -i 's/after-sb-2pri violently-as0p;//' /etc/drbd.conf
+        drbdadm adjust r0",
+    )?;
+    lab.zead().zea("connect r0")?;
+    wait_connected(lab)?;
+    promote_first(lab, Kernel)?;
+    wait_synced(lab)?;
+    fill(lab, Kernel, 0, 64, 1)?;
+    finish(lab, Kernel).map(drop)
 }
