@@ -24,6 +24,19 @@ const LOCK: &str = "lock";
 /// A disk of a guest, meta data included, unless told otherwise: 16 MiB, as in the recordings.
 const DISK_BYTES: u64 = 16 << 20;
 const MEMORY_MIB: u32 = 512;
+/// How long a guest has to say what it waits for.
+const ANSWER: Duration = Duration::from_secs(30);
+/// Shows where the threads of DRBD and of its disks are, and those that nothing can interrupt.
+const WAITING: &str = "cat /proc/drbd
+    for thread in /proc/[0-9]*; do
+        case $(cat $thread/comm) in
+            drbd*|kworker*drbd*) echo \"$(cat $thread/comm): $(cat $thread/wchan)\"; cat $thread/stack ;;
+        esac
+    done 2>/dev/null
+    cat /sys/block/ubda/inflight /sys/block/ubda/stat
+    echo w >/proc/sysrq-trigger; dmesg | tail -n 60";
+/// Packets that are shown of what was said last.
+const SHOWN: usize = 120;
 
 /// What a scenario works with. Everything in it ends when it is dropped.
 #[derive(Debug)]
@@ -228,6 +241,20 @@ impl Lab {
         disk::compare(one, other, bytes)?;
         self.step("compared");
         Ok(())
+    }
+
+    /// What a failed scenario has left: what was said last, and what each guest says of DRBD and of what waits in it.
+    pub fn remains(&mut self) -> String {
+        let mut text = String::new();
+        for (number, guest) in &mut self.guests {
+            let said = guest.try_run(ANSWER, WAITING).map_or_else(|error| format!("{error:#}"), |(said, _)| said);
+            text.push_str(&format!("guest{number}:\n{said}"));
+        }
+        match self.recording.read() {
+            Ok(packets) => text.push_str(&format!("said last:\n{}", packets.last(SHOWN))),
+            Err(error) => text.push_str(&format!("{error:#}\n")),
+        }
+        text
     }
 
     /// Gives the console of a guest to a person.

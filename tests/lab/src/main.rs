@@ -68,7 +68,7 @@ fn run(name: &str, keep: bool, packets: bool) -> Result<()> {
     let result = result.unwrap_or_else(|_| bail!("panicked"));
     println!("{name}: {}", lab.times());
     if let Err(error) = &result {
-        eprintln!("{error:#}");
+        eprintln!("{error:#}\n{}", lab.remains());
     }
     if packets {
         print!("{}", lab.packets()?);

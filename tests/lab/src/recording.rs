@@ -55,6 +55,14 @@ impl Packets {
         self.0.iter().filter(|said| said.name == name).count()
     }
 
+    /// The last `count` of them, without the signs of life.
+    #[must_use]
+    pub fn last(mut self, count: usize) -> Packets {
+        self.0.retain(|said| !matches!(said.name, "P_PING" | "P_PING_ACK"));
+        let first = self.0.len().saturating_sub(count);
+        Packets(self.0.split_off(first))
+    }
+
     /// Bytes of bulk data in packets of this name, since this time.
     #[must_use]
     pub fn payload_since(&self, time: Duration, name: &str) -> usize {

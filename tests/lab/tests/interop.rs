@@ -16,7 +16,9 @@ fn run(name: &str, scenario: Run) {
     let mut lab = Lab::new().unwrap_or_else(|error| panic!("{error:#}"));
     let result = scenario(&mut lab);
     println!("{}", lab.times());
-    result.unwrap_or_else(|error| panic!("{error:#}"));
+    if let Err(error) = result {
+        panic!("{error:#}\n{}", lab.remains());
+    }
 }
 
 macro_rules! tests {
