@@ -33,8 +33,9 @@ const WAITING: &str = "cat /proc/drbd
             drbd*|kworker*drbd*) echo \"$(cat $thread/comm): $(cat $thread/wchan)\"; cat $thread/stack ;;
         esac
     done 2>/dev/null
-    cat /sys/block/ubda/inflight /sys/block/ubda/stat
-    echo w >/proc/sysrq-trigger; dmesg | tail -n 60";
+    echo w >/proc/sysrq-trigger; dmesg | tail -n 60
+    echo requests in flight on the disk, and after one more: $(cat /sys/block/ubda/inflight)
+    dd if=/dev/ubda of=/dev/null bs=4k count=1 iflag=direct 2>&1; sleep 1; cat /sys/block/ubda/inflight /proc/drbd";
 /// Packets that are shown of what was said last.
 const SHOWN: usize = 120;
 
