@@ -405,8 +405,8 @@ impl Resource {
             for (_, q) in r.in_flight.iter().filter(|(_, q)| !q.answered) {
                 self.volumes[vidx].intervals.remove(q.interval);
             }
-            self.volumes[vidx].retry_waiters = true;
         }
+        self.volumes[vidx].retry_waiters = true;
         if was_up && role == Role::Primary && had_disk {
             self.volumes[vidx].new_uuid_needed = true;
         }

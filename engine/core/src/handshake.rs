@@ -10,7 +10,7 @@ use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::packet::{CurrentUuid, Packet, QueueLimits, Sizes, State};
 use zea_wire::state::{ConnField, ConnState, DiskState, ReplState, Role, StateBits, StateWord};
 
-use crate::connection::LinkPhase;
+use crate::connection::{Connection, LinkPhase};
 use crate::event::Severity;
 use crate::io::{Action, Time};
 use crate::limits;
@@ -91,6 +91,21 @@ impl Resource {
             self.send_volume(cx, cidx, vidx, packet);
         }
         self.conns[cidx].pds[vidx].sent_former = former;
+    }
+
+    /// A peer that connects may be told by this Primary that a former generation is as good, since nothing has been acknowledged after it.
+    /// That holds until the peer gets what is written, so nothing is written before.
+    pub(crate) fn tells_former(&self, vidx: usize) -> bool {
+        let connects =
+            |c: &Connection| c.link.as_ref().is_some_and(|l| l.phase == LinkPhase::Connecting && l.states_sent);
+        self.conns.iter().any(|c| connects(c) && !c.pds[vidx].sent_former.is_empty())
+    }
+
+    /// What has been told of former generations may not hold at the commit: one that the peer does not get is under way, or is acknowledged.
+    fn former_is_past(&self, cidx: usize, vidx: usize) -> bool {
+        let sent = &self.conns[cidx].pds[vidx].sent_former;
+        let writes = || self.transfer_log.iter().any(|&w| self.writes[w].vidx == vidx && !self.writes[w].completed);
+        !sent.is_empty() && (*sent != self.volumes[vidx].former || writes())
     }
 
     /// A Primary whose own disk is behind serves the data of its peers: say which generation that is.
@@ -200,6 +215,7 @@ impl Resource {
             link.states_sent = false;
             link.phase_deadline = None;
         }
+        self.volumes.iter_mut().for_each(|v| v.retry_waiters = true);
     }
 
     /// A volume of which the peer says nothing, although the handshake has waited for it for a while: the peer does not have it.
@@ -271,7 +287,7 @@ impl Resource {
                 // The peer decided on what it was told: that must still hold.
                 _ if pd.sent_current != self.volumes[vidx].current_uuid() => Verdict::Retry,
                 _ if pd.sent_state != (self.role, self.volumes[vidx].disk) => Verdict::Retry,
-                _ if !pd.sent_former.is_empty() && pd.sent_former != self.volumes[vidx].former => Verdict::Retry,
+                _ if self.former_is_past(cidx, vidx) => Verdict::Retry,
                 _ => Verdict::Yes,
             });
         }

@@ -129,11 +129,11 @@ impl Resource {
         v.hold_until.is_some() || matches!(v.disk, DiskState::Attaching | DiskState::Negotiating)
     }
 
-    /// Such a request waits for a new UUID, for a disk, or for the last writes of a former Primary: that one has acknowledged
-    /// them, and a read must not miss them.
+    /// Such a request waits for a new UUID, for a disk, for a peer that must not miss it, or for the last writes of a former Primary:
+    /// that one has acknowledged them, and a read must not miss them.
     pub(crate) fn is_held(&self, vidx: usize, op: Op) -> bool {
         let v = &self.volumes[vidx];
-        let early = if op == Op::Read { v.peer_writes > 0 } else { v.awaits_uuid() };
+        let early = if op == Op::Read { v.peer_writes > 0 } else { v.awaits_uuid() || self.tells_former(vidx) };
         early || v.compare_pending || (!self.has_data(vidx) && self.holds(vidx))
     }
 
@@ -174,8 +174,8 @@ impl Resource {
             cx.complete(req.id, Err(IoError::NotPrimary));
             return true;
         }
-        if !self.has_data(vidx) {
-            // It waited while the last good disk failed: it waits for the next one, or fails.
+        if !self.has_data(vidx) || self.tells_former(vidx) {
+            // It waited while the last good disk failed: it waits for the next one, or fails. Or it has to wait for a peer.
             self.write(cx, vidx, req);
             return true;
         }

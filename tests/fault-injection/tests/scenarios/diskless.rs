@@ -156,3 +156,27 @@ fn diskless_primary_does_not_serve_what_another_one_wrote() {
     w.run_ms(5_000);
     assert!(!matches!(w.outcomes.get(&read), Some(Outcome::Done(Ok(())))), "a read without data");
 }
+
+/// A peer returns while the Primary begins a generation and writes in it to the other one alone. Nothing is acknowledged then, so the
+/// peer's generation is as good, but what is written must not pass it by.
+#[test]
+fn diskless_primary_writes_while_a_peer_returns() {
+    for delay in 25..45 {
+        let mut w = Cluster { seed: delay, disk_latency_ns: 4_000_000, ..Cluster::new(3) }.synced();
+        w.write_ok(0, 0, 64);
+        w.must(0, Command::Detach { volume: V0, force: false });
+        w.write_ok(0, 0, 8);
+        w.flush_ok(0);
+        w.crash(1, Crash::Process);
+        w.expect("node 0 notices", |w| w.conn(0, 1) != ConnState::Connected);
+        w.start(1);
+        w.run_ms(2 * delay);
+        w.write_ok(0, 8, 8);
+        w.expect("node 1 is back and good", |w| w.is_connected(0, 1) && w.disk(1) == DiskState::UpToDate);
+        w.crash(2, Crash::Process);
+        w.read_ok(0, 0, 64);
+        w.start(2);
+        reattach(&mut w, 0);
+        w.settle();
+    }
+}
