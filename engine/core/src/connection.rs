@@ -316,11 +316,15 @@ impl PeerDevice {
     }
 
     /// Writes go to this peer (wire-protocol.md 10.1). Not to an Outdated one that is no target of this node: it would have later
-    /// writes without the earlier ones.
+    /// writes without the earlier ones. An Inconsistent one gets them also if this node waits to be resynced from it: both may be
+    /// targets of somebody else, and the peer is UpToDate first.
     pub(crate) fn replicates(&self) -> bool {
         match self.disk {
             DiskState::UpToDate | DiskState::Consistent => self.repl >= ReplState::Established,
-            DiskState::Inconsistent => self.repl == ReplState::Established || self.is_sync_source(),
+            DiskState::Inconsistent => {
+                let waits = self.repl == ReplState::WFBitMapT || self.is_sync_target();
+                self.repl == ReplState::Established || self.is_sync_source() || waits
+            }
             DiskState::Outdated => self.is_sync_source(),
             _ => false,
         }

@@ -73,6 +73,11 @@ const REGRESSIONS: &[Once] = &[
         wrong: "an UpToDate disk with a resync that still waited did not follow the Primary's new generation, whose writes waited for it",
     },
     Once {
+        seed: 1733,
+        only: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19],
+        wrong: "a Primary without good data left its writes out for a target that it waited for as its source",
+    },
+    Once {
         seed: 1901,
         only: &[0, 1, 2, 3, 4, 6, 7],
         wrong: "a source at a former generation, whose bits came late, took its target back to that after another resync",
