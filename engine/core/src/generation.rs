@@ -224,6 +224,9 @@ impl Resource {
             return false;
         }
         let v = &mut self.volumes[vidx];
+        for node in std::mem::take(&mut v.may_have_finished).iter() {
+            v.uuids.retire_bitmap_uuid(node);
+        }
         let before = v.uuids.current;
         if broken!(KeepUuid) || v.uuids.rotate_current_into_bitmap(&rotate, forced, random).is_none() {
             return false;

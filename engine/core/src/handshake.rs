@@ -326,6 +326,7 @@ impl Resource {
         self.close_epoch();
         for vidx in 0..self.volumes.len() {
             self.conns[cidx].pds[vidx].begin();
+            self.volumes[vidx].may_have_finished.remove(self.conns[cidx].node());
             self.apply_decision(cx, cidx, vidx);
             let v = &self.volumes[vidx];
             self.conns[cidx].pds[vidx].gets_all = v.has_disk() && v.disk != DiskState::Outdated;

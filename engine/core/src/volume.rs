@@ -99,6 +99,8 @@ pub(crate) struct Volume {
     pub(crate) former: Vec<u64>,
     /// Nodes that were lost before they confirmed a write that others have: what they hold of such a generation is not as good.
     pub(crate) lacking: NodeMask,
+    /// Targets that were lost when they had everything: this generation may be theirs, too. Their bitmap UUIDs do not speak for them.
+    pub(crate) may_have_finished: NodeMask,
     /// UpToDate peers that have not told yet that they know the generation of this Primary. Until then nothing is
     /// acknowledged in it, so that it does not matter if all who know it are lost.
     pub(crate) unconfirmed: NodeMask,
@@ -181,6 +183,7 @@ impl Volume {
             exposed_weak: NodeMask::EMPTY,
             former: Vec::new(),
             lacking: NodeMask::EMPTY,
+            may_have_finished: NodeMask::EMPTY,
             unconfirmed: NodeMask::EMPTY,
             size_sectors: 0,
             growing: 0,

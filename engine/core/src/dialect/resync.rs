@@ -68,12 +68,16 @@ impl Resource {
     }
 
     /// The link is lost while this node is the source: a target that has everything may have taken our generation without having told.
-    /// What is written from now on must be of another one, also if that makes the next resync a full one.
+    /// What is written from now on must be of another one, also if that makes the next resync a full one. With 9 the bitmap UUID stays
+    /// until something is written: if nothing is, the next handshake tells.
     pub(crate) fn target_may_have_finished(&mut self, cidx: usize, vidx: usize) {
         let c = &self.conns[cidx];
         let complete = c.pds[vidx].is_sync_source() && self.volumes[vidx].dirty_bits(c.node()) == 0;
         if complete && c.speaks_84() {
             self.peer_has_our_uuids(cidx, vidx);
+        } else if complete {
+            let node = c.node();
+            self.volumes[vidx].may_have_finished.insert(node);
         }
     }
 

@@ -83,6 +83,11 @@ const REGRESSIONS: &[Once] = &[
         wrong: "a source at a former generation, whose bits came late, took its target back to that after another resync",
     },
     Once { seed: 1999, only: &[0, 7, 10], wrong: "bits of a peer ack that came long after the resync stayed for good" },
+    Once {
+        seed: 40_273,
+        only: &[1, 2, 4, 6],
+        wrong: "the source of a resync, lost when its target had everything, went on in the generation that the target had taken",
+    },
 ];
 
 #[test]
