@@ -291,6 +291,10 @@ impl Resource {
                 continue;
             }
             if forced {
+                if v.set_flag(DeviceFlags::ZEA_BEHIND, false) {
+                    // Others go on in this generation: what this disk had of it must not be taken for all of it.
+                    v.uuids.leave_generation(cx.uuid());
+                }
                 v.disk = DiskState::UpToDate;
                 v.set_flag(DeviceFlags::CONSISTENT, true);
                 v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);

@@ -506,6 +506,7 @@ impl Resource {
         v.set_flag(DeviceFlags::CONSISTENT, true);
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && complete);
         v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
+        v.set_flag(DeviceFlags::ZEA_BEHIND, !complete);
         v.set_flag(DeviceFlags::ZEA_LOST_WRITES, u.uuid_flags.contains(UuidFlags::ZEA_LOST_WRITES));
         v.crashed_primary = false;
         v.meta.push(Step::SuperBlock);
@@ -555,7 +556,9 @@ impl Resource {
             DiskState::UpToDate => DiskState::UpToDate,
             _ => DiskState::Consistent,
         };
-        if behind && v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false) {
+        if behind {
+            v.set_flag(DeviceFlags::ZEA_BEHIND, true);
+            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
             v.meta.push(Step::SuperBlock);
         }
         self.state_changed = true;

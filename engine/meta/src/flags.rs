@@ -122,6 +122,8 @@ flag_set! {
         HAVE_QUORUM = 0x400;
         /// Zea's own: died while writes were in flight, and has not been made equal since to a copy that did not.
         ZEA_LOST_WRITES = 0x0100_0000;
+        /// Zea's own: has got its generation from a neighbour of a Primary that this node does not see, and that goes on in it.
+        ZEA_BEHIND = 0x0200_0000;
     }
 }
 

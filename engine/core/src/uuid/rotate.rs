@@ -130,6 +130,11 @@ impl Uuids {
         self.current = (uuid & !PRIMARY) | u64::from(primary);
     }
 
+    /// Others go on in this generation, and have more of it: what is here gets a name of its own, that nobody else knows.
+    pub fn leave_generation(&mut self, random: u64) {
+        self.current = usable(random);
+    }
+
     /// Starts a new generation, `random[0]`, if some node would miss it: each of them, and each in `forced_weak`,
     /// gets the old one as bitmap UUID (`random[1]` if nothing was written before). Gives the nodes that got one;
     /// `None` if nobody needs a new generation, then nothing has changed.

@@ -5,7 +5,7 @@ use zea_core::io::Command;
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::World;
-use zea_wire::state::{DiskState, ReplState};
+use zea_wire::state::{ConnState, DiskState, ReplState};
 
 fn slow(seed: u64) -> Cluster {
     let disk = DiskOptions { al_extents: 67, resync_window_sectors: 128, ..DiskOptions::default() };
@@ -107,4 +107,27 @@ fn sim_an_old_generation_is_not_served_beside_a_newer_one() {
         w.rejoin(2);
         w.settle();
     }
+}
+
+/// Node 2 is resynced by a neighbour of a Primary that it does not see, and goes by force from there. What the Primary writes meanwhile
+/// is of the same generation: it must not pass for something that node 2 had.
+#[test]
+fn sim_a_copy_behind_a_primary_is_not_taken_for_all_of_its_generation() {
+    let mut w = slow(3).synced();
+    w.isolate(2);
+    write_apart(&mut w, 0, 0..24);
+    w.heal(1, 2);
+    w.expect("node 2 is being resynced", |w| w.disk(2) == DiskState::Inconsistent);
+    w.expect("it has what there was", |w| w.disk(2) == DiskState::Outdated);
+    w.part(1, 2);
+    w.run_ms(1_000);
+    w.model.gave_up(2, 0);
+    w.model.forked(2, 0);
+    (0..2).for_each(|other| w.model.forgive(other));
+    w.must(2, Command::Promote { force: true });
+    write_apart(&mut w, 0, 24..30);
+    w.part(0, 1);
+    w.run_ms(1_000);
+    w.heal(1, 2);
+    w.expect("nobody decides", |w| w.conn(1, 2) == ConnState::StandAlone && w.conn(2, 1) == ConnState::StandAlone);
 }
