@@ -9,7 +9,7 @@ use zea_wire::state::DiskState;
 
 use super::compare::{Rule, Strategy};
 use super::decide::{BitmapPrep, Decision, Outcome, Reason, Side, outcome_of};
-use super::same;
+use super::{is_generation, same};
 
 /// Has the last word on a decision. Uses exchanged data only, so both nodes come to mirrored results; `own.view` must
 /// be what was sent to the peer.
@@ -21,6 +21,8 @@ use super::same;
 /// * Likewise without bits, if an Outdated node asks for it and the other one is UpToDate.
 /// * Not so between UpToDate neighbours of one Primary that has a good disk: there the bits stay until the Primary settles them.
 /// * A node that lost writes in a crash is no source for one at the same generation that did not.
+/// * No split brain with a disk that is no copy of anything, because its resync was interrupted, if the other's history is full: a full
+///   resync.
 /// * With a peer that is not Zea: the strategy stays, the decision is `unverified`.
 /// * A strategy that replaces bits of an UpToDate node by others adds the others instead.
 #[must_use]
@@ -46,6 +48,7 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
             .or_else(|| discarded_is_target(&decision, own, peer))
             .or_else(|| neighbour_is_no_target(&decision, own, peer))
             .or_else(|| survivor_is_source(&decision, own, peer))
+            .or_else(|| unfinished_is_target(&decision, own, peer))
     };
     if both_zea && let Some(reversed) = reversed() {
         return reversed;
@@ -188,6 +191,23 @@ fn survivor_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> O
     }
     let strategy = decision.strategy.mirrored();
     Some(Decision { strategy, outcome: outcome_of(strategy), kept_bits: true, ..*decision })
+}
+
+/// An Inconsistent disk has no changes to lose: whose they are was decided when its resync began, and its source has them. 8.4 makes it
+/// the target of a full resync always (handshake-and-states.md 5.2). Here it is if its generation may have dropped out of the other's
+/// history, which is full: it could not come back otherwise.
+fn unfinished_is_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
+    let unfinished = |side: &Side<'_>| side.disk == DiskState::Inconsistent && !side.is_primary();
+    let forgetful = |side: &Side<'_>| side.view.history.iter().all(|uuid| is_generation(*uuid));
+    let whole = |side: &Side<'_>| side.has_data() && side.disk > DiskState::Inconsistent && forgetful(side);
+    let apart = decision.outcome == Outcome::Disconnect(Reason::SplitBrain);
+    let strategy = match (unfinished(own) && whole(peer), unfinished(peer) && whole(own)) {
+        (true, _) if apart => Strategy::TargetSetBitmap,
+        (_, true) if apart => Strategy::SourceSetBitmap,
+        _ => return None,
+    };
+    let (outcome, bitmap) = (outcome_of(strategy), BitmapPrep::SetAll);
+    Some(Decision { strategy, outcome, bitmap, kept_bits: true, ..*decision })
 }
 
 fn lost_writes(side: &Side<'_>) -> bool {

@@ -7,8 +7,8 @@ use zea_wire::state::{DiskState, Role};
 
 use super::{A, B, C, D, context};
 use crate::uuid::{
-    Context, Decision, JUST_CREATED, NO_INFORMATION, NODES, Outcome, Side, Strategy as Sync, UuidView, compare, decide,
-    keep_bits,
+    Context, Decision, JUST_CREATED, NO_INFORMATION, NODES, Outcome, Reason, Side, Strategy as Sync, UuidView, compare,
+    decide, is_generation, keep_bits,
 };
 
 fn uuid() -> impl Strategy<Value = u64> {
@@ -198,6 +198,17 @@ proptest! {
         let (at_a, _) = both(&cx, &a, &b, connecting);
         let decided = keep_bits(at_a, &a.side(), &b.side(), true);
         prop_assert!(decided.outcome != Outcome::Source, "{:?}", decided);
+    }
+
+    #[test]
+    fn uuid_an_interrupted_target_is_no_side_of_a_split_brain_for_one_that_forgets((mut a, mut b) in pair(), cx in cx(), connecting: bool) {
+        (a.disk, a.role) = (DiskState::Inconsistent, Role::Secondary);
+        b.view.history = std::array::from_fn(|n| if is_generation(b.view.history[n]) { b.view.history[n] } else { A + 32 * n as u64 + 2 });
+        b.disk = if b.disk == DiskState::DUnknown { DiskState::UpToDate } else { b.disk.max(DiskState::Outdated) };
+        let (at_a, at_b) = both(&cx, &a, &b, connecting);
+        let decided = keep_bits(at_a, &a.side(), &b.side(), true);
+        prop_assert!(decided.outcome != Outcome::Disconnect(Reason::SplitBrain), "{:?}", decided);
+        prop_assert_eq!(decided.outcome.mirrored(), keep_bits(at_b, &b.side(), &a.side(), true).outcome);
     }
 
     #[test]
