@@ -494,7 +494,9 @@ impl Resource {
         if self.compare_exposed_uuid(vidx, cidx, state) || self.heed_moved_on(vidx, cidx, state) {
             return;
         }
-        let awaits_resync = self.awaits_resync(vidx);
+        // A Primary that serves a later generation does not go back to a former one: another peer may know the later one already.
+        let former = self.serves_peers(vidx) && mine != self.volumes[vidx].exposed_uuid & !1;
+        let lacks = former || self.awaits_resync(vidx);
         let v = &mut self.volumes[vidx];
         if peer_current == Some(mine) {
             if v.dirty_bits(node) == 0 && v.uuids.bitmap[usize::from(node.0)] != 0 {
@@ -505,7 +507,7 @@ impl Resource {
                 v.meta.push(Step::SuperBlock);
             }
             let lifted = matches!(v.disk, DiskState::Outdated | DiskState::Consistent);
-            if lifted && state.disk == DiskState::UpToDate && peer_stable && !awaits_resync {
+            if lifted && state.disk == DiskState::UpToDate && peer_stable && !lacks {
                 v.disk = DiskState::UpToDate;
                 v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
                 v.meta.push(Step::SuperBlock);
