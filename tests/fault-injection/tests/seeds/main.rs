@@ -88,6 +88,16 @@ const REGRESSIONS: &[Once] = &[
         only: &[1, 2, 4, 6],
         wrong: "the source of a resync, lost when its target had everything, went on in the generation that the target had taken",
     },
+    Once {
+        seed: 1_979,
+        only: &[0, 1, 3, 4, 5, 6],
+        wrong: "the disk of a Primary that served a later generation was called UpToDate at the one before",
+    },
+    Once {
+        seed: 1_490,
+        only: &[0, 3, 4, 5, 6, 7, 8],
+        wrong: "a Primary that waited to be resynced from a target did not write to it, and took it for complete",
+    },
 ];
 
 #[test]
