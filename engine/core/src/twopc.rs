@@ -528,6 +528,7 @@ impl Resource {
 
     fn twopc_back_off(&mut self, cx: &mut Ctx<'_>, tries: u32) {
         let most = (100 * (self.conns.len() as u64).max(1)) << tries.min(5);
+        let most = most.min(limits::TWOPC_BACK_OFF_MS);
         self.twopc.not_before = Some(cx.now.plus_ms(1 + cx.rng.next_u64() % most));
     }
 
