@@ -447,6 +447,10 @@ impl Model {
             }
             self.views[target].of_mut(id).clear();
             self.views[target].volatile.remove(&id);
+            match self.views[source].lost.get(&id).cloned() {
+                Some(lost) => _ = self.views[target].lost.insert(id, lost),
+                None => _ = self.views[target].lost.remove(&id),
+            }
             for held in self.views[source].of(id).to_vec() {
                 if held.since > began && !self.is_allowed(id, std::iter::once(held.write), result) {
                     continue;
@@ -458,7 +462,6 @@ impl Model {
                 self.hold(source, id, Held { stable: false, since: now, ..held });
             }
         }
-        self.views[target].lost = self.views[source].lost.clone();
         self.views[target].took_over = self.views[source].took_over;
         lost
     }

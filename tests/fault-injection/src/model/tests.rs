@@ -92,6 +92,18 @@ fn sim_model_promises_nothing_of_a_node_that_crashed_after_its_ack() {
 }
 
 #[test]
+fn sim_model_remembers_what_a_power_loss_took_whatever_happens_to_another_volume() {
+    let mut m = Model::new(2);
+    let old = acked(&mut m, &[0, 1]);
+    let flush = m.flush_begins();
+    m.flush_acked(flush, 0, 0, &[0, 1]);
+    acked(&mut m, &[0, 1]);
+    m.node_crashed(0, &[]);
+    assert!(m.resynced(0, 1, 1, u64::MAX, |_| 0, |_| 0).is_none());
+    assert!(m.resynced(1, 0, 0, u64::MAX, |_| old, |_| old).is_none());
+}
+
+#[test]
 fn sim_model_excuses_for_good_what_a_promotion_alone_gave_up() {
     for goes_on_alone in [false, true] {
         let mut m = Model::new(2);
