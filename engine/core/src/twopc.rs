@@ -390,17 +390,21 @@ impl Resource {
         let Some(i) = self.twopc.initiator() else { return };
         let (change, verdict) = (i.wanted.change, i.verdict);
         if verdict != Verdict::Yes {
-            // Refused on the control stream: what it refuses is still to come on the data stream, and tells the reason here too.
-            let reason_comes = match change {
-                Change::Connect(peer) if verdict == Verdict::No => {
-                    self.cidx(peer).is_some_and(|cidx| self.handshake_verdict(cidx).is_none())
-                }
-                _ => false,
+            let peer_answers = matches!(change, Change::Connect(peer) if i.waiting.contains(peer));
+            let own = match change {
+                Change::Connect(peer) => self.cidx(peer).map(|cidx| (cidx, self.handshake_verdict(cidx))),
+                _ => None,
             };
-            if !reason_comes {
-                self.twopc_abort(cx);
+            let i = self.twopc.initiator().expect("above");
+            match own {
+                // Refused on the control stream: what it refuses is still to come on the data stream, and tells the reason here too.
+                Some((_, None)) if verdict == Verdict::No => return,
+                // Bystanders are busy. That counts only if the two have not refused each other: with many nodes it is never over.
+                Some((cidx, None)) if peer_answers && self.conns[cidx].keeps_bits() => return,
+                Some((cidx, Some(Verdict::No))) if self.conns[cidx].keeps_bits() => i.verdict = Verdict::No,
+                _ => {}
             }
-            return;
+            return self.twopc_abort(cx);
         }
         if !i.waiting.is_empty() {
             return;

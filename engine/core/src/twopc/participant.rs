@@ -128,15 +128,21 @@ impl Resource {
     pub(crate) fn twopc_answer(&mut self, cx: &mut Ctx<'_>) {
         let own = self.own_sums();
         let Some(p) = self.twopc.participant() else { return };
-        if p.answered || !p.waiting.is_empty() {
+        if p.answered {
             return;
         }
-        let (request, parent, volume) = (p.request, p.parent, p.volume);
+        let (request, parent, volume, complete) = (p.request, p.parent, p.volume, p.waiting.is_empty());
+        let mut refused = false;
         if request.target_node_id == Some(self.config.node_id) && is_connect(&request) {
             let cidx = self.cidx(parent).expect("a connection that connects");
             let Some(v) = self.handshake_verdict(cidx) else { return };
+            // What bystanders say makes no difference then, and busy ones may be busy for long.
+            refused = v == Verdict::No && self.conns[cidx].keeps_bits();
             let p = self.twopc.participant().expect("above");
-            p.verdict = p.verdict.max(v);
+            p.verdict = if refused { v } else { p.verdict.max(v) };
+        }
+        if !(complete || refused) {
+            return;
         }
         let p = self.twopc.participant().expect("above");
         p.answered = true;

@@ -98,6 +98,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 3, 4, 5, 6, 7, 8],
         wrong: "a Primary that waited to be resynced from a target did not write to it, and took it for complete",
     },
+    Once {
+        seed: 60_173,
+        only: &[5, 6, 10],
+        wrong: "two halves of a split brain refused each other for ever, with always a bystander that was busy",
+    },
 ];
 
 #[test]
