@@ -376,9 +376,13 @@ impl Driver {
         if volumes.iter().find(orphaned).is_none() {
             return;
         }
-        let primary = (0..count).find(|ix| self.world.role(*ix) == Role::Primary);
-        let ix = primary.unwrap_or(0);
-        if self.usable(ix) {
+        let mut primaries = (0..count).filter(|ix| self.world.role(*ix) == Role::Primary);
+        let ix = primaries.next().unwrap_or(0);
+        let other = primaries.next();
+        if let Some(other) = other.filter(|ix| self.usable(*ix)) {
+            // "Both nodes are Primary: demote one of them."
+            self.demoting.insert(other);
+        } else if self.usable(ix) {
             self.accept_losses(ix);
             self.world.admin(ix, Command::Promote { force: true });
         }
