@@ -413,6 +413,10 @@ impl Resource {
             let cidx = self.cidx(peer).expect("a connection that connects");
             match self.handshake_verdict(cidx) {
                 None => return,
+                Some(Verdict::Yes) if self.joins_primaries(cidx) => {
+                    self.twopc.initiator().expect("above").verdict = Verdict::No;
+                    return self.twopc_abort(cx);
+                }
                 Some(Verdict::Yes) => {}
                 Some(v) => {
                     self.twopc.initiator().expect("above").verdict = v;
@@ -432,6 +436,20 @@ impl Resource {
             i.sums.primary.insert(own);
         }
         self.twopc_commit(cx);
+    }
+
+    /// The connection would make two Primaries part of one cluster. Whoever is between them would write for both.
+    fn joins_primaries(&mut self, cidx: usize) -> bool {
+        let own = if self.role == Role::Primary { self.config.node_id.mask() } else { NodeMask::EMPTY };
+        let primaries = self.twopc.initiator().expect("it decides").sums.primary | own;
+        let mut nodes = primaries.iter();
+        let (Some(a), Some(b)) = (nodes.next(), nodes.next()) else { return false };
+        if broken!(TwoPrimaries) || !self.conns[cidx].keeps_bits() {
+            return false;
+        }
+        let why = format!("nodes {a} and {b} are both Primary: split brain; demote one of them");
+        self.conns[cidx].refusal = Some(why);
+        true
     }
 
     fn twopc_commit(&mut self, cx: &mut Ctx<'_>) {

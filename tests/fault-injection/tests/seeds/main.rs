@@ -103,6 +103,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[5, 6, 10],
         wrong: "two halves of a split brain refused each other for ever, with always a bystander that was busy",
     },
+    Once {
+        seed: 61_246,
+        only: &[3, 4, 5, 6, 7, 8],
+        wrong: "a node followed two Primaries, and gave to each what the other one wrote",
+    },
 ];
 
 #[test]
