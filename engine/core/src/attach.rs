@@ -274,6 +274,10 @@ impl Resource {
         }
         let v = &mut self.volumes[vidx];
         v.meta.push(Step::Bitmap);
+        // A full bitmap that was being written when the node died is whole now.
+        let a = v.attached.as_ref().expect("set above");
+        let full = |n: &NodeId| a.sb.peers[n.index()].flags.contains(PeerFlags::FULL_SYNC);
+        (0..32).map(NodeId).filter(full).for_each(|node| v.meta.push(Step::Then(Then::FullSyncWritten(node))));
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::AttachDone));
         self.state_changed = true;
