@@ -254,6 +254,18 @@ impl Resource {
             return self.connect_84(cx, cidx);
         }
         self.handshake_progress(cx);
+        self.refuse_without_vote(cx, cidx);
+    }
+
+    /// The transaction in which the two compared is over already, since one of them was busy. That they refuse each other both know now,
+    /// and no vote would change it.
+    fn refuse_without_vote(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
+        let waits = self.in_phase(cidx, LinkPhase::Connecting) && !self.twopc.connects(self.conns[cidx].node());
+        if waits && self.conns[cidx].keeps_bits() && self.handshake_verdict(cidx) == Some(Verdict::No) {
+            self.handshake_reset(cidx);
+            self.send(cx, cidx, None, Packet::Disconnect);
+            self.refuse_connection(cx, cidx);
+        }
     }
 
     /// What was heard may be of a round that was aborted, when this node is the initiator: the target's answers to its transactions

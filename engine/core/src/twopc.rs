@@ -180,6 +180,15 @@ impl TwoPc {
         }
     }
 
+    /// The transaction that runs is about the connection to this peer, and one of the two has begun it.
+    pub(crate) fn connects(&self, peer: NodeId) -> bool {
+        match &self.running {
+            Some(Running::Initiator(i)) => i.wanted.change == Change::Connect(peer),
+            Some(Running::Participant(p)) => is_connect(&p.request) && p.parent == peer,
+            _ => false,
+        }
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.running.is_none() && self.queue.is_empty()
     }
