@@ -232,7 +232,7 @@ impl Resource {
             return false;
         }
         v.leave_generation(before);
-        v.set_flag(DeviceFlags::ZEA_LOST_WRITES, false);
+        v.set_flag(DeviceFlags::ZEA_LOST_WRITES | DeviceFlags::ZEA_BEHIND, false);
         v.new_uuid_running = true;
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::NewUuid));
@@ -389,7 +389,7 @@ impl Resource {
         let adopted =
             matches!(v.uuids.received_new_datagen(&rotate, current, weak, being_synced), NewDatagen::Adopted { .. });
         if adopted {
-            v.set_flag(DeviceFlags::ZEA_LOST_WRITES, false);
+            v.set_flag(DeviceFlags::ZEA_LOST_WRITES | DeviceFlags::ZEA_BEHIND, false);
             v.meta.push(Step::SuperBlock);
         }
         adopted

@@ -522,6 +522,7 @@ impl Resource {
             if lifted && state.disk == DiskState::UpToDate && peer_stable && !lacks {
                 v.disk = DiskState::UpToDate;
                 v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
+                v.set_flag(DeviceFlags::ZEA_BEHIND, false);
                 v.meta.push(Step::SuperBlock);
             }
             if v.disk == DiskState::UpToDate && state.disk == DiskState::UpToDate && v.crashed_primary {
