@@ -293,7 +293,7 @@ impl Resource {
             if forced {
                 if v.set_flag(DeviceFlags::ZEA_BEHIND, false) {
                     // Others go on in this generation: what this disk had of it must not be taken for all of it.
-                    v.uuids.leave_generation(cx.uuid());
+                    v.uuids.part_from_generation(cx.uuid());
                 }
                 v.disk = DiskState::UpToDate;
                 v.set_flag(DeviceFlags::CONSISTENT, true);

@@ -94,11 +94,12 @@ impl Resource {
     }
 
     /// A peer that connects may be told by this Primary that a former generation is as good, since nothing has been acknowledged after it.
-    /// That holds until the peer gets what is written, so nothing is written before.
+    /// That holds until the peer gets what is written, so nothing is written before. (If something was, the comparison holds no longer.)
     pub(crate) fn tells_former(&self, vidx: usize) -> bool {
         let connects =
             |c: &Connection| c.link.as_ref().is_some_and(|l| l.phase == LinkPhase::Connecting && l.states_sent);
-        self.conns.iter().any(|c| connects(c) && !c.pds[vidx].sent_former.is_empty())
+        let told = || self.conns.iter().any(|c| connects(c) && !c.pds[vidx].sent_former.is_empty());
+        !self.volumes[vidx].former.is_empty() && told()
     }
 
     /// What has been told of former generations may not hold at the commit: one that the peer does not get is under way, or is acknowledged.

@@ -420,17 +420,12 @@ impl Resource {
         }
         if let Change::Connect(peer) = change {
             let cidx = self.cidx(peer).expect("a connection that connects");
-            match self.handshake_verdict(cidx) {
-                None => return,
-                Some(Verdict::Yes) if self.joins_primaries(cidx) => {
-                    self.twopc.initiator().expect("above").verdict = Verdict::No;
-                    return self.twopc_abort(cx);
-                }
-                Some(Verdict::Yes) => {}
-                Some(v) => {
-                    self.twopc.initiator().expect("above").verdict = v;
-                    return self.twopc_abort(cx);
-                }
+            let Some(compared) = self.handshake_verdict(cidx) else { return };
+            let refused = compared == Verdict::Yes && self.joins_primaries(cidx);
+            let verdict = if refused { Verdict::No } else { compared };
+            if verdict != Verdict::Yes {
+                self.twopc.initiator().expect("above").verdict = verdict;
+                return self.twopc_abort(cx);
             }
         }
         let own = self.config.node_id;

@@ -131,7 +131,7 @@ impl Uuids {
     }
 
     /// Others go on in this generation, and have more of it: what is here gets a name of its own, that nobody else knows.
-    pub fn leave_generation(&mut self, random: u64) {
+    pub fn part_from_generation(&mut self, random: u64) {
         self.current = usable(random);
     }
 
