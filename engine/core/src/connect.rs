@@ -47,6 +47,7 @@ impl Resource {
             pings: 0,
             ping_acks: 0,
         });
+        c.begin_epochs(id);
         self.send(cx, cidx, None, Packet::ConnectionFeatures(Box::new(own)));
     }
 

@@ -143,6 +143,8 @@ pub(crate) struct Connection {
     pub(crate) recv: VecDeque<RecvEpoch>,
     /// Serial number of the front of `recv`.
     pub(crate) recv_base: u64,
+    /// The link that these epochs came on: it may be gone, and its writes still under way.
+    pub(crate) recv_link: Option<LinkId>,
     /// The dagtag that the peer expects for the next write that is sent.
     pub(crate) dagtag_sent: Option<u64>,
     /// The dagtag of the last write received from this peer, if one was received since connect.
@@ -177,6 +179,7 @@ impl Connection {
             send: SendEpochs::default(),
             recv: VecDeque::from([RecvEpoch::default()]),
             recv_base: 0,
+            recv_link: None,
             dagtag_sent: None,
             dagtag_received: None,
             kept: VecDeque::new(),
@@ -196,17 +199,20 @@ impl Connection {
         self.state == ConnState::Connected
     }
 
-    /// Forget everything that belongs to a link.
+    /// Forget everything that belongs to a link, but the epochs in which its writes are carried out.
     pub(crate) fn reset_link(&mut self) {
         self.link = None;
         self.role = Role::Unknown;
         self.send = SendEpochs::default();
-        self.recv.clear();
-        self.recv.push_back(RecvEpoch::default());
-        self.recv_base = 0;
         self.dagtag_sent = None;
         self.dagtag_received = None;
         self.relies_on = None;
+    }
+
+    /// The epochs of a new link begin.
+    pub(crate) fn begin_epochs(&mut self, link: LinkId) {
+        self.recv = VecDeque::from([RecvEpoch::default()]);
+        (self.recv_base, self.recv_link) = (0, Some(link));
     }
 
     /// The dagtag behind a write that comes now; `None` if there is none.

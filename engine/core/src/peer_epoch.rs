@@ -41,6 +41,14 @@ impl Resource {
         self.recv_epochs_step(cx, cidx);
     }
 
+    /// A write of the epoch with this serial number has ended.
+    pub(crate) fn write_left_epoch(&mut self, cx: &mut Ctx<'_>, cidx: usize, epoch: u64) {
+        let c = &mut self.conns[cidx];
+        let behind_front = usize::try_from(epoch - c.recv_base).expect("few epochs are open");
+        c.recv[behind_front].active -= 1;
+        self.recv_epochs_step(cx, cidx);
+    }
+
     /// Finish epochs from the oldest on: all written, flushed, acked.
     pub(crate) fn recv_epochs_step(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         loop {
@@ -75,7 +83,7 @@ impl Resource {
     /// Flush the backing devices of all volumes; the number of flushes started.
     pub(crate) fn start_epoch_flush(&mut self, cx: &mut Ctx<'_>, cidx: usize) -> u32 {
         let node = self.conns[cidx].node();
-        let Some(link) = self.conns[cidx].link.as_ref().map(|l| l.id) else { return 0 };
+        let Some(link) = self.conns[cidx].recv_link else { return 0 };
         let mut n = 0;
         for vidx in 0..self.volumes.len() {
             let v = &self.volumes[vidx];
@@ -99,12 +107,12 @@ impl Resource {
             self.disk_failed(cx, vidx, &format!("flush for a peer: {e}"));
         }
         let Some(cidx) = self.cidx(node) else { return };
-        if self.conns[cidx].link.as_ref().map(|l| l.id) != Some(link) {
+        if self.conns[cidx].recv_link != Some(link) {
             return;
         }
         if result.is_err() {
             // What was acked as written may be lost: the peer must not take this epoch as stable.
-            return self.drop_link(cx, cidx, ConnState::NetworkFailure, "the local disk failed to flush");
+            self.drop_link(cx, cidx, ConnState::NetworkFailure, "the local disk failed to flush");
         }
         if let Some(n) = self.conns[cidx].recv.front_mut().and_then(|e| e.flushing.as_mut()) {
             *n -= 1;

@@ -273,7 +273,7 @@ impl Resource {
     /// All epochs before that of this write are finished.
     fn epoch_open(&self, index: usize) -> bool {
         let p = &self.peer_reqs[index];
-        if p.orphan || broken!(SkipEpochWait) {
+        if broken!(SkipEpochWait) {
             return true;
         }
         let Some(cidx) = self.cidx(p.node) else { return true };
@@ -338,6 +338,7 @@ impl Resource {
         let p = self.peer_req_end(cx, index);
         let Some(cidx) = self.cidx(p.node) else { return };
         if p.orphan {
+            self.write_left_epoch(cx, cidx, p.epoch);
             return self.orphan_done(cx, cidx, &p);
         }
         let at = self.conns[cidx].kept.binary_search_by_key(&p.dagtag, |k| k.dagtag).expect("kept until its peer ack");
@@ -348,10 +349,7 @@ impl Resource {
             let kind = if result.is_ok() { AckKind::Written } else { AckKind::Neg };
             self.send_ack(cx, cidx, vidx, sector, len, p.block_id, kind);
         }
-        let c = &mut self.conns[cidx];
-        let behind_front = usize::try_from(p.epoch - c.recv_base).expect("few epochs are open");
-        c.recv[behind_front].active -= 1;
-        self.recv_epochs_step(cx, cidx);
+        self.write_left_epoch(cx, cidx, p.epoch);
     }
 
     /// Take a finished request out of every table.
@@ -403,8 +401,7 @@ impl Resource {
         let p = &mut self.peer_reqs[index];
         p.orphan = true;
         match (p.kind, p.stage) {
-            (_, Stage::Disk | Stage::Flush | Stage::Digest) | (Kind::Write, Stage::Range | Stage::ActivityLog) => {}
-            (Kind::Write, _) => self.peer_req_go(cx, index),
+            (Kind::Write, _) | (_, Stage::Disk | Stage::Flush | Stage::Digest) => {}
             _ => {
                 let vidx = p.vidx;
                 self.volumes[vidx].resync_waiters.retain(|&i| i != index);

@@ -112,6 +112,9 @@ const REGRESSIONS: &[Once] = &[
         seed: 61_246,
         only: &[3, 4, 5, 6, 7, 8],
         wrong: "a node followed two Primaries, and gave to each what the other one wrote",
+        seed: 2603,
+        only: &[0, 1],
+        wrong: "a write of a lost link came to the disk before one of an earlier epoch, which waited for the activity log",
     },
 ];
 
