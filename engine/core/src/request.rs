@@ -199,6 +199,10 @@ impl Resource {
 
     /// Take references on every activity log extent of a range, or none. None either before the super block is true.
     pub(crate) fn al_get(&mut self, vidx: usize, sector: u64, len: u32) -> bool {
+        if self.lacks_earlier_writes(vidx) {
+            self.volumes[vidx].becomes_inconsistent();
+            self.state_changed = true;
+        }
         if self.volumes[vidx].overclaims() || self.volumes[vidx].growing > 0 {
             return false;
         }

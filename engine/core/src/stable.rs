@@ -6,9 +6,9 @@
 
 use zea_meta::flags::DeviceFlags;
 use zea_wire::ids::NodeId;
-use zea_wire::state::{DiskState, ReplState};
+use zea_wire::state::{DiskState, ReplState, Role};
 
-use crate::connection::ResyncTarget;
+use crate::connection::{Connection, ResyncTarget};
 use crate::io::{DiskCmd, DiskError};
 use crate::meta_queue::{Step, Then};
 use crate::peer_request::{AckKind, Stage};
@@ -20,9 +20,23 @@ impl Volume {
     pub(crate) fn is_flushed(&self) -> bool {
         self.flushed == self.written
     }
+
+    /// This disk becomes a mixture of old and new. Nothing is written before the super block says so (`overclaims`).
+    pub(crate) fn becomes_inconsistent(&mut self) {
+        self.disk = DiskState::Inconsistent;
+        self.set_flag(DeviceFlags::CONSISTENT, false);
+        self.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+        self.meta.push(Step::SuperBlock);
+    }
 }
 
 impl Resource {
+    /// This disk is behind and waits to be resynced, and gets what is written now all the same.
+    pub(crate) fn lacks_earlier_writes(&self, vidx: usize) -> bool {
+        let waits = |c: &Connection| c.pds[vidx].is_sync_target() || c.pds[vidx].repl == ReplState::WFBitMapT;
+        self.volumes[vidx].disk == DiskState::Outdated && (self.role == Role::Primary || self.conns.iter().any(waits))
+    }
+
     /// This disk is being resynced. That, and the bits, are stable before the first request: the source forgets what it has
     /// passed on, so that after a loss of power here the bits of this node have to know it. Returns how many there are.
     pub(crate) fn becomes_target(&mut self, cidx: usize, vidx: usize) -> u64 {
@@ -31,16 +45,13 @@ impl Resource {
         let nr = self.next_block_id;
         self.next_block_id += 1;
         let v = &mut self.volumes[vidx];
-        v.disk = DiskState::Inconsistent;
-        v.set_flag(DeviceFlags::CONSISTENT, false);
-        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
         if sums {
             // What turns out to be equal has to be stable, too.
             v.meta.push(Step::DataFlush);
         }
-        for step in [Step::Bitmap, Step::SuperBlock, Step::Then(Then::ResyncBegins(node, nr))] {
-            v.meta.push(step);
-        }
+        v.meta.push(Step::Bitmap);
+        v.becomes_inconsistent();
+        v.meta.push(Step::Then(Then::ResyncBegins(node, nr)));
         let dirty = v.dirty_bits(node);
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.repl = ReplState::SyncTarget;
