@@ -296,7 +296,7 @@ impl Resource {
                     v.uuids.part_from_generation(cx.uuid());
                 }
                 v.disk = DiskState::UpToDate;
-                v.set_flag(DeviceFlags::CONSISTENT, true);
+                v.becomes_consistent();
                 v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
             }
             v.set_flag(DeviceFlags::PRIMARY_IND, true);

@@ -18,6 +18,7 @@ use crate::io::{Action, AdminError, AdminTag, Backing, DiskCmd, DiskError};
 use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::resource::{Ctx, DiskJob, Resource};
+use crate::stable::mark_unfinished;
 use crate::twopc::ss;
 use crate::uuid::{self, Uuids};
 use crate::volume::Attached;
@@ -639,4 +640,5 @@ fn mark_hot(cx: &mut Ctx<'_>, attached: &mut Attached, hot: &Hot) {
             attached.bitmap.set_all(slot);
         }
     }
+    mark_unfinished(attached);
 }

@@ -13,6 +13,7 @@ use crate::csums::DigestAlgs;
 use crate::handshake::Decision;
 use crate::interval::IntervalId;
 use crate::io::{LinkId, Time};
+use crate::late_bits::LateBits;
 use crate::served::Vouched;
 use crate::settings::Settings;
 use crate::verify::Verify;
@@ -362,6 +363,8 @@ impl PeerDevice {
 pub(crate) struct ResyncTarget {
     /// The number of this resync, until the meta data says that it goes on.
     pub(crate) begins: Option<u64>,
+    /// Bits that are not asked for yet.
+    pub(crate) late: LateBits,
     /// Where the scan of the bitmap goes on.
     pub(crate) next_bit: u64,
     /// Requests that are out or being written, by first sector.

@@ -50,6 +50,7 @@ mod handshake;
 mod in_sync;
 pub mod interval;
 pub mod io;
+mod late_bits;
 pub mod limits;
 mod meta_queue;
 #[cfg(feature = "mutations")]

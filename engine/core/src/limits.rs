@@ -44,6 +44,8 @@ pub const HOLD_MS: u64 = 10_000;
 pub const MAX_RESYNC_READS: usize = 1024;
 /// Resync requests a target has out at once, per peer device.
 pub const MAX_RESYNC_REQUESTS: usize = 128;
+/// Ranges that a target is told of during its resync and that wait for the next write of its bitmap; more are put together.
+pub const MAX_LATE_RANGES: usize = 64;
 /// Pause before a resync request that was not served is made again.
 pub const RESYNC_RETRY_MS: u64 = 100;
 /// Blocks a verify asks for at once, per peer device.

@@ -16,6 +16,7 @@ use zea_wire::vli;
 use crate::connection::ResyncReq;
 use crate::event::Severity;
 use crate::io::{Op, Payload};
+use crate::late_bits::LateBits;
 use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::peer_request::{AckKind, Kind, PeerReq, Stage};
@@ -267,7 +268,7 @@ impl Resource {
             }
             let from = r.next_bit;
             let bitmap = &self.volumes[vidx].attached.as_ref().expect("a sync target has a disk").bitmap;
-            let Some(first) = bitmap.next_set(slot, from) else {
+            let Some(first) = next_to_ask_for(bitmap, &r.late, slot, from) else {
                 let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("above");
                 r.next_bit = 0;
                 if wrapped || from == 0 || !r.in_flight.is_empty() {
@@ -276,7 +277,7 @@ impl Resource {
                 wrapped = true;
                 continue;
             };
-            let longest = self.longest_request(cidx, vidx);
+            let longest = self.longest_request(cidx, vidx).into_iter().chain(r.late.distance(first)).min();
             let (sector, len, next) = self.resync_range(vidx, slot, first, longest);
             self.conns[cidx].pds[vidx].resync.as_mut().expect("above").next_bit = next;
             self.resync_request(cx, cidx, vidx, sector, len);
@@ -284,8 +285,8 @@ impl Resource {
         self.resync_end(cx, cidx, vidx);
     }
 
-    /// Adjacent set bits from `first` on, no more than those to which its place is aligned, or what a source with a limit takes of it:
-    /// sector, bytes, the bit behind.
+    /// Adjacent set bits from `first` on, no more than those to which its place is aligned, or than the `longest` request: sector,
+    /// bytes, the bit behind.
     fn resync_range(&self, vidx: usize, slot: usize, first: u64, longest: Option<u64>) -> (u64, u32, u64) {
         let v = &self.volumes[vidx];
         let bitmap = &v.attached.as_ref().expect("a sync target has a disk").bitmap;
@@ -503,7 +504,7 @@ impl Resource {
         } else {
             v.uuids.resync_finished_target(&rotate, &source, start, at_source);
         }
-        v.set_flag(DeviceFlags::CONSISTENT, true);
+        v.becomes_consistent();
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, source_disk >= DiskState::Consistent && complete);
         v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
         v.set_flag(DeviceFlags::ZEA_BEHIND, !complete);
@@ -628,5 +629,14 @@ impl Resource {
             // Compare again with what both sides know now.
             self.reconnect(cx, cidx, "to compare after the resync from another node");
         }
+    }
+}
+
+/// The first set bit from `bit` on that is stable.
+fn next_to_ask_for(bitmap: &crate::bitmap::Bitmap, late: &LateBits, slot: usize, bit: u64) -> Option<u64> {
+    let first = bitmap.next_set(slot, bit)?;
+    match late.behind(first) {
+        Some(behind) => next_to_ask_for(bitmap, late, slot, behind),
+        None => Some(first),
     }
 }

@@ -72,7 +72,11 @@ impl Resource {
         if !inside {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "out-of-sync area outside of the device");
         }
+        let before = v.dirty_bits(self.conns[cidx].node());
         self.mark_missing(cx, cidx, vidx, desc.sector, desc.blksize);
+        if self.volumes[vidx].dirty_bits(self.conns[cidx].node()) > before {
+            self.late_bits_told(cidx, vidx, desc.sector, desc.blksize);
+        }
         let pd = &self.conns[cidx].pds[vidx];
         let from_primary = self.conns[cidx].role == Role::Primary && pd.is_established();
         let v = &mut self.volumes[vidx];

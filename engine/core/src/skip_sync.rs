@@ -67,7 +67,7 @@ impl Resource {
                 a.bitmap.clear_all(slot);
             }
         }
-        v.set_flag(DeviceFlags::CONSISTENT, true);
+        v.becomes_consistent();
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, true);
         for step in [Step::Bitmap, Step::SuperBlock, Step::Then(Then::SyncSkipped(by))] {
             v.meta.push(step);

@@ -4,7 +4,7 @@
 //! called in sync, to its source and to third nodes, only when its data is stable. One flush serves all that was written
 //! before it.
 
-use zea_meta::flags::DeviceFlags;
+use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_wire::ids::NodeId;
 use zea_wire::state::{DiskState, ReplState, Role};
 
@@ -13,7 +13,7 @@ use crate::io::{DiskCmd, DiskError};
 use crate::meta_queue::{Step, Then};
 use crate::peer_request::{AckKind, Stage};
 use crate::resource::{Ctx, DiskJob, Resource};
-use crate::volume::Volume;
+use crate::volume::{Attached, Volume};
 
 impl Volume {
     /// A flush that covers everything written so far has ended.
@@ -27,6 +27,25 @@ impl Volume {
         self.set_flag(DeviceFlags::CONSISTENT, false);
         self.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
         self.meta.push(Step::SuperBlock);
+    }
+
+    /// This disk is a copy again, of whatever it is: no resync is unfinished.
+    pub(crate) fn becomes_consistent(&mut self) {
+        self.set_flag(DeviceFlags::CONSISTENT, true);
+        let Some(a) = self.attached.as_mut() else { return };
+        a.sb.peers.iter_mut().for_each(|peer| peer.flags.remove(PeerFlags::ZEA_SYNC_SOURCE));
+    }
+}
+
+/// Which blocks of an interrupted resync have been replaced is not known, only which ones were still to come: they may differ from
+/// every node then, not only from the source.
+pub(crate) fn mark_unfinished(attached: &mut Attached) {
+    let Attached { sb, bitmap, .. } = attached;
+    let slots = |flags| {
+        sb.peers.iter().filter(move |p| p.flags.contains(flags)).filter_map(|p| usize::try_from(p.bitmap_index).ok())
+    };
+    for source in slots(PeerFlags::ZEA_SYNC_SOURCE) {
+        slots(PeerFlags::empty()).filter(|slot| *slot != source).for_each(|slot| _ = bitmap.or_slot(source, slot));
     }
 }
 
@@ -45,6 +64,9 @@ impl Resource {
         let nr = self.next_block_id;
         self.next_block_id += 1;
         let v = &mut self.volumes[vidx];
+        v.attached.as_mut().expect("a target has a disk").sb.peers[node.index()]
+            .flags
+            .insert(PeerFlags::ZEA_SYNC_SOURCE);
         if sums {
             // What turns out to be equal has to be stable, too.
             v.meta.push(Step::DataFlush);
@@ -69,6 +91,7 @@ impl Resource {
         {
             r.begins = None;
         }
+        self.late_bits_stable(cidx, vidx, nr);
     }
 
     /// A flush has ended that was given to the disk after so many writes.

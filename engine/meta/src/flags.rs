@@ -142,6 +142,8 @@ flag_set! {
         DEVICE_SEEN = 0x10;
         /// There is evidence that this node id is part of the cluster.
         NODE_EXISTS = 0x1_0000;
+        /// Zea's own: a resync from this peer has begun, and the disk is not consistent yet.
+        ZEA_SYNC_SOURCE = 0x0100_0000;
         /// The peer has a bitmap slot. Only in memory: encoding drops it, decoding never sets it.
         HAVE_BITMAP = 0x8000_0000;
     }

@@ -18,6 +18,7 @@ fn write_apart(w: &mut World, ix: usize, blocks: std::ops::Range<u64>) {
     }
 }
 
+/// Resync data may hold a later write, and an earlier one be missing still. That has to be marked before the data comes, and before
 /// the resync ends: whoever takes this image gets the later without the earlier.
 #[test]
 fn sim_marks_of_earlier_writes_come_before_resync_data() {
@@ -130,4 +131,56 @@ fn sim_a_copy_behind_a_primary_is_not_taken_for_all_of_its_generation() {
     w.run_ms(1_000);
     w.heal(1, 2);
     w.expect("nobody decides", |w| w.conn(1, 2) == ConnState::StandAlone && w.conn(2, 1) == ConnState::StandAlone);
+}
+
+/// Node 0 loses its power while it is being resynced, and meets a node at its former generation: what has been
+/// replaced meanwhile is different there.
+#[test]
+fn sim_marks_of_replaced_blocks_survive_a_loss_of_power() {
+    for seed in 0..8 {
+        let mut w = slow(seed).synced();
+        w.must(0, Command::Demote);
+        w.isolate(1);
+        w.must(1, Command::Promote { force: true });
+        write_apart(&mut w, 1, 0..40);
+        w.must(1, Command::Demote);
+        w.part(0, 2);
+        w.heal(0, 1);
+        w.expect("node 0 is being resynced", |w| w.nodes[0].target_of.contains_key(&V0));
+        w.run_ms(20 + 10 * seed);
+        w.crash(0, Crash::Power);
+        w.part(0, 1);
+        w.heal(0, 2);
+        w.start(0);
+        w.expect("node 2 helps", |w| w.disk(0) == DiskState::UpToDate && w.mutually_in_sync(0, 2, V0));
+        w.rejoin(1);
+        w.run_ms(1_000);
+    }
+}
+
+/// Likewise with what the source tells of when the resync has begun: its Primary, which node 0 does not see, goes on writing.
+#[test]
+fn sim_marks_of_blocks_that_were_told_late_survive_a_loss_of_power() {
+    for seed in 0..12 {
+        let mut w = Cluster { nodes: 4, ..slow(seed) }.synced();
+        w.must(0, Command::Demote);
+        for apart in [0, 2] {
+            w.part(1, apart);
+            w.part(3, apart);
+        }
+        w.run_ms(1_000);
+        w.must(3, Command::Promote { force: true });
+        write_apart(&mut w, 3, 0..40);
+        w.part(0, 2);
+        w.heal(0, 1);
+        w.expect("node 0 is being resynced", |w| w.nodes[0].target_of.contains_key(&V0));
+        w.run_ms(10);
+        write_apart(&mut w, 3, 100..104);
+        w.run_ms(2 * seed);
+        w.crash(0, Crash::Power);
+        w.part(0, 1);
+        w.heal(0, 2);
+        w.start(0);
+        w.expect("node 2 helps", |w| w.disk(0) == DiskState::UpToDate && w.mutually_in_sync(0, 2, V0));
+    }
 }
