@@ -151,10 +151,10 @@ impl World {
             (Purpose::Write(write), Ok(())) => {
                 let holders = self.holders(ix, volume, false);
                 let stable = if pending.request.fua { self.holders(ix, volume, true) } else { Vec::new() };
-                self.model.write_acked(write, &holders, &stable);
                 if self.in_sync_without_waiting(ix, volume) {
                     self.model.write_is_weak(write);
                 }
+                self.model.write_acked(write, &holders, &stable);
             }
             (Purpose::Write(write), Err(_)) => self.model.write_unknown(write),
             (Purpose::Flush(ticket), Ok(())) => {

@@ -42,6 +42,9 @@ impl World {
             }
         }
         self.model.witness_died(ix);
+        let disks = &self.nodes[ix].disks;
+        self.model
+            .node_died(ix, &witnesses, |(volume, sector)| disks.get(&VolumeNr(volume)).map_or(0, |d| d.sector(sector)));
         let volatile = self.nodes[ix].disks.values().any(|d| d.params().volatile_cache);
         if lost_power && volatile {
             self.model.node_crashed(ix, &witnesses);

@@ -13,12 +13,14 @@
 
 mod lineage;
 mod order;
+mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::pool::Tag;
 use lineage::Lineage;
 use order::Order;
+pub use read::ReadTicket;
 
 /// A sector of a volume.
 pub type Key = (u16, u64);
@@ -94,6 +96,8 @@ struct View {
     volatile: BTreeSet<Id>,
     /// When it lost its power last.
     crashed: u64,
+    /// When it died last, and with it what it had received and not written.
+    died: u64,
     /// Who lived and was in sync then, and is alive since.
     witnesses: Witnesses,
     /// What a power loss took, with the nodes that lived and were in sync then: they have to bring it back.
@@ -122,17 +126,6 @@ impl View {
     }
 }
 
-/// A read between submission and completion: for each sector the writes that its node held when it began.
-#[derive(Debug)]
-pub struct ReadTicket {
-    node: usize,
-    first: Key,
-    began: u64,
-    /// All sectors one after the other; where each one ends.
-    held: Vec<WriteIx>,
-    ends: Vec<usize>,
-}
-
 /// A flush between submission and completion.
 #[derive(Debug, Clone, Copy)]
 pub struct FlushTicket(u64);
@@ -151,6 +144,10 @@ pub struct Model {
     discarded: BTreeSet<WriteIx>,
     lineage: Lineage,
     order: Order,
+}
+
+fn mask_of(nodes: &[usize]) -> Witnesses {
+    nodes.iter().fold(0, |mask, node| mask | 1 << node)
 }
 
 /// The value of a write in one of its sectors.
@@ -264,14 +261,14 @@ impl Model {
     pub fn write_acked(&mut self, index: WriteIx, holders: &[usize], stable: &[usize]) {
         let now = self.write_ends(index, Fate::Acked);
         let write = &self.writes[index as usize];
-        let submitted = write.submitted;
+        let (submitted, weak) = (write.submitted, write.weak);
         self.lineage.shared(write.node, write.change, holders, write.key.0);
         for key in write.keys() {
             let id = self.id(key).expect("it was written");
             for &node in holders {
                 let stable = stable.contains(&node);
-                if !stable && self.views[node].crashed > submitted {
-                    let view = &mut self.views[node];
+                let view = &mut self.views[node];
+                if !stable && (view.crashed > submitted || (weak && view.died > submitted)) {
                     view.lost.entry(id).or_default().push((index, view.witnesses));
                     continue;
                 }
@@ -280,7 +277,7 @@ impl Model {
         }
     }
 
-    /// A write was acknowledged before a connected peer wrote it.
+    /// A write is to be acknowledged before a connected peer has written it.
     pub fn write_is_weak(&mut self, index: WriteIx) {
         self.writes[index as usize].weak = true;
     }
@@ -352,10 +349,26 @@ impl Model {
         list.iter().filter(|h| !list.iter().any(|s| s.stable && self.before(h.write, s.write))).copied().collect()
     }
 
+    /// A node died, and with it what it had acknowledged and not written: `on_disk` is what its disks have. `witnesses` lived and
+    /// were in sync with it.
+    pub fn node_died(&mut self, node: usize, witnesses: &[usize], on_disk: impl Fn(Key) -> Tag) {
+        self.views[node].died = self.tick();
+        let witnesses = mask_of(witnesses);
+        for id in self.views[node].volatile.clone() {
+            let tag = on_disk(self.sectors[id].key);
+            let early = |h: &Held| !h.stable && self.writes[h.write as usize].weak;
+            let missing = |h: &Held| early(h) && !self.is_allowed(id, std::iter::once(h.write), tag);
+            let gone: Vec<WriteIx> = self.views[node].of(id).iter().filter(|h| missing(h)).map(|h| h.write).collect();
+            let view = &mut self.views[node];
+            view.held[id].retain(|h| !gone.contains(&h.write));
+            view.lost.entry(id).or_default().extend(gone.into_iter().map(|write| (write, witnesses)));
+        }
+    }
+
     /// A node lost its power, and with it what its disks had not made stable. `witnesses` lived and were in sync with it.
     pub fn node_crashed(&mut self, node: usize, witnesses: &[usize]) {
         let now = self.tick();
-        let witnesses = witnesses.iter().fold(0, |mask, w| mask | 1 << w);
+        let witnesses = mask_of(witnesses);
         let view = &mut self.views[node];
         (view.crashed, view.witnesses) = (now, witnesses);
         for id in std::mem::take(&mut view.volatile) {
@@ -396,6 +409,11 @@ impl Model {
         for write in self.writes.iter_mut().filter(under_way) {
             write.change = self.lineage.attempt(node, replicas, volume);
         }
+    }
+
+    /// A resync goes on: its target may have any change of its source.
+    pub fn is_being_resynced(&mut self, target: usize, source: usize, volume: u16) {
+        self.lineage.is_being_resynced(target, source, volume);
     }
 
     /// A resync has ended, and its target is only Outdated: it has the changes that its source has, and lacks the last of them.
@@ -553,47 +571,6 @@ impl Model {
         self.views[node].of(id).iter().map(|h| h.write)
     }
 
-    /// A read begins, of a node that is served by one of the replicas of `servers`.
-    pub fn read_begins(&mut self, node: usize, servers: &[usize], first: Key, sectors: u64) -> ReadTicket {
-        let began = self.tick();
-        let mut ticket =
-            ReadTicket { node, first, began, held: Vec::new(), ends: Vec::with_capacity(sectors as usize) };
-        for sector in first.1..first.1 + sectors {
-            if let Some(id) = self.id((first.0, sector)) {
-                let of_all = |w: &WriteIx| servers.iter().all(|s| self.held_writes(*s, id).any(|h| h == *w));
-                if let Some(server) = servers.first() {
-                    ticket.held.extend(self.held_writes(*server, id).filter(of_all));
-                }
-            }
-            ticket.ends.push(ticket.held.len());
-        }
-        ticket
-    }
-
-    /// A read ended well with these values, those of the node's own disk or of a peer's.
-    ///
-    /// # Errors
-    /// The first sector that holds what it may not.
-    pub fn read_ended(&mut self, ticket: &ReadTicket, tags: &[Tag], own_disk: bool) -> Result<(), String> {
-        self.tick();
-        let mut from = 0;
-        for ((offset, end), tag) in (0..).zip(&ticket.ends).zip(tags) {
-            let key = (ticket.first.0, ticket.first.1 + offset);
-            let held = &ticket.held[std::mem::replace(&mut from, *end)..*end];
-            match self.id(key) {
-                Some(id) => {
-                    self.check_value(ticket.node, id, held.iter().copied(), *tag, "a read")?;
-                    if own_disk {
-                        self.observe(ticket, id, *tag);
-                    }
-                }
-                None if *tag == 0 => {}
-                None => return Err(self.not_allowed(ticket.node, key, &[], *tag, "a read")),
-            }
-        }
-        Ok(())
-    }
-
     fn check_value(
         &self,
         node: usize,
@@ -620,23 +597,6 @@ impl Model {
             describe_tag(tag),
             allowed.join(", ")
         )
-    }
-
-    /// What a read saw without a write going on must be seen again by its node.
-    fn observe(&mut self, ticket: &ReadTicket, id: Id, tag: Tag) {
-        let sector = &self.sectors[id];
-        if sector.open > 0 || sector.last_end >= ticket.began {
-            return;
-        }
-        let seen = match tag {
-            0 => sector.history.iter().rev().find(|w| self.writes[**w as usize].zero).copied(),
-            _ => self.write_of(id, tag),
-        };
-        if let Some(write) = seen
-            && !self.held_writes(ticket.node, id).any(|h| h == write)
-        {
-            self.hold(ticket.node, id, Held { write, since: self.now, stable: false, observed: true });
-        }
     }
 
     /// Checks a replica's disk against the model, sector by sector; `busy` names sectors that are being written.

@@ -257,6 +257,12 @@ impl World {
             let began = self.model.instant();
             self.nodes[ix].target_of.insert(volume, (source, began));
         }
+        if disk == DiskState::Inconsistent
+            && let Some((source, _)) = self.nodes[ix].target_of.get(&volume)
+            && self.nodes[ix].peer_device(*source, volume).is_some_and(|pd| pd.repl == ReplState::SyncTarget)
+        {
+            self.model.is_being_resynced(ix, *source, volume.0);
+        }
         // One that still waits has not begun: this disk is UpToDate for another reason, with what was on it.
         let waits = self.nodes[ix].target_of.get(&volume).is_some_and(|(source, _)| {
             let repl = self.nodes[ix].peer_device(*source, volume).map(|pd| pd.repl);

@@ -85,6 +85,10 @@ impl Lineage {
         }
     }
 
+    pub(super) fn is_being_resynced(&mut self, target: usize, source: usize, volume: u16) {
+        take_over(&mut self.of(volume).may_have, target, source);
+    }
+
     pub(super) fn resynced(&mut self, target: usize, source: usize, volume: u16) {
         let v = self.of(volume);
         v.has[target] = v.has[source].clone();
