@@ -348,6 +348,8 @@ impl Resource {
         self.send_peer_ack(cx);
         self.role = Role::Secondary;
         self.state_changed = true;
+        // What it wrote past a peer that peer gets elsewhere, from now on, and is UpToDate then.
+        self.conns.iter_mut().flat_map(|c| &mut c.pds).for_each(|pd| pd.told_out_of_sync = false);
         let unsettled = self.has_unsettled_writes();
         for vidx in 0..self.volumes.len() {
             let v = &mut self.volumes[vidx];

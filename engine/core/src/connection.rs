@@ -263,8 +263,8 @@ pub(crate) struct PeerDevice {
     pub(crate) unverified: bool,
     /// The UUIDs that the peer was sent last said that bits towards it are set.
     pub(crate) told_bits: bool,
-    /// On this connection the peer was told of a write that it did not get (P_OUT_OF_SYNC): it connects again before it is
-    /// UpToDate, and what it says of its disk before was not meant for that.
+    /// On this connection the peer was told of a write of this Primary that it did not get (P_OUT_OF_SYNC): it connects again before
+    /// it is UpToDate, and what it says of its disk before was not meant for that.
     pub(crate) told_out_of_sync: bool,
     /// On this connection the peer was told that the volume has grown, and has not answered.
     pub(crate) growth_told: bool,

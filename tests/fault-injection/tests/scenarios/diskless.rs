@@ -180,3 +180,25 @@ fn diskless_primary_writes_while_a_peer_returns() {
         w.settle();
     }
 }
+
+/// A Primary without a disk writes past a disk that is behind, and is demoted. That disk gets what it lacks from the server, and the
+/// former Primary takes it for as good as it is.
+#[test]
+fn diskless_primary_that_wrote_past_a_disk_believes_it_after_the_demotion() {
+    let mut w = diskless_primary(3);
+    w.part(1, 2);
+    w.must(2, Command::Detach { volume: V0, force: true });
+    w.expect("the disk is closed", |w| w.nodes[2].attached.is_empty());
+    w.write_ok(0, 8, 8);
+    reattach(&mut w, 2);
+    w.expect("node 2 is behind", |w| w.is_connected(0, 2) && w.disk(2) == DiskState::Outdated);
+    w.run_ms(100);
+    w.write_ok(0, 16, 8);
+    w.must(0, Command::Demote);
+    w.heal(1, 2);
+    w.expect("node 2 is good", |w| w.disk(2) == DiskState::UpToDate);
+    w.run_ms(1_000);
+    assert!(w.nodes[0].sees_up_to_date(2, V0), "{}", w.summary());
+    reattach(&mut w, 0);
+    w.settle();
+}
