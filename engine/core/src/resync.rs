@@ -554,12 +554,12 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         v.disk = match source_disk {
             _ if behind => DiskState::Outdated,
-            DiskState::UpToDate => DiskState::UpToDate,
-            _ => DiskState::Consistent,
+            DiskState::UpToDate | DiskState::Consistent => source_disk,
+            // The source has heard meanwhile that it is behind: so is what came of it.
+            _ => DiskState::Outdated,
         };
-        if behind {
-            v.set_flag(DeviceFlags::ZEA_BEHIND, true);
-            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+        let good = v.disk > DiskState::Outdated;
+        if (behind && v.set_flag(DeviceFlags::ZEA_BEHIND, true)) | v.set_flag(DeviceFlags::WAS_UP_TO_DATE, good) {
             v.meta.push(Step::SuperBlock);
         }
         self.state_changed = true;

@@ -289,3 +289,35 @@ fn sim_a_peer_ack_that_comes_after_the_resync_leaves_no_bits() {
     assert!(w.out_of_sync(1, 3) > 0, "the peer ack leaves a mark\n{}", w.summary());
     w.settle();
 }
+
+/// Node 0 hears from node 2, which it resyncs, that node 1 writes without it: what node 2 gets from it is no better than it is, and
+/// does not make it good again.
+#[test]
+fn sim_what_comes_of_a_source_that_fell_behind_is_behind() {
+    let mut cluster = Cluster::new(3);
+    cluster.disk.resync_window_sectors = 256;
+    let mut w = cluster.synced();
+    w.must(0, Command::Demote);
+    w.part(0, 1);
+    w.slow_disk(2, V0, 300);
+    w.model.gave_up(2, V0.0);
+    w.must(2, Command::Invalidate { volume: V0 });
+    w.expect("node 0 resyncs node 2", |w| w.nodes[2].target_of.get(&V0).is_some_and(|(source, _)| *source == 0));
+    w.expect("node 2 has both", |w| w.is_connected(0, 2) && w.is_connected(1, 2));
+    w.must(1, Command::Promote { force: false });
+    w.expect("node 0 hears of it", |w| w.disk(0) == DiskState::Outdated);
+    w.write_ok(1, 0, 8);
+    w.must(1, Command::Demote);
+    assert_eq!(w.disk(2), DiskState::Inconsistent, "the resync goes on");
+    w.slow_disk(2, V0, 1);
+    let end = w.now + 5_000_000_000;
+    while w.step(end) {
+        for ix in [0, 2] {
+            let has_it = w.generation(ix) == w.generation(1);
+            assert!(w.disk(ix) != DiskState::UpToDate || has_it, "node {ix} lacks a write\n{}", w.summary());
+        }
+    }
+    assert_eq!(w.disk(0), DiskState::UpToDate);
+    w.heal(0, 1);
+    w.settle();
+}
