@@ -210,6 +210,10 @@ impl Resource {
                 Err(refuse(ss::NO_UP_TO_DATE_DISK, "needs a local disk and a connected UpToDate peer to copy from")),
             );
         }
+        if self.volumes[vidx].disk == DiskState::UpToDate && !self.has_copy(vidx) {
+            let why = "no UpToDate peer has told yet that it knows the generation of this disk: try again";
+            return cx.reply(tag, Err(refuse(ss::IN_TRANSIENT_STATE, why)));
+        }
         if self.peer_84().is_some() {
             return self.invalidate_84(tag, volume);
         }
@@ -229,6 +233,13 @@ impl Resource {
         v.meta.push(Step::Then(Then::Reply(tag)));
         v.meta.push(Step::Then(Then::Compare));
         self.state_changed = true;
+    }
+
+    /// An UpToDate peer has what this UpToDate disk has, under the same name. One that is lost before it knows the name would be taken
+    /// for older than what is left here.
+    fn has_copy(&self, vidx: usize) -> bool {
+        let up_to_date = |c: &&Connection| c.is_up() && c.pds[vidx].disk == DiskState::UpToDate;
+        self.conns.iter().filter(up_to_date).any(|c| self.knows_generation(c, vidx))
     }
 
     // ---- roles -------------------------------------------------------------------------------------------------

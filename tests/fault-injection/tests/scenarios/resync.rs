@@ -321,3 +321,22 @@ fn sim_what_comes_of_a_source_that_fell_behind_is_behind() {
     w.heal(0, 1);
     w.settle();
 }
+
+/// The only UpToDate peer has not heard of the generation that this disk has begun. It would come back as older than what is left.
+#[test]
+fn sim_a_disk_is_not_invalidated_before_a_peer_knows_its_generation() {
+    let mut w = Cluster::new(3).synced();
+    w.isolate(2);
+    w.stall(0, 1);
+    w.write(0, 0, 8);
+    w.run_ms(20);
+    assert_ne!(w.generation(0), w.generation(1));
+    let refused = w.command(0, Command::Invalidate { volume: V0 });
+    assert!(refused.is_err(), "no other disk has this generation\n{}", w.summary());
+    w.unstall(0, 1);
+    w.run_ms(100);
+    w.model.gave_up(0, V0.0);
+    w.must(0, Command::Invalidate { volume: V0 });
+    w.rejoin(2);
+    w.settle();
+}
