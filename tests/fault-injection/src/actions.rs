@@ -201,6 +201,7 @@ impl World {
         if !node.admin.remove(&tag) {
             self.fail(Check::Core, &format!("node {ix} answers admin command {} that does not wait", tag.0));
         }
+        node.forcing &= !node.admin.is_empty();
         if node.boot_waits == Some(tag) {
             node.boot_waits = None;
             if let Err(error) = &result {

@@ -193,9 +193,7 @@ impl Driver {
                 self.demoting.insert(node);
             }
             Fault::Promote { node, force } if self.usable(node) && self.world.role(node) == Role::Secondary => {
-                if force {
-                    self.accept_losses(node);
-                }
+                self.world.nodes[node].forcing = force;
                 self.world.admin(node, Command::Promote { force });
             }
             Fault::Disconnect { node, peer, force, ms } if self.usable(node) => {
@@ -231,25 +229,6 @@ impl Driver {
                 self.world.admin(node, command);
             }
             _ => {}
-        }
-    }
-
-    /// Somebody declares the data of a node good: where it is behind, acknowledged writes are lost on purpose.
-    fn accept_losses(&mut self, ix: NodeIx) {
-        let volumes: Vec<VolumeNr> = self.world.nodes[ix].disks.keys().copied().collect();
-        let has_data = |v: VolumeNr| {
-            self.world.nodes[ix].disk_state(v) == DiskState::UpToDate
-                || self.others(ix).iter().any(|o| self.world.nodes[ix].sees_in_sync(*o, v))
-        };
-        let behind: Vec<VolumeNr> = volumes.into_iter().filter(|v| !has_data(*v)).collect();
-        for volume in &behind {
-            self.world.model.gave_up(ix, volume.0);
-            self.world.model.forked(ix, volume.0);
-            // It is good because somebody says so, not because a resync has ended.
-            self.world.nodes[ix].target_of.remove(volume);
-        }
-        if !behind.is_empty() {
-            self.others(ix).into_iter().for_each(|other| self.world.model.forgive(other));
         }
     }
 
@@ -383,7 +362,7 @@ impl Driver {
             // "Both nodes are Primary: demote one of them."
             self.demoting.insert(other);
         } else if self.usable(ix) {
-            self.accept_losses(ix);
+            self.world.nodes[ix].forcing = true;
             self.world.admin(ix, Command::Promote { force: true });
         }
     }

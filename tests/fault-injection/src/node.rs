@@ -154,6 +154,8 @@ pub struct Node {
     pub requests: BTreeMap<ReqId, Pending>,
     /// Admin commands without a reply.
     pub admin: BTreeSet<AdminTag>,
+    /// One of them is a promotion by force: what the node lacks when it takes effect is lost on purpose.
+    pub forcing: bool,
     /// Commands of the start-up that follow, and the one that is waited for.
     pub boot: VecDeque<Command>,
     /// The start-up command that is waited for.
@@ -192,6 +194,7 @@ impl Node {
             rng,
             requests: BTreeMap::new(),
             admin: BTreeSet::new(),
+            forcing: false,
             boot: VecDeque::new(),
             boot_waits: None,
             boot_errors: Vec::new(),
@@ -216,6 +219,7 @@ impl Node {
         self.pool = Pool::default();
         self.requests.clear();
         self.admin.clear();
+        self.forcing = false;
         self.boot.clear();
         self.boot_waits = None;
         self.deferred.clear();

@@ -167,6 +167,9 @@ impl World {
             self.fail(Check::Transition, &format!("node {ix} makes a step that no table has: {step}"));
         }
         let volumes: Vec<VolumeNr> = self.nodes[ix].disks.keys().copied().collect();
+        if self.nodes[ix].forcing {
+            self.accept_losses(ix, before);
+        }
         for volume in volumes {
             let old = before.devices.iter().find(|d| d.volume == volume).map_or(DiskState::Diskless, |d| d.disk);
             self.check_image(ix, volume);
@@ -180,6 +183,26 @@ impl World {
                 self.check_up_to_date_disks(ix);
             }
         }
+    }
+
+    /// Somebody declares the data of a node good. What is behind when that takes effect, which may be long after it was asked for,
+    /// lacks acknowledged writes on purpose.
+    fn accept_losses(&mut self, ix: NodeIx, before: &Status) {
+        let others = || (0..self.nodes.len()).filter(|o| *o != ix);
+        let was_good = |v| before.devices.iter().any(|d| d.volume == v && d.disk == DiskState::UpToDate);
+        let is_forced = |v: &VolumeNr| {
+            let by_itself = self.nodes[ix].disk_state(*v) == DiskState::UpToDate && !was_good(*v);
+            by_itself && !others().any(|o| self.nodes[ix].sees_in_sync(o, *v))
+        };
+        let forced: Vec<VolumeNr> = self.nodes[ix].disks.keys().copied().filter(is_forced).collect();
+        let others: Vec<NodeIx> = others().filter(|_| !forced.is_empty()).collect();
+        for volume in forced {
+            self.model.gave_up(ix, volume.0);
+            self.model.forked(ix, volume.0);
+            // It is good because somebody says so, not because a resync has ended.
+            self.nodes[ix].target_of.remove(&volume);
+        }
+        others.into_iter().for_each(|other| self.model.forgive(other));
     }
 
     fn note_promotion(&mut self, ix: NodeIx) {
