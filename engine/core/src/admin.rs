@@ -222,9 +222,7 @@ impl Resource {
         if v.disk == DiskState::UpToDate {
             (v.exposed_uuid, v.exposed_weak) = (v.uuids.current, weak);
         }
-        v.disk = DiskState::Inconsistent;
-        v.set_flag(DeviceFlags::CONSISTENT, false);
-        v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
+        v.becomes_inconsistent();
         let peers: Vec<NodeId> = self.conns.iter().map(Connection::node).collect();
         for node in peers {
             self.set_full_bitmap(vidx, node);

@@ -541,10 +541,7 @@ impl Resource {
             if let Some(r) = pd.resync.as_mut() {
                 r.end_ping = None;
             }
-            self.volumes[vidx].set_flag(DeviceFlags::CONSISTENT, false);
-            self.volumes[vidx].set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
-            self.volumes[vidx].meta.push(Step::SuperBlock);
-            return;
+            return self.volumes[vidx].becomes_target_of(node);
         }
         pd.resync = None;
         pd.repl = ReplState::Established;
@@ -598,9 +595,7 @@ impl Resource {
             return;
         }
         if v.dirty_bits(node) > 0 {
-            v.set_flag(DeviceFlags::CONSISTENT, false);
-            v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
-            v.meta.push(Step::SuperBlock);
+            v.becomes_target_of(node);
         } else if flags.contains(DeviceFlags::WAS_UP_TO_DATE) && !unnamed {
             v.disk = DiskState::Consistent;
             self.want(crate::twopc::Change::Empty, None);

@@ -29,6 +29,13 @@ impl Volume {
         self.meta.push(Step::SuperBlock);
     }
 
+    /// This disk becomes such a mixture, and says of whose data.
+    pub(crate) fn becomes_target_of(&mut self, source: NodeId) {
+        let a = self.attached.as_mut().expect("a target has a disk");
+        a.sb.peers[source.index()].flags.insert(PeerFlags::ZEA_SYNC_SOURCE);
+        self.becomes_inconsistent();
+    }
+
     /// This disk is a copy again, of whatever it is: no resync is unfinished.
     pub(crate) fn becomes_consistent(&mut self) {
         self.set_flag(DeviceFlags::CONSISTENT, true);
@@ -64,15 +71,12 @@ impl Resource {
         let nr = self.next_block_id;
         self.next_block_id += 1;
         let v = &mut self.volumes[vidx];
-        v.attached.as_mut().expect("a target has a disk").sb.peers[node.index()]
-            .flags
-            .insert(PeerFlags::ZEA_SYNC_SOURCE);
         if sums {
             // What turns out to be equal has to be stable, too.
             v.meta.push(Step::DataFlush);
         }
         v.meta.push(Step::Bitmap);
-        v.becomes_inconsistent();
+        v.becomes_target_of(node);
         v.meta.push(Step::Then(Then::ResyncBegins(node, nr)));
         let dirty = v.dirty_bits(node);
         let pd = &mut self.conns[cidx].pds[vidx];

@@ -112,6 +112,13 @@ const REGRESSIONS: &[Once] = &[
         seed: 61_246,
         only: &[3, 4, 5, 6, 7, 8],
         wrong: "a node followed two Primaries, and gave to each what the other one wrote",
+    },
+    Once {
+        seed: 139,
+        only: &[1, 2, 3, 5, 6, 7, 8, 9],
+        wrong: "later writes came to a Primary's own disk, attached again and Outdated, before its meta data called it Inconsistent",
+    },
+    Once {
         seed: 2603,
         only: &[0, 1],
         wrong: "a write of a lost link came to the disk before one of an earlier epoch, which waited for the activity log",
