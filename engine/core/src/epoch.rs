@@ -110,7 +110,9 @@ impl Resource {
 
     /// The own UpToDate disk, or another connected UpToDate peer, is known to have a write that this node has not confirmed.
     fn is_held_elsewhere(&self, w: &WriteReq, node: NodeId) -> bool {
-        let here = w.local == Local::Done && self.volumes[w.vidx].disk == DiskState::UpToDate;
+        // A disk that is being let go has it, too, and can be attached again.
+        let has = matches!(self.volumes[w.vidx].disk, DiskState::UpToDate | DiskState::Detaching);
+        let here = w.local == Local::Done && has;
         let confirmed = |c: &Connection| {
             let acked = c.config.net.protocol != Protocol::A && w.ok.contains(c.node());
             w.sent.contains(c.node()) && (acked || !w.unstable.contains(c.node()))
@@ -144,15 +146,17 @@ impl Resource {
         for &index in &log {
             let w = &mut self.writes[index];
             w.sent.remove(node);
-            if !w.unstable.contains(node) {
+            let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
+            let confirmed = !w.unstable.contains(node);
+            if confirmed && (w.unstable.is_empty() || !w.ok.contains(node)) {
                 continue;
             }
+            // Also what it has confirmed: it may be resynced now from a peer that does not have it yet.
             w.unstable.remove(node);
             w.waits.remove(node);
             w.ok.remove(node);
-            let (vidx, sector, len) = (w.vidx, w.req.sector, w.req.len);
             let here = w.local == Local::Done && self.volumes[vidx].disk == DiskState::UpToDate;
-            self.volumes[vidx].writes_lost |= w.completed && !here && w.ok.is_empty();
+            self.volumes[vidx].writes_lost |= !confirmed && w.completed && !here && w.ok.is_empty();
             if !broken!(SkipBitmap) {
                 self.volumes[vidx].set_out_of_sync(node, sector, len);
             }

@@ -109,10 +109,21 @@ impl Resource {
             // What a verify found different is not equal because somebody else says so.
             let found = self.cidx(node).is_some_and(|c| self.conns[c].pds[vidx].verify.found);
             if !found && (from_primary || self.believes_in_sync(cx, vidx, node)) {
+                let lacking = self.on_their_way(vidx, sender, node);
                 self.volumes[vidx].set_in_sync(node, desc.sector, desc.size);
+                lacking.into_iter().for_each(|(sector, len)| self.volumes[vidx].set_out_of_sync(node, sector, len));
                 self.retire_if_in_sync(vidx, node);
             }
         }
+    }
+
+    /// What this node has written and marked towards one node, and is on its way still to another one, which calls itself equal to that.
+    fn on_their_way(&self, vidx: usize, sender: NodeId, node: NodeId) -> Vec<(u64, u32)> {
+        let v = &self.volumes[vidx];
+        let writes = self.transfer_log.iter().map(|&index| &self.writes[index]);
+        let lacking = writes.filter(|w| w.vidx == vidx && w.unstable.contains(sender) && !w.sent.contains(node));
+        let ranges = lacking.map(|w| (w.req.sector, w.req.len));
+        ranges.filter(|(sector, len)| v.any_out_of_sync(node, *sector, *len)).collect()
     }
 
     /// Nothing is marked any more towards a node of the same generation: its bitmap UUID has served.

@@ -36,6 +36,16 @@ const REGRESSIONS: &[Once] = &[
     },
     Once { seed: 94, only: &[6, 8, 9], wrong: "a replica that missed a generation was told that its data had split" },
     Once {
+        seed: 2092,
+        only: &[6, 7, 16],
+        wrong: "a Primary let its disk go, lost the last good peer before it was gone, and took that back without the writes it had lost",
+    },
+    Once {
+        seed: 20_677,
+        only: &[2, 3, 4, 5, 12],
+        wrong: "a write that a lost peer had confirmed, and a resync from one that did not have it yet took away, was called there",
+    },
+    Once {
         seed: 139,
         only: &[1, 2, 3, 8],
         wrong: "a Primary without a disk acknowledged writes of protocol A that its only server never got",
@@ -112,6 +122,16 @@ const REGRESSIONS: &[Once] = &[
         seed: 61_246,
         only: &[3, 4, 5, 6, 7, 8],
         wrong: "a node followed two Primaries, and gave to each what the other one wrote",
+    },
+    Once {
+        seed: 2092,
+        only: &[6, 7, 16],
+        wrong: "a Primary let its disk go, lost the last good peer before it was gone, and took that back without the writes it had lost",
+    },
+    Once {
+        seed: 20_677,
+        only: &[2, 3, 4, 5, 12],
+        wrong: "a write that a lost peer had confirmed, and a resync from one that did not have it yet took away, was called there",
     },
     Once {
         seed: 139,
