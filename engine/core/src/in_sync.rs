@@ -10,6 +10,7 @@ use crate::activity_log;
 use crate::connection::Connection;
 use crate::limits;
 use crate::meta_queue::Step;
+use crate::request::WriteReq;
 use crate::resource::{Ctx, Resource};
 
 /// Sectors of one step of P_PEERS_IN_SYNC: an activity log extent.
@@ -79,7 +80,19 @@ impl Resource {
     fn tell_range_in_sync(&mut self, cx: &mut Ctx<'_>, vidx: usize, sector: u64, sectors: u64) {
         let size = u32::try_from(sectors.min(self.volumes[vidx].size_sectors - sector) * 512).expect("128 MiB");
         let mask = self.nodes_in_sync(vidx, sector, size);
+        let mask = mask.without(self.nodes_passed_by(vidx, sector, sectors, mask));
         self.tell_in_sync(cx, vidx, PeerBlockDesc { sector, mask, size });
+    }
+
+    /// Nodes of a mask to which a write of this node in the range is still under way, that another one of them got by a resync: no
+    /// peer ack will tell that one who lacks it.
+    fn nodes_passed_by(&self, vidx: usize, sector: u64, sectors: u64, mask: NodeMask) -> NodeMask {
+        let here = |w: &&WriteReq| {
+            w.vidx == vidx && w.req.sector < sector + sectors && sector < w.req.sector + u64::from(w.req.len) / 512
+        };
+        let writes = self.transfer_log.iter().map(|&index| &self.writes[index]).filter(here);
+        let resynced = writes.filter(|w| !mask.without(w.sent).is_empty());
+        resynced.fold(NodeMask::EMPTY, |late, w| late | w.unstable)
     }
 
     /// Of writes in this range no peer ack has come: who else has them, this node does not know.
