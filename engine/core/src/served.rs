@@ -10,7 +10,7 @@ use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{BlockId, NodeId, NodeMask};
 use zea_wire::packet::{BlockReq, Packet, PeerDagtag};
-use zea_wire::state::DiskState;
+use zea_wire::state::{DiskState, ReplState};
 
 use crate::io::LinkId;
 use crate::resource::{Ctx, Resource};
@@ -56,7 +56,12 @@ impl Resource {
             let unstable = !u.uuid_flags.contains(UuidFlags::STABLE);
             unstable && u.node_mask.iter().any(|primary| !self.is_at_generation(primary, vidx, u.current))
         });
-        let written_past = self.primary_peer().is_some_and(|node| self.volumes[vidx].dirty_bits(node) > 0);
+        let written_past = self.primary_peer().and_then(|node| self.cidx(node)).is_some_and(|primary| {
+            let pd = &self.conns[primary].pds[vidx];
+            // Its bitmap is still to come.
+            let told = pd.repl == ReplState::WFBitMapT && pd.says.uuids.as_ref().is_some_and(|u| u.dirty_bits > 0);
+            told || self.volumes[vidx].dirty_bits(self.conns[primary].node()) > 0
+        });
         match (hidden, written_past) {
             (true, _) if self.primary_back_by.is_some() => Complete::NotYet,
             (false, false) => Complete::Yes,

@@ -146,6 +146,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 2, 3, 4, 5, 6, 7, 8],
         wrong: "a Primary called two nodes in sync while a write was still on its way to one of them, which the other got by a resync",
     },
+    Once {
+        seed: 6_112,
+        only: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+        wrong: "a target was UpToDate by another source before the bitmap of a Primary that had written past it was there",
+    },
 ];
 
 #[test]
