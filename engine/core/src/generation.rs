@@ -369,8 +369,12 @@ impl Resource {
         }
     }
 
-    /// The sender began a new generation (5.7).
+    /// The sender began a new generation (5.7). A disk that is behind, and that it leaves out, has no part in it.
     fn new_datagen(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, current: u64, weak: NodeMask) {
+        let behind = self.volumes[vidx].disk < DiskState::Consistent && self.conns[cidx].keeps_bits();
+        if behind && weak.contains(self.config.node_id) {
+            return;
+        }
         if self.follow_generation(vidx, cidx, current, weak) {
             self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
         }

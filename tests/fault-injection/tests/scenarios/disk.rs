@@ -2,6 +2,7 @@
 
 use zea_core::io::{Command, IoError};
 use zea_sim::disk::DiskFaults;
+use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::workload::{Mix, Workload};
 use zea_wire::state::{ConnState, DiskState};
@@ -177,4 +178,32 @@ fn sim_a_late_negative_ack_says_nothing_of_the_next_disk() {
         w.slow_stream(1, 0, 1, 1);
         w.settle();
     }
+}
+
+/// The disk of node 0 has what node 0 wrote alone, and comes back beside a new Primary without that. A generation that this one begins, before
+/// the two compare, leaves the disk out: it is no part of it.
+#[test]
+fn sim_a_disk_that_a_primary_leaves_out_keeps_its_generation() {
+    let mut w = Cluster::new(2).synced();
+    w.part(0, 1);
+    w.write_ok(0, 0, 8);
+    let alone = w.generation(0);
+    w.set_disk_faults(0, V0, META);
+    w.crash(0, Crash::Process);
+    w.start(0);
+    w.expect("node 0 starts without its disk", |w| w.nodes[0].boot.is_empty() && w.nodes[0].boot_waits.is_none());
+    w.heal(0, 1);
+    w.expect("they connect", |w| w.is_connected(0, 1));
+    w.must(1, Command::Promote { force: false });
+    w.set_disk_faults(0, V0, DiskFaults::default());
+    w.slow_disk(0, V0, 20);
+    let backing = w.nodes[0].disks[&V0].backing();
+    w.admin(0, Command::Attach { volume: V0, backing });
+    w.expect("the disk comes up", |w| w.disk(0) == DiskState::Outdated && w.is_connected(0, 1));
+    let before = w.generation(1);
+    w.write_ok(1, 8, 8);
+    assert_ne!(w.generation(1), before, "a generation begins");
+    assert!(w.is_connected(0, 1), "they have yet to compare\n{}", w.summary());
+    assert_eq!(w.generation(0), alone);
+    w.expect("both refuse", |w| w.conn(0, 1) == ConnState::StandAlone && w.conn(1, 0) == ConnState::StandAlone);
 }
