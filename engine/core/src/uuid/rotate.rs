@@ -264,7 +264,7 @@ impl Uuids {
         start: u64,
         at_source: NodeMask,
     ) -> NodeMask {
-        let (old_current, old_bitmap) = (self.current, self.bitmap);
+        let (old_current, old_bitmap, old_history) = (self.current, self.bitmap, self.history);
         self.set_current(source.current, cx.primary);
         let mut outdated = NodeMask::EMPTY;
         for (node, _) in cx.peers() {
@@ -278,7 +278,12 @@ impl Uuids {
                 self.bitmap[n] = 0;
             } else if is_generation(self.bitmap[n]) {
                 // Stricter than the reference: the slot has recorded everything since that older generation, this resync
-                // included, and the node may still be there.
+                // included. The node went on with the source since, if what it is said to have is news here.
+                let known = |uuid: &u64| same(*uuid, missing);
+                if !old_history.iter().chain(&old_bitmap).chain([&old_current]).any(known) {
+                    self.bitmap[n] = missing & !PRIMARY;
+                    self.bitmap_dagtag[n] = cx.dagtag;
+                }
                 outdated.insert(node);
             } else {
                 self.bitmap[n] = start & !PRIMARY;

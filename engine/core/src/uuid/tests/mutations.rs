@@ -162,8 +162,13 @@ fn uuid_resync_as_target() {
     let outdated = u.resync_finished_target(&cx, &source, start, mask(&[1, 3]));
     assert_eq!(outdated, mask(&[2]));
     assert_eq!(u.current, C);
-    assert_eq!(u.bitmap[..5], [0, 0, A, 0, D]);
-    assert_eq!(u.history[..3], [B, D, 0], "D came from the source, A is a bitmap UUID");
+    assert_eq!(u.bitmap[..5], [0, 0, B, 0, D], "node 2 went on to B with the source");
+    assert_eq!(u.history[..3], [D, 0, 0], "D came from the source, A and B are bitmap UUIDs");
+
+    // It is this node that knows the later generation of the absent one.
+    let mut u = uuids(A, &[(2, D)], &[B]);
+    u.resync_finished_target(&cx, &source, A, mask(&[1, 3]));
+    assert_eq!(u.bitmap[2], D);
 
     // The node that was absent is at the source's generation by now.
     let mut u = uuids(A, &[], &[]);
