@@ -9,7 +9,7 @@ use zea_wire::state::DiskState;
 
 use super::compare::{Rule, Strategy};
 use super::decide::{BitmapPrep, Decision, Outcome, Reason, Side, outcome_of};
-use super::{is_generation, same};
+use super::{is_generation, is_zero, same};
 
 /// Has the last word on a decision. Uses exchanged data only, so both nodes come to mirrored results; `own.view` must
 /// be what was sent to the peer.
@@ -21,8 +21,8 @@ use super::{is_generation, same};
 /// * Likewise without bits, if an Outdated node asks for it and the other one is UpToDate.
 /// * Not so between UpToDate neighbours of one Primary that has a good disk: there the bits stay until the Primary settles them.
 /// * A node that lost writes in a crash is no source for one at the same generation that did not.
-/// * No split brain with a disk that is no copy of anything, because its resync was interrupted, if the other's history is full: a full
-///   resync.
+/// * No split brain with a disk without changes of its own, because its resync was interrupted or the other one had all of them, if the
+///   other's history is full: a full resync.
 /// * With a peer that is not Zea: the strategy stays, the decision is `unverified`.
 /// * A strategy that replaces bits of an UpToDate node by others adds the others instead.
 #[must_use]
@@ -48,7 +48,7 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
             .or_else(|| discarded_is_target(&decision, own, peer))
             .or_else(|| neighbour_is_no_target(&decision, own, peer))
             .or_else(|| survivor_is_source(&decision, own, peer))
-            .or_else(|| unfinished_is_target(&decision, own, peer))
+            .or_else(|| unchanged_is_target(&decision, own, peer))
     };
     if both_zea && let Some(reversed) = reversed() {
         return reversed;
@@ -193,15 +193,24 @@ fn survivor_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> O
     Some(Decision { strategy, outcome: outcome_of(strategy), kept_bits: true, ..*decision })
 }
 
-/// An Inconsistent disk has no changes to lose: whose they are was decided when its resync began, and its source has them. 8.4 makes it
-/// the target of a full resync always (handshake-and-states.md 5.2). Here it is if its generation may have dropped out of the other's
-/// history, which is full: it could not come back otherwise.
-fn unfinished_is_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
-    let unfinished = |side: &Side<'_>| side.disk == DiskState::Inconsistent && !side.is_primary();
+/// An Inconsistent disk has no changes to lose: whose they are was decided when its resync began, and its source has them. Neither has
+/// one that says that the other was in sync with its generation, which the other has left since. 8.4 makes the former the target of a
+/// full resync always (handshake-and-states.md 5.2). Here both are if their generation may have dropped out of the other's history,
+/// which is full: they could not come back otherwise.
+fn unchanged_is_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
+    // With nobody's later data that others rely on, and no better a disk.
+    let left = |side: &Side<'_>, other: &Side<'_>| {
+        let was_equal = is_zero(side.view.bitmap_towards(other.view.node));
+        let is_marked = is_generation(other.view.bitmap_towards(side.view.node));
+        was_equal && is_marked && side.view.primaries.is_empty() && side.disk <= other.disk
+    };
+    let unchanged = |side: &Side<'_>, other: &Side<'_>| {
+        !side.is_primary() && (side.disk == DiskState::Inconsistent || left(side, other))
+    };
     let forgetful = |side: &Side<'_>| side.view.history.iter().all(|uuid| is_generation(*uuid));
     let whole = |side: &Side<'_>| side.has_data() && side.disk > DiskState::Inconsistent && forgetful(side);
     let apart = decision.outcome == Outcome::Disconnect(Reason::SplitBrain);
-    let strategy = match (unfinished(own) && whole(peer), unfinished(peer) && whole(own)) {
+    let strategy = match (unchanged(own, peer) && whole(peer), unchanged(peer, own) && whole(own)) {
         (true, _) if apart => Strategy::TargetSetBitmap,
         (_, true) if apart => Strategy::SourceSetBitmap,
         _ => return None,

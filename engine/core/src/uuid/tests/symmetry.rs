@@ -212,6 +212,18 @@ proptest! {
     }
 
     #[test]
+    fn uuid_a_copy_without_changes_is_no_side_of_a_split_brain_for_one_that_forgets((mut a, mut b) in pair(), cx in cx(), connecting: bool) {
+        // Node 0 had all of what node 1 had, at a generation that node 1 may have forgotten.
+        (a.disk, b.disk, a.role, a.view.primaries) = (DiskState::UpToDate, DiskState::UpToDate, Role::Secondary, NodeMask::EMPTY);
+        (a.view.bitmap[b.view.node.index()], b.view.bitmap[a.view.node.index()]) = (0, A);
+        b.view.history = std::array::from_fn(|n| if is_generation(b.view.history[n]) { b.view.history[n] } else { A + 32 * n as u64 + 2 });
+        let (at_a, at_b) = both(&cx, &a, &b, connecting);
+        let decided = keep_bits(at_a, &a.side(), &b.side(), true);
+        prop_assert!(decided.outcome != Outcome::Disconnect(Reason::SplitBrain), "{:?}", decided);
+        prop_assert_eq!(decided.outcome.mirrored(), keep_bits(at_b, &b.side(), &a.side(), true).outcome);
+    }
+
+    #[test]
     fn uuid_any_input_is_decided(
         a_current: u64, b_current: u64, a_bitmap: [u64; NODES], b_history: [u64; NODES],
         a_flags: u64, b_flags: u64, a_disk in 0..10u8, b_disk in 0..10u8,
