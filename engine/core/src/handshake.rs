@@ -209,10 +209,10 @@ impl Resource {
         }
     }
 
-    /// The connect transaction was aborted.
+    /// The connect transaction was aborted. A link that was made anew meanwhile, and is not as far, has no part in it.
     pub(crate) fn handshake_reset(&mut self, cidx: usize) {
         self.handshake_reset_decisions(cidx);
-        if let Some(link) = self.conns[cidx].link.as_mut() {
+        if let Some(link) = self.conns[cidx].link.as_mut().filter(|link| link.phase == LinkPhase::Connecting) {
             link.states_sent = false;
             link.phase_deadline = None;
         }
