@@ -609,8 +609,8 @@ impl Resource {
     }
 
     /// Other sources waited for this node: without bits they are in sync, with bits they go on. A peer that this node has left
-    /// behind by its resync must not go on as if it had the same, and what was decided with one that has yet to send its bits holds
-    /// no longer.
+    /// behind by its resync must not go on as if it had the same, and what was decided with one that has yet to send its bits, or to get
+    /// the last ones of this node, holds no longer.
     pub(crate) fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         let current = self.volumes[vidx].uuids.current;
         for cidx in self.up_conns() {
@@ -618,7 +618,8 @@ impl Resource {
             let compared = pd.is_established() || pd.repl == ReplState::WFBitMapT;
             let left_behind =
                 compared && pd.disk >= DiskState::Consistent && !self.is_at_generation(node, vidx, current);
-            if pd.repl != ReplState::PausedSyncT && !pd.is_sync_source() && !left_behind {
+            let waits = matches!(pd.repl, ReplState::PausedSyncT | ReplState::WFBitMapS) || pd.is_sync_source();
+            if !waits && !left_behind {
                 continue;
             }
             // Compare again with what both sides know now.
