@@ -438,6 +438,8 @@ impl Resource {
             v.disk = DiskState::Consistent;
         }
         self.primary_back_by = Some(cx.now.plus_ms(limits::PRIMARY_BACK_MS));
+        // The others hear of it in this turn.
+        self.again = true;
     }
 
     /// It has been waited for long enough.
