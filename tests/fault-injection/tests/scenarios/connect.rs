@@ -280,24 +280,3 @@ fn sim_bitmaps_travel_as_they_are_without_run_lengths() {
     w.must(0, Command::Connect { peer: node_id(1), discard_my_data: false });
     w.settle();
 }
-
-/// A connect transaction waits for node 1 when its link is lost and made anew. The new one is half open, and has its own deadline, which the
-/// abort of that transaction leaves alone.
-#[test]
-fn sim_a_link_that_is_made_anew_outlives_the_transaction_of_the_former_one() {
-    for ms in (30..150).step_by(3) {
-        let mut w = Cluster { seed: ms, ..Cluster::new(3) }.synced();
-        w.part(0, 2);
-        w.stall(1, 0);
-        w.heal(0, 2);
-        w.run_ms(100);
-        w.reset_link(0, 2);
-        w.run_ms(ms);
-        w.half_open(2, 0);
-        w.run_ms(100);
-        w.reset_link(0, 1);
-        w.run_ms(100);
-        w.unstall(1, 0);
-        w.settle();
-    }
-}
