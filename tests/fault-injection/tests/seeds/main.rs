@@ -142,6 +142,8 @@ const REGRESSIONS: &[Once] = &[
         seed: 2603,
         only: &[0, 1],
         wrong: "a write of a lost link came to the disk before one of an earlier epoch, which waited for the activity log",
+    },
+    Once {
         seed: 5_288,
         only: &[0, 2, 3, 4, 5, 6, 7, 8],
         wrong: "a Primary called two nodes in sync while a write was still on its way to one of them, which the other got by a resync",
