@@ -62,7 +62,8 @@ fn apply(file: &Path, force: bool) -> Result<Request, CliError> {
     let parsed = config::parse(file, &text, None).map_err(|error| usage(error.to_string()))?;
     let beside = |secret: &Path| file.parent().unwrap_or(Path::new("")).join(secret);
     let secret = parsed.net.secret_file.as_deref().map(|path| read_secret(&beside(path))).transpose();
-    let secret = secret.map_err(|error| usage(format!("{error:#}")))?;
+    let secret =
+        secret.map_err(|error| usage(config::load::bad_secret(file, &text, format!("{error:#}")).to_string()))?;
     Ok(Request::Apply { file: file.display().to_string(), text, secret, force })
 }
 

@@ -171,8 +171,9 @@ impl<'a> Preparation<'a> {
         let meta = external.unwrap_or(data);
         check_node_ids(self.peers, meta.atomic_bytes()?, meta.path())?;
         let offset = match external {
-            None => internal_super_block_offset(data.size_bytes())
-                .ok_or_else(|| Failure::failed(format!("{} is too small", data.path().display())))?,
+            None => internal_super_block_offset(data.size_bytes()).ok_or_else(|| {
+                Failure::failed(format!("{} is too small for a volume and its meta data", data.path().display()))
+            })?,
             Some(_) => 0,
         };
         let block = meta.block(offset)?;

@@ -62,7 +62,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(at: &[Step], message: impl Into<String>, help: impl Into<String>) -> Self {
+    pub(super) fn new(at: &[Step], message: impl Into<String>, help: impl Into<String>) -> Self {
         Problem { at: At(at.to_vec()), message: message.into(), help: help.into() }
     }
 }

@@ -59,6 +59,9 @@ fn expected(message: &str) -> Option<String> {
         "u8" => "write an integer from 0 to 255".into(),
         "u16" => "write an integer from 0 to 65535".into(),
         "u32" | "u64" => "write an integer, 0 or more".into(),
+        "a boolean" => "write true or false, without quotes".into(),
+        "a string" | "literal string" => "write it in quotes".into(),
+        "a sequence" => "double the brackets, as in `[[volume]]`: there can be several of it".into(),
         other => format!("expected {other}"),
     })
 }
@@ -91,6 +94,12 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
 fn meaning(file: &Path, text: &str, problem: &Problem) -> Box<Diagnostic> {
     let span = find(text, &problem.at);
     Box::new(Diagnostic::new(file, text, span, problem.message.clone(), Some(problem.help.clone())))
+}
+
+/// A secret file that cannot be used, shown where the resource file names it.
+pub fn bad_secret(file: &Path, text: &str, why: String) -> Box<Diagnostic> {
+    let help = "name a file that holds the secret alone; a relative path begins at the resource file";
+    meaning(file, text, &Problem::new(&[Step::Key("net"), Step::Key("secret-file")], why, help))
 }
 
 /// The bytes of the innermost thing on the path that is in the text: a key that is left out is shown by its table.
@@ -179,6 +188,10 @@ meta-disk = "/dev/vg/r0-meta"
             ("unknown value", GOOD.replace("\"A\"", "\"D\"")),
             ("unknown digest", GOOD.replace("\"sha256\"", "\"sha265\"")),
             ("wrong type", GOOD.replace("id = 1", "id = \"one\"")),
+            ("no text", GOOD.replace("\"256M\"", "256")),
+            ("no quotes", GOOD.replace("\"A\"", "A")),
+            ("no yes or no", GOOD.replace("flushes = false", "flushes = 0")),
+            ("single brackets", GOOD[..GOOD.rfind("[[volume]]").unwrap()].replace("[[volume]]", "[volume]")),
             ("out of the type", GOOD.replace("id = 1", "id = 300")),
             ("left out", GOOD.replace("name = \"bravo\"\n", "")),
             ("no TOML", GOOD.replace("[disk]", "[disk")),

@@ -211,7 +211,8 @@ impl Node {
         let found = saved.file.peers(self.id).find(|peer| peer.name == wanted || Some(peer.id) == id);
         found.map(|peer| vec![peer.id]).ok_or_else(|| {
             let known: Vec<&str> = saved.file.peers(self.id).map(|peer| peer.name.as_str()).collect();
-            Failure::failed(format!("{} has no peer `{wanted}`; its peers are {}", saved.file.name, known.join(", ")))
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            Failure::failed(format!("{} has no peer `{wanted}`; its peers: {known}", saved.file.name))
         })
     }
 
