@@ -215,7 +215,11 @@ pub enum Command {
         name: String,
     },
     /// Show the versions of zea and of the daemon
-    Version,
+    Version {
+        /// As a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the DRBD conversation in a recording of the network
     ///
     /// Reads a pcap or pcapng file, such as tcpdump writes, puts its TCP streams together and prints every packet of
@@ -339,7 +343,11 @@ pub enum Resource {
         wipe_metadata: bool,
     },
     /// List the resources that are configured on this node
-    List,
+    List {
+        /// As a JSON list
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `zea resource create`.

@@ -32,10 +32,10 @@ pub(crate) fn run(args: Args) -> Result<(), CliError> {
             let request = Request::Verify { name: name.clone(), peer, volume, start, stop };
             return verify::verify(&mut Client::connect(&socket)?, &name, &request, wait, json);
         }
-        Command::Version => return version(&socket),
+        Command::Version { json } => return version(&socket, json),
         Command::Dissect(line) => return dissect::dissect(&line),
         Command::Replay(line) => return crate::replay::replay(&line),
-        Command::Resource(Resource::List) => return list(&socket),
+        Command::Resource(Resource::List { json }) => return list(&socket, json),
         Command::Resource(Resource::Create(line)) => create::request(*line)?,
         Command::Resource(Resource::Delete { name, wipe_metadata }) => Request::ResourceDelete { name, wipe_metadata },
         Command::Apply { file, force } => apply(&file, force)?,
@@ -98,13 +98,18 @@ fn events(socket: &Path, name: Option<String>, json: bool) -> Result<(), CliErro
     }
 }
 
-fn list(socket: &Path) -> Result<(), CliError> {
+fn list(socket: &Path, json: bool) -> Result<(), CliError> {
     let listed: Vec<Listed> = Client::connect(socket)?.call(&Request::ResourceList)?;
-    print(&view::list(&listed))
+    print(&if json { view::json(&listed)? } else { view::list(&listed) })
 }
 
-fn version(socket: &Path) -> Result<(), CliError> {
-    print(&format!("zea {}\n", env!("CARGO_PKG_VERSION")))?;
+fn version(socket: &Path, json: bool) -> Result<(), CliError> {
+    let zea = env!("CARGO_PKG_VERSION");
+    if json {
+        let daemon: Version = Client::connect(socket)?.call(&Request::Version)?;
+        return print(&view::json(&serde_json::json!({"zea": zea, "zead": daemon}))?);
+    }
+    print(&format!("zea {zea}\n"))?;
     let daemon: Version = Client::connect(socket)?.call(&Request::Version)?;
     let Version { version, node_id, pid, ready } = daemon;
     let starting = if ready { "" } else { ", still starting resources" };

@@ -9,9 +9,9 @@ use zea_node::api::{ConnectionStatus, DeviceStatus, Event, Listed, PeerDeviceSta
 
 use crate::exit::{self, CliError};
 
-/// The list of resources as `drbdsetup status --json` prints it, with a line end.
-pub(crate) fn json(resources: &[ResourceStatus]) -> Result<String, CliError> {
-    Ok(json_text(&resources)? + "\n")
+/// A reply of the daemon as JSON, with a line end; a status is in the shape of `drbdsetup status --json`.
+pub(crate) fn json(reply: &impl Serialize) -> Result<String, CliError> {
+    Ok(json_text(reply)? + "\n")
 }
 
 /// Anything as indented JSON.
