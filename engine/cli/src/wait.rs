@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use zea_node::api::{ConnectionStatus, Request, ResourceStatus, StatusReply};
 use zea_node::control::Client;
 
@@ -107,7 +107,12 @@ impl Bar {
             let what = if verifies(resource) { "verify" } else { "resync" };
             let template = "{prefix} {bar:40} {percent}% of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
             let style = ProgressStyle::with_template(template).expect("the template is well formed");
-            ProgressBar::new(0).with_style(style).with_prefix(what)
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+            // What was done before the bar says nothing of how fast it goes.
+            bar.set_position(done);
+            bar.reset_eta();
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+            bar.with_style(style).with_prefix(what)
         });
         bar.set_length(total);
         bar.set_position(done);
