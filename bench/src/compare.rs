@@ -1,14 +1,14 @@
 //! The comparison: every system under every load, in turns, in one run.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::backing::{Place, Scratch};
 use crate::fio::Job;
-use crate::process::{Daemon, Interrupt};
+use crate::floor_pair::FloorPair;
+use crate::process::Interrupt;
 use crate::qemu_pair::QemuPair;
 use crate::report::{Load, Row, System, median_table, ratio_table};
 use crate::sample::Sample;
@@ -95,7 +95,7 @@ struct Bench<'a> {
 
 /// A system that is ready to be measured.
 enum Target {
-    Floor([PathBuf; 2]),
+    Floor(FloorPair),
     Zea(ZeaPair),
     Qemu(QemuPair),
 }
@@ -152,7 +152,7 @@ impl<'a> Bench<'a> {
         let backing = [backing(0)?, backing(1)?];
         let (directory, interrupt) = (scratch.directory(), &self.interrupt);
         Ok(match system {
-            System::Floor => Target::Floor(backing),
+            System::Floor => Target::Floor(FloorPair::start(&std::env::current_exe()?, &backing, directory)?),
             System::Zea => {
                 // Without flushes from the client, DRBD's own at the end of an epoch would be
                 // what is measured: nobody else does them, so Zea's are off in those rows.
@@ -169,7 +169,7 @@ impl<'a> Bench<'a> {
     fn measure(&self, target: &Target, load: Load, directory: &Path) -> Result<Sample> {
         self.interrupt.check()?;
         let uri = match target {
-            Target::Floor(backing) => return self.measure_floor(backing, load, directory),
+            Target::Floor(pair) => pair.uri(),
             Target::Zea(pair) => pair.uri(),
             Target::Qemu(pair) => pair.uri(),
         };
@@ -179,34 +179,6 @@ impl<'a> Bench<'a> {
             pair.check(&self.interrupt)?;
         }
         Ok(sample)
-    }
-
-    /// The floor's processes serve one client each time, so they are started for each measurement.
-    fn measure_floor(&self, backing: &[PathBuf; 2], load: Load, directory: &Path) -> Result<Sample> {
-        let program = std::env::current_exe()?;
-        let mut secondary = Command::new(&program);
-        secondary.arg("floor-secondary");
-        secondary.arg("--device").arg(&backing[1]);
-        let (_secondary, address) = Daemon::start_announced("floor-secondary", &mut secondary, directory)?;
-
-        let socket = tempfile::Builder::new().prefix("floor-").tempdir_in(directory)?;
-        let socket = socket.path().join("sock");
-        let mut primary = Command::new(&program);
-        primary.arg("floor-primary").arg("--socket").arg(&socket);
-        primary.args(["--secondary", &address]);
-        primary.arg("--device").arg(&backing[0]);
-        let (_primary, _) = Daemon::start_announced("floor-primary", &mut primary, directory)?;
-
-        let mut client = Command::new(&program);
-        client.arg("floor-client").arg("--socket").arg(&socket);
-        client.args(["--depth", &load.depth.to_string()]);
-        client.args(["--seconds", &self.seconds.to_string()]);
-        client.args(["--warm-up-seconds", &WARM_UP_SECONDS.to_string()]);
-        if load.flush {
-            client.arg("--flush");
-        }
-        let printed = self.interrupt.run(&mut client)?;
-        serde_json::from_str(&printed).context("read what floor-client printed")
     }
 }
 

@@ -37,7 +37,7 @@ impl Job {
         parse(&json, self.flush)
     }
 
-    /// Random 4 KiB writes without fio's map of blocks not yet written, as the floor's client.
+    /// Random 4 KiB writes without fio's map of blocks not yet written.
     ///
     /// The flushes come from `--fsync=1`: fio 3.33's nbd engine refuses what `--fdatasync=1`
     /// issues (EINVAL), and NBD has but one flush for both.

@@ -3,13 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use zea_bench::compare::{self, CompareOptions};
-use zea_bench::floor::{self, Limit, Load};
+use zea_bench::floor;
 use zea_bench::memory::{self, MemoryOptions};
 use zea_bench::recorder_cost::{self, RecorderOptions};
 use zea_bench::resync::{self, ResyncOptions};
@@ -32,9 +31,7 @@ enum Command {
     Recorder(RecorderOptions),
     /// Measure writes alone and beside a resync of the whole volume, in turns, and print what they cost each other
     Resync(ResyncOptions),
-    /// The floor's client: write to a floor-primary, and print what was measured as JSON
-    FloorClient(ClientOptions),
-    /// The floor's primary: serve one client, and copy all it writes to a floor-secondary
+    /// The floor's primary: export a device over NBD, and copy all that is written to a floor-secondary
     FloorPrimary {
         /// Unix socket to listen at
         #[arg(long)]
@@ -57,44 +54,6 @@ enum Command {
     },
 }
 
-#[derive(Args)]
-struct ClientOptions {
-    /// The floor-primary's socket
-    #[arg(long)]
-    socket: PathBuf,
-    /// Operations in flight, 1 to 256
-    #[arg(long, default_value_t = 1)]
-    depth: usize,
-    /// Send a flush after every write
-    #[arg(long)]
-    flush: bool,
-    /// Stop after this many writes, all measured
-    #[arg(long, conflicts_with = "seconds")]
-    writes: Option<u64>,
-    /// Seconds to measure
-    #[arg(long, default_value_t = 6)]
-    seconds: u64,
-    /// Seconds before that, not measured
-    #[arg(long, default_value_t = 1)]
-    warm_up_seconds: u64,
-    /// Seed of the offsets and the content
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-}
-
-impl ClientOptions {
-    fn load(&self) -> Load {
-        let limit = match self.writes {
-            Some(writes) => Limit::Writes(writes),
-            None => Limit::Time {
-                warm_up: Duration::from_secs(self.warm_up_seconds),
-                measured: Duration::from_secs(self.seconds),
-            },
-        };
-        Load { depth: self.depth, flush: self.flush, limit, seed: self.seed }
-    }
-}
-
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -111,11 +70,6 @@ fn run(command: Command) -> Result<()> {
         Command::Memory(options) => memory::run(&options),
         Command::Recorder(options) => recorder_cost::run(&options),
         Command::Resync(options) => resync::run(&options),
-        Command::FloorClient(options) => {
-            let sample = floor::client(&options.socket, options.load())?;
-            println!("{}", serde_json::to_string(&sample)?);
-            Ok(())
-        }
         Command::FloorPrimary { socket, secondary, device } => floor::primary(&socket, secondary, &device),
         Command::FloorSecondary { listen, device } => floor::secondary(listen, &device),
     }

@@ -1,9 +1,9 @@
 //! What one measurement says, and the median of several.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// Latency of one kind of operation, in microseconds, from its submission to its completion.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Latency {
     /// Arithmetic mean.
     pub mean_us: f64,
@@ -12,7 +12,7 @@ pub struct Latency {
 }
 
 /// One measurement of one system under one load.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Sample {
     /// Writes completed per second; flushes do not count.
     pub write_iops: f64,

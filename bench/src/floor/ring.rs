@@ -1,4 +1,4 @@
-//! One io_uring for one floor process: a few sockets, at most one disk, one system call a turn.
+//! One io_uring for one floor process: a few sockets, one disk, one system call a turn.
 //!
 //! The ring owns every buffer the kernel is given, so that safe code can never free or touch one
 //! while an operation on it is in flight. Sockets and the disk are registered files; the disk's
@@ -63,25 +63,22 @@ pub(super) struct TurnRing {
     disk_busy: [bool; MAX_SLOTS],
     disk_queue: Vec<squeue::Entry>,
     in_flight: usize,
-    _disk: Option<File>,
+    _disk: File,
 }
 
 impl TurnRing {
-    /// Sets up the ring; `streams[0]` is stream 0. A client passes no disk.
-    pub(super) fn new(streams: Vec<OwnedFd>, disk: Option<File>) -> io::Result<Self> {
+    /// Sets up the ring; `streams[0]` is stream 0.
+    pub(super) fn new(streams: Vec<OwnedFd>, disk: File) -> io::Result<Self> {
         let ring = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(RING_ENTRIES)?;
         let mut files: Vec<_> = streams.iter().map(AsRawFd::as_raw_fd).collect();
-        files.extend(disk.iter().map(AsRawFd::as_raw_fd));
+        files.push(disk.as_raw_fd());
         ring.submitter().register_files(&files)?;
 
-        let mut blocks = Vec::new();
-        if disk.is_some() {
-            blocks = vec![Block([0; BLOCK_BYTES]); MAX_SLOTS];
-            let whole = libc::iovec { iov_base: blocks.as_mut_ptr().cast(), iov_len: size_of_val(blocks.as_slice()) };
-            // SAFETY: `blocks` is never resized and lives in `self` beside the ring; `drop` waits
-            // for what is in flight before either goes.
-            unsafe { ring.submitter().register_buffers(&[whole])? };
-        }
+        let mut blocks = vec![Block([0; BLOCK_BYTES]); MAX_SLOTS];
+        let whole = libc::iovec { iov_base: blocks.as_mut_ptr().cast(), iov_len: size_of_val(blocks.as_slice()) };
+        // SAFETY: `blocks` is never resized and lives in `self` beside the ring; `drop` waits
+        // for what is in flight before either goes.
+        unsafe { ring.submitter().register_buffers(&[whole])? };
         let streams = streams.into_iter().map(Stream::new).collect();
         Ok(Self {
             ring,

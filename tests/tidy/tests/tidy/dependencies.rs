@@ -38,7 +38,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("zea-conformance", &["zea-capture", "zea-core", "zea-meta", "zea-sim", "zea-wire"]),
     ("zea-demo", &[]),
     ("zea-lab", &["zea-capture"]),
-    ("zea-bench", &[]),
+    ("zea-bench", &["zea-nbd"]),
     ("zea-tidy", &[]),
 ];
 
