@@ -80,6 +80,17 @@ fn cli_exit_codes_say_what_kind_of_end_it_was() {
 }
 
 #[test]
+fn cli_lists_and_versions_are_there_for_scripts() {
+    let lab = Lab::new();
+    lab.create("r0");
+    let json = |line: &str| serde_json::from_str::<serde_json::Value>(&lab.ok(line)).unwrap();
+    let list = json("resource list --json");
+    assert_eq!((&list[0]["name"], &list[0]["up"]), (&"r0".into(), &true.into()));
+    let version = json("version --json");
+    assert_eq!(version["zea"], version["zead"]["version"]);
+}
+
+#[test]
 fn cli_resources_do_not_share_a_port_or_a_device() {
     let lab = Lab::new();
     lab.create("r0");
@@ -231,7 +242,7 @@ fn cli_apply_shows_the_mistake_in_the_file() {
     );
     std::fs::write(&file, text).unwrap();
     let (code, message) = lab.fails(&format!("apply {}", file.display()));
-    assert!(code == 2 && message.contains("r0.secret"), "{code} {message}");
+    assert!(code == 2 && message.contains("r0.secret") && message.contains("r0.toml:2:"), "{code} {message}");
     std::fs::write(lab.dir.path().join("r0.secret"), "hush\n").unwrap();
     lab.ok(&format!("apply {}", file.display()));
     assert_eq!(std::fs::read(lab.dir.path().join("secrets/r0")).unwrap(), b"hush");

@@ -13,11 +13,18 @@ use crate::api::{Event, Failure, MAX_REPLY_BYTES, Reply, Request};
 /// Longest wait for the answer to a command. A two-phase commit gives up after 30 s, and a graceful stop needs a few.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(150);
 
+fn what_to_do(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => "only root and the user that runs zead may use it",
+        _ => "is zead running, and with this --socket?",
+    }
+}
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No daemon listens.
-    #[error("no daemon answers on {}: {source}; is zead running, and with this --socket?", path.display())]
+    #[error("no daemon answers on {}: {source}; {}", path.display(), what_to_do(source))]
     Unreachable {
         /// The socket.
         path: PathBuf,
@@ -107,5 +114,19 @@ impl Client {
             }
             Err(error) => Err(ClientError::Broken(error.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn control_socket_of_another_user_is_told_from_one_without_a_daemon() {
+        let text = |kind: ErrorKind| ClientError::Unreachable { path: "s".into(), source: kind.into() }.to_string();
+        assert!(text(ErrorKind::NotFound).ends_with("is zead running, and with this --socket?"));
+        assert!(text(ErrorKind::PermissionDenied).ends_with("only root and the user that runs zead may use it"));
     }
 }
