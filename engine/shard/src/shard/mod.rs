@@ -334,15 +334,17 @@ impl Shard {
         }
     }
 
-    /// Starts sends and receives, one of each per socket.
+    /// Starts sends and receives, one of each per socket. What somebody waits for is submitted first.
     fn end_turn(&mut self) {
         self.bury_fronts();
         for (_, link) in &mut self.links {
             link.flush(&mut self.ring, &self.pool, self.now);
-            link.arm(&mut self.ring, &self.pool);
         }
         for (slot, front) in &mut self.fronts {
             front.submit(&mut self.ring, &self.pool, slot as u32);
+        }
+        for (_, link) in &mut self.links {
+            link.arm(&mut self.ring, &self.pool);
         }
         for (_, resource) in &mut self.resources {
             resource.refresh(self.now);
