@@ -134,7 +134,8 @@ impl Resource {
             let unstable = log.iter().map(|&index| &self.writes[index]);
             let mut unstable = unstable.filter(|w| w.vidx == vidx && w.unstable.contains(node));
             let differs = ignores_bits && !known && unstable.clone().next().is_some();
-            let waits = unstable.clone().any(|w| w.waits.contains(node));
+            // With protocol A also what waits for others only: it will be acknowledged when this peer may lack it.
+            let waits = unstable.clone().any(|w| w.waits.contains(node) || !w.completed);
             let lacks = unstable.any(|w| self.is_held_elsewhere(w, node));
             if lacks {
                 self.volumes[vidx].lacking.insert(node);
