@@ -377,7 +377,8 @@ impl Model {
         }
     }
 
-    /// The process of a node died: it cannot tell that from a loss of power, so it need not bring back what others lost.
+    /// The process of a node died, or one of its disks failed: it cannot tell that from a loss of power, so it need not bring back what
+    /// others lost.
     pub fn witness_died(&mut self, node: usize) {
         for view in &mut self.views {
             view.witnesses &= !(1 << node);

@@ -264,6 +264,10 @@ impl World {
         }
         if old > DiskState::Failed && disk <= DiskState::Failed {
             self.model.disk_lost(ix, volume.0, &self.good_replicas(ix, volume));
+            if disk != DiskState::Detaching {
+                // It failed: after the next attach the node does not know what is on it.
+                self.model.witness_died(ix);
+            }
         }
         // A resync from a neighbour of a Primary that this node cannot see ends like this.
         if old == DiskState::Inconsistent
