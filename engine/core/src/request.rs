@@ -438,16 +438,21 @@ impl Resource {
         };
         let until = self.no_space_until(index, until);
         if cx.now >= until {
-            self.writes[index].local = Local::Failed(DiskError::NoSpace);
-            self.release_interval(index);
-            let r = self.writes[index].req;
-            for cidx in 0..self.conns.len() {
-                self.mark_missing(cx, cidx, vidx, r.sector, r.len);
-            }
+            self.lacks_space(cx, index);
             return self.request_step(cx, index);
         }
         self.no_space = true;
         self.writes[index].local = Local::NoSpace { until, retry_at: cx.now.plus_ms(100) };
+    }
+
+    /// A write has failed on a disk that goes on, or that is let go in order: what it lacks is marked towards everybody.
+    fn lacks_space(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        self.writes[index].local = Local::Failed(DiskError::NoSpace);
+        self.release_interval(index);
+        let (vidx, r) = (self.writes[index].vidx, self.writes[index].req);
+        for cidx in 0..self.conns.len() {
+            self.mark_missing(cx, cidx, vidx, r.sector, r.len);
+        }
     }
 
     fn no_space_until(&self, index: usize, fresh: Time) -> Time {
@@ -455,7 +460,7 @@ impl Resource {
         fresh.min(first)
     }
 
-    /// The disk goes: writes that wait for space on it have failed there.
+    /// The disk goes: writes that wait for space on it have failed there, and it may go in order.
     pub(crate) fn give_up_space(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         let waiting: Vec<usize> = self
             .writes
@@ -464,8 +469,7 @@ impl Resource {
             .map(|(i, _)| i)
             .collect();
         for &index in &waiting {
-            self.writes[index].local = Local::Failed(DiskError::NoSpace);
-            self.release_interval(index);
+            self.lacks_space(cx, index);
         }
         for index in waiting {
             // One that completes may take earlier ones out of the log with it.

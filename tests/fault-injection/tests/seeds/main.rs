@@ -51,6 +51,11 @@ const REGRESSIONS: &[Once] = &[
         wrong: "with protocol A a write under way when the peer was lost was acknowledged in a generation that the peer had, too",
     },
     Once {
+        seed: 30_688,
+        only: &[2, 4],
+        wrong: "a write waited for space on a disk that was let go, and was marked nowhere",
+    },
+    Once {
         seed: 139,
         only: &[1, 2, 3, 8],
         wrong: "a Primary without a disk acknowledged writes of protocol A that its only server never got",
