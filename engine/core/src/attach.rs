@@ -7,7 +7,7 @@ use zea_meta::activity_log::{self as al_disk, ReplayError};
 use zea_meta::flags::{DeviceFlags, PeerFlags};
 use zea_meta::placement::{Layout, LayoutParams, Placement};
 use zea_meta::superblock::SuperBlock;
-use zea_wire::ids::NodeId;
+use zea_wire::ids::{NodeId, NodeMask};
 use zea_wire::state::{DiskState, ReplState, Role};
 
 use crate::activity_log::ActivityLog;
@@ -381,6 +381,13 @@ impl Resource {
     fn leave_disk(&mut self, cx: &mut Ctx<'_>, vidx: usize, state: DiskState) {
         let weak = self.not_replicated(vidx);
         let was_good = self.volumes[vidx].disk >= DiskState::Consistent;
+        if self.role == Role::Primary && self.volumes[vidx].disk == DiskState::UpToDate {
+            // Its bitmap goes with it.
+            let marked = |node: &NodeId| self.volumes[vidx].dirty_bits(*node) > 0;
+            let lacking = self.conns.iter().map(Connection::node).filter(marked);
+            let lacking = lacking.fold(NodeMask::EMPTY, |mask, node| mask | node.mask());
+            self.volumes[vidx].lacking |= lacking;
+        }
         let v = &mut self.volumes[vidx];
         if v.disk >= DiskState::Inconsistent {
             v.left_as = Some((v.disk, v.uuids.current));

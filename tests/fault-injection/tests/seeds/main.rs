@@ -56,6 +56,11 @@ const REGRESSIONS: &[Once] = &[
         wrong: "a write waited for space on a disk that was let go, and was marked nowhere",
     },
     Once {
+        seed: 30_205,
+        only: &[0, 1, 2, 3, 7],
+        wrong: "a Primary let its disk go, and with it forgot which node lacked something of a generation that it told to be as good",
+    },
+    Once {
         seed: 139,
         only: &[1, 2, 3, 8],
         wrong: "a Primary without a disk acknowledged writes of protocol A that its only server never got",
