@@ -296,7 +296,9 @@ impl Resource {
                 self.volumes[vidx].new_uuid_needed = true;
             }
         }
-        let idle = self.conns.iter().all(|c| c.pds[vidx].repl <= ReplState::Established);
+        // A resync that only waits, and not for another one, waits for a source with usable data.
+        let rests = |repl: ReplState| repl <= ReplState::Established || repl == ReplState::PausedSyncT;
+        let idle = self.conns.iter().all(|c| rests(c.pds[vidx].repl));
         let own = self.volumes[vidx].disk;
         let worse = matches!(own, DiskState::Inconsistent | DiskState::Outdated);
         if new == DiskState::UpToDate && worse && idle && self.conns[cidx].is_up() {

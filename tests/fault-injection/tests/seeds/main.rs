@@ -178,6 +178,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11],
         wrong: "a node that was resynced itself sent its bits to a target, and resynced more before it had got those of the target",
     },
+    Once {
+        seed: 21_491,
+        only: &[0, 1, 2, 4, 6, 7, 8, 9, 10, 11, 14],
+        wrong: "a resync that waited for a source without usable data went on waiting when that one had got some",
+    },
 ];
 
 #[test]
