@@ -385,6 +385,7 @@ impl Resource {
         }
         self.conns[cidx].role = role;
         self.state_changed = true;
+        self.dagtag_arrived(cx);
         for vidx in 0..self.volumes.len() {
             self.volumes[vidx].meta.push(Step::Bitmap);
             self.maybe_clear_primary_ind(vidx);

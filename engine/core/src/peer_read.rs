@@ -4,7 +4,7 @@ use zea_wire::digest::Digest;
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::BlockId;
 use zea_wire::packet::{Data, Packet, RsReq};
-use zea_wire::state::{ConnState, DiskState};
+use zea_wire::state::{ConnState, DiskState, Role};
 
 use crate::connection::PeerDevice;
 use crate::io::{BufId, DiskError, Op, Payload};
@@ -103,14 +103,17 @@ impl Resource {
         })
     }
 
-    /// The primary's writes that the target already has are here too (wire-protocol.md 11.1).
+    /// The primary's writes that the target already has are here too (wire-protocol.md 11.1). Of a node that is no Primary on its
+    /// present link no more comes: the target may have named writes that it got before that one lost power.
     pub(crate) fn dagtag_reached(&self, index: usize) -> bool {
         let p = &self.peer_reqs[index];
         if p.dagtag == 0 || p.dagtag_node == self.config.node_id {
             return true;
         }
         match self.cidx(p.dagtag_node) {
-            Some(c) if self.conns[c].is_up() => self.conns[c].dagtag_received.is_some_and(|d| d >= p.dagtag),
+            Some(c) if self.conns[c].role == Role::Primary => {
+                self.conns[c].dagtag_received.is_some_and(|d| d >= p.dagtag)
+            }
             _ => true,
         }
     }

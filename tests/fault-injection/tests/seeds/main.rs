@@ -183,6 +183,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 1, 2, 4, 6, 7, 8, 9, 10, 11, 14],
         wrong: "a resync that waited for a source without usable data went on waiting when that one had got some",
     },
+    Once {
+        seed: 5383,
+        only: &[7, 10, 11, 12, 13, 14, 15, 18, 19, 20],
+        wrong: "the source of a resync waited for writes of a former Primary that had lost power without having sent them",
+    },
 ];
 
 #[test]
