@@ -188,6 +188,16 @@ const REGRESSIONS: &[Once] = &[
         only: &[7, 10, 11, 12, 13, 14, 15, 18, 19, 20],
         wrong: "the source of a resync waited for writes of a former Primary that had lost power without having sent them",
     },
+    Once {
+        seed: 7104,
+        only: &[],
+        wrong: "a target that the Primary had written past asked every other source again, and never the Primary",
+    },
+    Once {
+        seed: 22_538,
+        only: &[0, 1, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17],
+        wrong: "after a resync a source that had waited with an older generation gave its data to the newer one",
+    },
 ];
 
 #[test]
