@@ -293,8 +293,13 @@ impl Uuids {
         }
         let past = source.history.iter().rev().chain(&source.bitmap);
         past.for_each(|uuid| self.push_history(*uuid));
-        old_bitmap.into_iter().for_each(|uuid| self.push_if_unused(uuid));
-        self.push_history(old_current);
+        // Whoever goes back to a generation of its own past (it was invalidated) is not ahead of the one that it leaves.
+        let went_back = old_history.iter().chain(&old_bitmap).any(|uuid| same(*uuid, source.current));
+        let left = |uuid: u64| went_back && same(uuid, old_current);
+        old_bitmap.into_iter().filter(|uuid| !left(*uuid)).for_each(|uuid| self.push_if_unused(uuid));
+        if !went_back {
+            self.push_history(old_current);
+        }
         outdated
     }
 

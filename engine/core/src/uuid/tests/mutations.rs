@@ -178,6 +178,19 @@ fn uuid_resync_as_target() {
 }
 
 #[test]
+fn uuid_resync_back_to_an_older_generation_forgets_the_newer_one() {
+    // Invalidated at C, with bits for node 2 since B, and resynced from node 1, which is at B: C is nothing that B is newer than.
+    let mut cx = rotate_context(&[DiskState::UpToDate, DiskState::DUnknown]);
+    cx.primary = false;
+    let mut source = view(1, B);
+    source.history[0] = A;
+    let mut u = uuids(C, &[(1, C), (2, B)], &[A]);
+    u.resync_finished_target(&cx, &source, C, mask(&[1]));
+    assert_eq!(u.current, B);
+    assert_eq!(u.history[..2], [A, 0]);
+}
+
+#[test]
 fn uuid_initial_sync_can_be_continued() {
     let cx = rotate_context(&[DiskState::UpToDate]);
     let mut source = view(1, C);
