@@ -404,8 +404,14 @@ impl Model {
         self.lineage.attempt(node, replicas, volume);
     }
 
-    /// The disk under a volume of a node is gone, and writes that are under way may not be on it, but on these replicas.
+    /// The disk under a volume of a node is gone, and writes that are under way may not be on it, but on these replicas; nor those
+    /// that were acknowledged before it had written them.
     pub fn disk_lost(&mut self, node: usize, volume: u16, replicas: &[usize]) {
+        let view = &self.views[node];
+        let held = view.volatile.iter().flat_map(|id| view.of(*id)).filter(|h| !h.stable);
+        for early in held.map(|h| &self.writes[h.write as usize]).filter(|w| w.weak && w.key.0 == volume) {
+            self.lineage.may_lack(node, early.change, volume);
+        }
         let under_way = |w: &&mut Write| w.fate == Fate::InFlight && w.node == node && w.key.0 == volume;
         for write in self.writes.iter_mut().filter(under_way) {
             write.change = self.lineage.attempt(node, replicas, volume);

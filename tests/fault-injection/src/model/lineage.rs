@@ -62,18 +62,28 @@ impl Lineage {
         Change { writer, number }
     }
 
-    /// A change of `node` is on these replicas too; with its own one, everything that this one has.
+    /// A change of `node` is on these replicas too; with its own one, everything that this one had before, and not what it
+    /// has begun to write since.
     pub(super) fn shared(&mut self, node: usize, change: Change, holders: &[usize], volume: u16) {
         let v = self.of(volume);
         let own = holders.contains(&node);
         for &holder in holders {
             for clocks in [&mut v.has, &mut v.may_have] {
-                match own {
-                    true => take_over(clocks, holder, node),
-                    false => clocks[holder][change.writer] = clocks[holder][change.writer].max(change.number),
+                let until = clocks[holder][change.writer].max(change.number);
+                if own {
+                    take_over(clocks, holder, node);
+                }
+                if holder != node {
+                    clocks[holder][change.writer] = until;
                 }
             }
         }
+    }
+
+    /// A replica was thought to have a change, and may not.
+    pub(super) fn may_lack(&mut self, replica: usize, change: Change, volume: u16) {
+        let has = &mut self.of(volume).has[replica][change.writer];
+        *has = (*has).min(change.number - 1);
     }
 
     /// A replica that lacks what the others have becomes the truth on its node: each has changes now that the other lacks.
@@ -134,6 +144,27 @@ mod tests {
         l.resynced(1, 0, 0);
         assert!(!l.diverged(0, 1, 0));
         assert!(!l.diverged(1, 2, 0));
+    }
+
+    #[test]
+    fn sim_lineage_of_a_disk_that_failed_under_early_acks() {
+        let mut l = Lineage::new(2);
+        let change = l.attempt(0, &[0, 1], 0);
+        l.shared(0, change, &[0, 1], 0);
+        l.attempt(1, &[1], 0);
+        assert!(!l.diverged(0, 1, 0), "node 0 is behind");
+        l.may_lack(1, change, 0);
+        assert!(l.diverged(0, 1, 0));
+    }
+
+    #[test]
+    fn sim_lineage_of_an_ack_with_later_writes_under_way() {
+        let mut l = Lineage::new(2);
+        let first = l.attempt(0, &[0, 1], 0);
+        l.attempt(0, &[0, 1], 0);
+        l.shared(0, first, &[0, 1], 0);
+        l.attempt(1, &[1], 0);
+        assert!(l.diverged(0, 1, 0), "node 1 need not have the second");
     }
 
     #[test]
