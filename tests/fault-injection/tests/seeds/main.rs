@@ -36,16 +36,6 @@ const REGRESSIONS: &[Once] = &[
     },
     Once { seed: 94, only: &[6, 8, 9], wrong: "a replica that missed a generation was told that its data had split" },
     Once {
-        seed: 2092,
-        only: &[6, 7, 16],
-        wrong: "a Primary let its disk go, lost the last good peer before it was gone, and took that back without the writes it had lost",
-    },
-    Once {
-        seed: 20_677,
-        only: &[2, 3, 4, 5, 12],
-        wrong: "a write that a lost peer had confirmed, and a resync from one that did not have it yet took away, was called there",
-    },
-    Once {
         seed: 21_402,
         only: &[0, 1, 2, 3],
         wrong: "with protocol A a write under way when the peer was lost was acknowledged in a generation that the peer had, too",
