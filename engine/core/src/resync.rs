@@ -210,12 +210,7 @@ impl Resource {
             .filter(|&c| self.conns[c].is_up() && self.conns[c].pds[vidx].repl == ReplState::PausedSyncT)
             .filter(|&c| self.conns[c].pds[vidx].disk >= DiskState::Consistent)
             .min_by_key(|&c| self.volumes[vidx].dirty_bits(self.conns[c].node()));
-        if let Some(cidx) = best {
-            self.resync_begin_target(cx, cidx, vidx);
-        }
-    }
-
-    fn resync_begin_target(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let Some(cidx) = best else { return };
         let node = self.conns[cidx].node();
         let rotate = self.rotate_context(vidx, self.dagtag);
         let v = &mut self.volumes[vidx];
@@ -571,14 +566,11 @@ impl Resource {
         } else {
             self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
         }
-        let primary = self.primary_peer().filter(|_| behind && self.served_primary(vidx).is_none());
-        let primary = primary.and_then(|node| self.cidx(node));
-        let waits = primary.filter(|&c| self.is_paused_at_generation(c, vidx));
-        if let Some(primary) = waits {
-            self.resync_begin_target(cx, primary, vidx);
-        }
         self.end_paused_targets(cx, vidx);
-        if let Some(primary) = primary.filter(|_| waits.is_none()) {
+        if behind
+            && self.served_primary(vidx).is_none()
+            && let Some(primary) = self.primary_peer().and_then(|node| self.cidx(node))
+        {
             self.reconnect(cx, primary, "to resync what the Primary wrote meanwhile");
         }
         self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
@@ -589,13 +581,6 @@ impl Resource {
             self.want(crate::twopc::Change::Empty, None);
         }
         self.release_held(cx, vidx);
-    }
-
-    /// A source that waits and has the generation that this disk has got now: there is nothing to compare, it goes on.
-    fn is_paused_at_generation(&self, cidx: usize, vidx: usize) -> bool {
-        let pd = &self.conns[cidx].pds[vidx];
-        let ready = pd.repl == ReplState::PausedSyncT && pd.disk == DiskState::UpToDate;
-        ready && self.is_at_generation(self.conns[cidx].node(), vidx, self.volumes[vidx].uuids.current)
     }
 
     /// The source is gone in the meantime. What it had is here, unless it told of later writes (P_OUT_OF_SYNC); whether a Primary goes
@@ -628,25 +613,15 @@ impl Resource {
     /// the last ones of this node, holds no longer.
     pub(crate) fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         let current = self.volumes[vidx].uuids.current;
-        let mut again = Vec::new();
         for cidx in self.up_conns() {
             let (pd, node) = (&self.conns[cidx].pds[vidx], self.conns[cidx].node());
             let compared = pd.is_established() || pd.repl == ReplState::WFBitMapT;
             let left_behind =
                 compared && pd.disk >= DiskState::Consistent && !self.is_at_generation(node, vidx, current);
             let waits = matches!(pd.repl, ReplState::PausedSyncT | ReplState::WFBitMapS) || pd.is_sync_source();
-            if waits || left_behind {
-                again.push(cidx);
+            if !waits && !left_behind {
+                continue;
             }
-        }
-        // None of them is a source before that: it may be older than what this node has got.
-        for &cidx in &again {
-            let pd = &mut self.conns[cidx].pds[vidx];
-            if pd.repl == ReplState::PausedSyncT {
-                pd.repl = ReplState::Established;
-            }
-        }
-        for cidx in again {
             // Compare again with what both sides know now.
             self.reconnect(cx, cidx, "to compare after the resync from another node");
         }

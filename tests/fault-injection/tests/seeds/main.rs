@@ -179,16 +179,6 @@ const REGRESSIONS: &[Once] = &[
         wrong: "the source of a resync waited for writes of a former Primary that had lost power without having sent them",
     },
     Once {
-        seed: 7104,
-        only: &[],
-        wrong: "a target that the Primary had written past asked every other source again, and never the Primary",
-    },
-    Once {
-        seed: 22_538,
-        only: &[0, 1, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17],
-        wrong: "after a resync a source that had waited with an older generation gave its data to the newer one",
-    },
-    Once {
         seed: 21_553,
         only: &[1, 3, 4, 5, 8, 11, 17, 20, 23],
         wrong: "a node that was invalidated and resynced from an older generation called the newer one its past: a split brain",
