@@ -179,8 +179,9 @@ pub fn interop_a_policy_for_two_primaries_is_refused(lab: &mut Lab) -> Result<()
     let status = lab.zead().status()?;
     let reason = status["connections"][0]["last-error"].as_str().unwrap_or_default();
     ensure!(reason.contains("after-sb-2pri differs"), "{status:#}");
+    // The kernel may have parted by itself: the connection is unknown to it then.
     lab.guest(1).run(
-        "set -e; drbdadm disconnect --force r0; sed -i 's/after-sb-2pri violently-as0p;//' /etc/drbd.conf
+        "set -e; drbdadm disconnect --force r0 || true; sed -i 's/after-sb-2pri violently-as0p;//' /etc/drbd.conf
         drbdadm adjust r0",
     )?;
     lab.zead().zea("connect r0")?;
