@@ -21,7 +21,7 @@ pub(crate) enum Then {
     RoleStable,
     /// The new current UUID is stable: tell the peers, let the held writes go.
     NewUuid,
-    /// That this disk is being resynced from this peer, and what of it, is stable: the resync with this number asks from now on.
+    /// That this disk is being resynced from this peer, and what of it, is stable: what waits for this number is asked for from now on.
     ResyncBegins(NodeId, u64),
     /// The result of a finished resync from this peer is stable.
     ResyncFinished(NodeId),

@@ -3,7 +3,7 @@
 //! * Every write has its own value in every sector, so that a misplaced, stale or torn sector is told apart.
 //! * A node *holds* a write when the protocol promises so: the Primary that completed it, and with protocols B and C
 //!   every peer that it was connected to and that was UpToDate at the completion. A power loss takes away what no flush
-//!   or FUA covered. A replica that was resynced holds what its source holds; two replicas that connect without a resync
+//!   or FUA covered, any death what was acknowledged and not yet written (protocols A and B). A replica that was resynced holds what its source holds; two replicas that connect without a resync
 //!   hold what either does.
 //! * A read at a node may return any write that does not lie strictly before one that the node holds. "Before" is the
 //!   order of real time: completed (or failed, or its Primary died) before the other was submitted.
