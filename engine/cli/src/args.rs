@@ -167,7 +167,7 @@ pub enum Command {
         #[arg(long, requires = "wait")]
         json: bool,
     },
-    /// Make a volume larger while it is in use, here and on the connected peer
+    /// Make a volume larger while it is in use, on all its nodes
     #[command(after_help = "Example:\n  zea resize r0 0 20G")]
     Resize {
         /// Resource
@@ -176,6 +176,9 @@ pub enum Command {
         volume: u16,
         /// Its new size, with K, M, G or T as unit
         size: Size,
+        /// Do not copy what is new: it is the same on all disks (such as sparse files), or nobody minds
+        #[arg(long)]
+        assume_clean: bool,
     },
     /// Throw away this node's copy of a volume and fetch all of it from a peer
     Invalidate {

@@ -45,7 +45,7 @@ pub(crate) fn run(args: Args) -> Result<(), CliError> {
         Command::Disconnect { name, peer, force } => Request::Disconnect { name, peer, force },
         Command::Attach { name, volume } => Request::Attach { name, volume },
         Command::Detach { name, volume, force } => Request::Detach { name, volume, force },
-        Command::Resize { name, volume, size } => Request::Resize { name, volume, size },
+        Command::Resize { name, volume, size, assume_clean } => Request::Resize { name, volume, size, assume_clean },
         Command::Invalidate { name, volume } => Request::Invalidate { name, volume },
         Command::Up { name } => Request::Up { name },
         Command::Down { name } => Request::Down { name },

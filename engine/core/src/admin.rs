@@ -10,6 +10,7 @@ use crate::connection::{Connection, PeerDevice};
 use crate::io::{Action, AdminError, AdminTag, Command};
 use crate::limits;
 use crate::meta_queue::{Step, Then};
+use crate::resize::Resize;
 use crate::resource::{Ctx, Resource};
 use crate::twopc::{Change, ss, two_primaries};
 use crate::volume::Volume;
@@ -38,7 +39,9 @@ impl Resource {
             },
             Command::Down => return self.start_down(cx, tag),
             Command::Invalidate { volume } => return self.invalidate(cx, tag, volume),
-            Command::Resize { volume, size_sectors } => return self.resize(cx, tag, volume, size_sectors),
+            Command::Resize { volume, size_sectors, assume_clean } => {
+                return self.resize(cx, tag, Resize { volume, size_sectors, assume_clean });
+            }
             Command::Verify { peer, volume, start_sector, stop_sector } => {
                 match self.verify_command(tag, (peer, volume), start_sector, stop_sector) {
                     Ok(()) => return,

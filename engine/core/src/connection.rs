@@ -268,6 +268,8 @@ pub(crate) struct PeerDevice {
     pub(crate) told_out_of_sync: bool,
     /// On this connection the peer was told that the volume has grown, and has not answered.
     pub(crate) growth_told: bool,
+    /// On this connection the volume has grown, and what is new is copied from the peer, once it says so.
+    pub(crate) awaits_source: bool,
     /// Since the peer connected this node's disk has not been one that a Primary leaves writes out for.
     pub(crate) gets_all: bool,
     /// When this node last marked a write as missing there.
@@ -302,6 +304,7 @@ impl PeerDevice {
             told_bits: false,
             told_out_of_sync: false,
             growth_told: false,
+            awaits_source: false,
             gets_all: false,
             marked_at: None,
             packet_seq: 0,
@@ -344,7 +347,7 @@ impl PeerDevice {
 
     /// Counters and sequence numbers of a new connection.
     pub(crate) fn begin(&mut self) {
-        (self.told_out_of_sync, self.growth_told) = (false, false);
+        (self.told_out_of_sync, self.growth_told, self.awaits_source) = (false, false, false);
         (self.packet_seq, self.peer_seq) = (0, 0);
         (self.sent_sectors, self.received_sectors) = (0, 0);
     }

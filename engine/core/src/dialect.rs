@@ -18,7 +18,6 @@ mod resize;
 mod resync;
 mod uuids;
 
-pub(crate) use resize::Growth;
 pub(crate) use uuids::{from_packet, to_packet};
 
 use zea_wire::features::Features;

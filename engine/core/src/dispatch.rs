@@ -71,7 +71,7 @@ impl Resource {
                 let why = format!("{} before the connection was set up", packet.name());
                 self.drop_link(cx, cidx, ConnState::ProtocolError, &why);
             }
-            Packet::TwopcPrepare(r) => self.twopc_prepare(cx, cidx, volume, *r),
+            Packet::TwopcPrepare(r) | Packet::TwopcPrepRsz(r) => self.twopc_prepare(cx, cidx, volume, *r),
             Packet::TwopcCommit(r) => self.twopc_commit_received(cx, cidx, *r),
             Packet::TwopcAbort(r) if broken!(CommitAfterAbort) => self.twopc_commit_received(cx, cidx, *r),
             Packet::TwopcAbort(r) => self.twopc_abort_received(cx, cidx, *r),
@@ -256,6 +256,7 @@ impl Resource {
         self.target_waits_for_bitmap(cx, cidx, vidx, word);
         self.peer_disk(cx, cidx, vidx, word);
         self.peer_role(cx, cidx, word.role);
+        self.resync_new_area(cx, cidx, vidx);
         self.begin_generation_for_peer(cx, cidx, vidx);
     }
 

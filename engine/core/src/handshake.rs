@@ -446,6 +446,12 @@ impl Resource {
     /// The volume gets the size that all known replicas can hold.
     fn agree_on_size(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let Some(s) = self.conns[cidx].pds[vidx].says.sizes else { return };
+        if self.grows_when_connected(cidx, vidx) {
+            if s.c_size > self.volumes[vidx].size_sectors {
+                self.grow_to_peer(cx, vidx, s.c_size);
+            }
+            return;
+        }
         let own = self.own_usable(vidx);
         let peer = match (s.d_size, s.u_size) {
             (0, _) => s.c_size,

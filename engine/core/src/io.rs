@@ -469,12 +469,14 @@ pub enum Command {
         /// Which volume.
         volume: VolumeNr,
     },
-    /// Make a volume larger while it is in use, here and on the connected peer.
+    /// Make a volume larger while it is in use, on all nodes.
     Resize {
         /// Which volume.
         volume: VolumeNr,
         /// Its new size.
         size_sectors: u64,
+        /// What is new is the same on all disks, or nobody minds: no resync of it.
+        assume_clean: bool,
     },
     /// Compare a volume with a peer's, block by block, while it is in use. Answered when it has begun.
     Verify {

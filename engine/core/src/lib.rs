@@ -61,6 +61,7 @@ mod peer_read;
 mod peer_request;
 mod read;
 mod request;
+mod resize;
 mod resource;
 mod resync;
 mod resync_source;

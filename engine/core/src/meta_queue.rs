@@ -9,9 +9,9 @@ use rkyv::{Archive, Deserialize, Serialize};
 use zea_meta::flags::DeviceFlags;
 use zea_wire::ids::NodeId;
 
-use crate::dialect::Growth;
 use crate::io::{AdminTag, DiskCmd, DiskError, MetaBlock};
 use crate::limits;
+use crate::resize::Growth;
 use crate::resource::{Ctx, DiskJob, Resource};
 
 /// What happens when everything queued before is stable.

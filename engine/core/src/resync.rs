@@ -210,7 +210,13 @@ impl Resource {
             .filter(|&c| self.conns[c].is_up() && self.conns[c].pds[vidx].repl == ReplState::PausedSyncT)
             .filter(|&c| self.conns[c].pds[vidx].disk >= DiskState::Consistent)
             .min_by_key(|&c| self.volumes[vidx].dirty_bits(self.conns[c].node()));
-        let Some(cidx) = best else { return };
+        if let Some(cidx) = best {
+            self.resync_begin_target(cx, cidx, vidx);
+        }
+    }
+
+    /// SyncTarget.
+    pub(crate) fn resync_begin_target(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let node = self.conns[cidx].node();
         let rotate = self.rotate_context(vidx, self.dagtag);
         let v = &mut self.volumes[vidx];

@@ -15,6 +15,7 @@ use crate::dialect::request::Request;
 use crate::event::Severity;
 use crate::io::{AdminError, AdminTag, Time};
 use crate::limits;
+use crate::resize::Resize;
 use crate::resource::{Ctx, Resource};
 use crate::verify::VerifyPlan;
 
@@ -52,6 +53,8 @@ pub(crate) enum Change {
     Verify(VerifyPlan),
     /// This node becomes the target of a resync of everything. Of a peer that speaks 8.4; elsewhere it connects again.
     Invalidate(VolumeNr),
+    /// A volume grows.
+    Resize(Resize),
     /// No change: learn who is Primary after a peer was lost.
     Empty,
 }
@@ -61,6 +64,7 @@ impl Change {
     pub(crate) fn volume(self) -> Option<VolumeNr> {
         match self {
             Change::Verify(plan) => Some(plan.volume),
+            Change::Resize(wanted) => Some(wanted.volume),
             Change::Invalidate(volume) => Some(volume),
             _ => None,
         }
@@ -93,13 +97,23 @@ struct Sums {
     target_side: NodeMask,
     primary: NodeMask,
     weak: NodeMask,
+    /// Of a resize, in sectors: what all of those who have answered have room for.
+    largest: Option<u64>,
 }
 
 impl Sums {
-    fn add(&mut self, r: &TwopcReply) {
+    fn add(&mut self, r: &TwopcReply, resizes: bool) {
         self.reachable |= r.reachable_nodes;
         self.primary |= r.primary_nodes;
-        self.weak |= r.weak_nodes();
+        if resizes {
+            self.limit(r.weak_nodes_or_max_size);
+        } else {
+            self.weak |= r.weak_nodes();
+        }
+    }
+
+    fn limit(&mut self, size: u64) {
+        self.largest = Some(self.largest.map_or(size, |largest| largest.min(size)));
     }
 }
 
@@ -288,7 +302,7 @@ impl Resource {
             deadline: cx.now.plus_ms(self.config.twopc_timeout_ms),
         }));
         let request = self.twopc_request(tid, own, wanted.change, !(reachable | asked));
-        self.send_to_all(cx, asked, wanted.change.volume(), &Packet::TwopcPrepare(Box::new(request)));
+        self.send_to_all(cx, asked, wanted.change.volume(), &prepare(request));
         if let Change::Connect(peer) = wanted.change {
             let cidx = self.cidx(peer).expect("checked");
             if let Some(link) = self.conns[cidx].link.as_mut() {
@@ -300,14 +314,20 @@ impl Resource {
     }
 
     fn twopc_request(&self, tid: u32, initiator: NodeId, change: Change, to_reach: NodeMask) -> TwopcRequest {
-        let (mask, val) = self.mask_val(change);
+        let (flags, body) = match change {
+            Change::Resize(wanted) => (TwopcFlags::EMPTY, wanted.body()),
+            _ => {
+                let (mask, val) = self.mask_val(change);
+                (TwopcFlags::HAS_REACHABLE, TwopcBody::Prepare { mask, val })
+            }
+        };
         TwopcRequest {
             tid,
-            flags: TwopcFlags::HAS_REACHABLE,
+            flags,
             initiator_node_id: initiator,
             target_node_id: change.target(),
             nodes_to_reach: to_reach,
-            body: TwopcBody::Prepare { mask, val },
+            body,
         }
     }
 
@@ -326,7 +346,7 @@ impl Resource {
             Change::Demote => role(Role::Secondary),
             Change::Disconnect(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ConnState::Disconnecting)),
             Change::Verify(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ReplState::VerifyS)),
-            Change::Invalidate(_) => unreachable!("asked for with a request"),
+            Change::Invalidate(_) | Change::Resize(_) => unreachable!("asked for otherwise"),
             Change::Empty => (StateBits(0), StateBits(0)),
         }
     }
@@ -364,6 +384,7 @@ impl Resource {
                 _ => Ok(false),
             },
             Change::Invalidate(volume) => self.invalidate_check(volume),
+            Change::Resize(wanted) => self.resize_check(wanted).map(|grows| grows.is_some()),
             Change::Empty => Ok(true),
         }
     }
@@ -377,7 +398,7 @@ impl Resource {
             Some(Running::Initiator(i)) if i.tid == reply.tid && i.waiting.contains(node) => {
                 i.waiting.remove(node);
                 let before = i.sums.reachable;
-                i.sums.add(reply);
+                i.sums.add(reply, matches!(i.wanted.change, Change::Resize(_)));
                 if i.wanted.change == Change::Disconnect(node) && !self.conns[cidx].keeps_bits() {
                     (i.sums.reachable, i.sums.target_side) = (before, reply.reachable_nodes);
                 }
@@ -386,7 +407,7 @@ impl Resource {
             }
             Some(Running::Participant(p)) if p.request.tid == reply.tid && p.waiting.contains(node) => {
                 p.waiting.remove(node);
-                p.sums.add(reply);
+                p.sums.add(reply, is_resize(&p.request));
                 p.verdict = p.verdict.max(verdict);
                 self.twopc_answer(cx);
             }
@@ -428,6 +449,12 @@ impl Resource {
                 return self.twopc_abort(cx);
             }
         }
+        if let Change::Resize(wanted) = change
+            && self.twopc.initiator().expect("above").sums.largest.is_some_and(|size| size < wanted.size_sectors)
+        {
+            self.twopc.initiator().expect("above").verdict = Verdict::No;
+            return self.twopc_abort(cx);
+        }
         let own = self.config.node_id;
         let role = self.role;
         let i = self.twopc.initiator().expect("above");
@@ -465,7 +492,10 @@ impl Resource {
         let Sums { reachable, target_side, .. } = i.sums;
         let splits = !target_side.is_empty() && (reachable & target_side).is_empty();
         let reachable = if splits { target_side } else { reachable | target_side };
-        request.body = TwopcBody::CommitReachable { primary_nodes: i.sums.primary, reachable_nodes: reachable };
+        request.body = match i.wanted.change {
+            Change::Resize(wanted) => TwopcBody::Commit { primary_nodes: i.sums.primary, last: wanted.size_sectors },
+            _ => TwopcBody::CommitReachable { primary_nodes: i.sums.primary, reachable_nodes: reachable },
+        };
         if let Change::Promote { force: true } = i.wanted.change {
             request.flags.set(TwopcFlags::PRI_INCAPABLE, (0..self.volumes.len()).any(|v| !self.has_data(v)));
         }
@@ -488,6 +518,9 @@ impl Resource {
             }
             Change::Verify(plan) => self.verify_begin(cx, plan),
             Change::Invalidate(volume) => self.invalidate_agreed(volume),
+            Change::Resize(resize) => {
+                return self.resize_agreed(cx, Some(resize.volume), resize.agreed(primaries), wanted.reply);
+            }
             Change::Empty => {}
         }
         self.members_learned(cx, primaries);
@@ -517,6 +550,7 @@ impl Resource {
         }
         let error = match i.verdict {
             Verdict::No if let Change::Disconnect(peer) = i.wanted.change => last_data(peer),
+            Verdict::No if let Change::Resize(wanted) = i.wanted.change => no_room(wanted, i.sums.largest),
             Verdict::No if !(i.sums.primary & !self.config.node_id.mask()).is_empty() => two_primaries(),
             _ => AdminError { code: ss::CW_FAILED_BY_PEER, message: "refused by a peer node".into() },
         };
@@ -585,6 +619,28 @@ impl Resource {
     fn cidx_of(&self, change: Change) -> Option<usize> {
         self.cidx(change.target()?)
     }
+}
+
+/// The packet that begins a transaction.
+fn prepare(request: TwopcRequest) -> Packet {
+    let resizes = is_resize(&request);
+    let request = Box::new(request);
+    if resizes { Packet::TwopcPrepRsz(request) } else { Packet::TwopcPrepare(request) }
+}
+
+/// The transaction is a resize.
+fn is_resize(request: &TwopcRequest) -> bool {
+    matches!(request.body, TwopcBody::PrepareResize { .. })
+}
+
+/// Not all nodes can grow.
+fn no_room(wanted: Resize, largest: Option<u64>) -> AdminError {
+    let size = wanted.size_sectors;
+    let message = match largest.filter(|largest| *largest < size) {
+        Some(largest) => format!("{size} sectors are wanted: the smallest disk of all nodes has {largest}"),
+        None => "another node cannot grow now: it is busy with a resync, or not connected to all of them".to_owned(),
+    };
+    AdminError { code: ss::CW_FAILED_BY_PEER, message }
 }
 
 /// The transaction is a connect.

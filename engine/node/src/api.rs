@@ -120,7 +120,7 @@ pub enum Request {
         /// Sector to stop at; left out: the end.
         stop: Option<u64>,
     },
-    /// Make a volume larger while it is in use, here and on the connected peer. Reply: [`Done`].
+    /// Make a volume larger while it is in use, on all nodes. Reply: [`Done`].
     Resize {
         /// Resource.
         name: String,
@@ -128,6 +128,8 @@ pub enum Request {
         volume: u16,
         /// Its new size.
         size: Size,
+        /// No resync of what is new.
+        assume_clean: bool,
     },
     /// Throw away the data of a volume on this node and resync all of it. Reply: [`Done`].
     Invalidate {

@@ -69,6 +69,8 @@ pub enum Command {
         volume: u16,
         /// Its new size in sectors.
         size_sectors: u64,
+        /// No resync of what is new.
+        assume_clean: bool,
     },
     /// Throw away the data of a volume and resync it.
     Invalidate {

@@ -168,7 +168,7 @@ impl Engine for FakeEngine {
         let resource = resources.get_mut(name).ok_or_else(|| Failure::failed("it is not up"))?;
         match command {
             Command::Attach { volume } => device_of(resource, volume)?.disk_state = "Inconsistent".into(),
-            Command::Resize { volume, size_sectors } => device_of(resource, volume)?.size = size_sectors / 2,
+            Command::Resize { volume, size_sectors, .. } => device_of(resource, volume)?.size = size_sectors / 2,
             Command::Invalidate { volume } => device_of(resource, volume)?.disk_state = "Inconsistent".into(),
             Command::Detach { volume, .. } => device_of(resource, volume)?.disk_state = "Diskless".into(),
             Command::Verify { peer, volume, .. } => {

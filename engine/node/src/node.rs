@@ -176,7 +176,7 @@ impl Node {
             Request::Verify { name, peer, volume, start, stop } => {
                 self.verify(&name, peer.as_deref(), volume, (start, stop))
             }
-            Request::Resize { name, volume, size } => self.resize(&name, volume, size),
+            Request::Resize { name, volume, size, assume_clean } => self.resize(&name, volume, size, assume_clean),
             Request::Invalidate { name, volume } => self.invalidate(&name, volume),
             Request::Up { name } => self.up(&name),
             Request::Down { name } => self.down(&name),

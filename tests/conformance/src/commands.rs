@@ -48,6 +48,13 @@ pub enum Done {
     },
     /// All connections of the resource.
     Disconnect,
+    /// From here on this node's configuration is that of `r0.TAG.res`.
+    Configured(String),
+    /// A volume gets the size that is configured by then.
+    Resize {
+        /// What is new is not resynced.
+        assume_clean: bool,
+    },
     /// An online verify with all peers.
     Verify {
         /// Option `--start`.
@@ -119,14 +126,21 @@ pub fn parse(text: &str, day: Nanos) -> Result<Vec<Command>, String> {
             } else {
                 commands.extend(administration(command).map(|done| add(node, done)));
             }
-        } else if let Some((node, event)) = what.split_once(": ")
-            && event.contains("kill -9")
-        {
-            commands.push(add(node, Done::Killed));
+        } else if let Some((node, event)) = what.split_once(": ") {
+            commands.extend(happened(event).map(|done| add(node, done)));
         }
     }
     commands.sort_by_key(|c| c.time);
     Ok(commands)
+}
+
+/// What was done to a node from outside.
+fn happened(event: &str) -> Option<Done> {
+    let tag = event.strip_prefix("new /etc/drbd.conf (r0.").and_then(|rest| rest.strip_suffix(".res)"));
+    match tag {
+        Some(tag) => Some(Done::Configured(tag.to_owned())),
+        None => event.contains("kill -9").then_some(Done::Killed),
+    }
 }
 
 fn clock_of(text: &str) -> Option<Nanos> {
@@ -209,6 +223,7 @@ fn administration(command: &str) -> Option<Done> {
             Done::Verify { start_sector: sectors("--start="), stop_sector: sectors("--stop=") }
         }
         "invalidate" => Done::Invalidate,
+        "resize" => Done::Resize { assume_clean: has("--assume-clean") },
         "detach" => Done::Detach,
         "attach" => Done::Attach,
         "new-current-uuid" if has("--clear-bitmap") => Done::NewCurrentUuid,

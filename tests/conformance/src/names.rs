@@ -69,7 +69,9 @@ impl Names {
                 pairs.into_iter().chain(past).for_each(|(own, recorded)| self.learn_uuid(own, recorded));
             }
             (Packet::SyncUuid(a), Packet::SyncUuid(b)) => self.learn_uuid(a.uuid, b.uuid),
-            (Packet::TwopcPrepare(a), Packet::TwopcPrepare(b)) => self.tids.learn(a.tid.into(), b.tid.into()),
+            (Packet::TwopcPrepare(a), Packet::TwopcPrepare(b)) | (Packet::TwopcPrepRsz(a), Packet::TwopcPrepRsz(b)) => {
+                self.tids.learn(a.tid.into(), b.tid.into());
+            }
             _ => {}
         }
     }

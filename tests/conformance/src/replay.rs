@@ -21,8 +21,8 @@ use crate::recording::{Question, Recording, Sent, in_causal_order, written_tags}
 const CLOCKS_NS: Nanos = 15_000_000;
 /// A packet needs about this long from its node to the bridge where it was recorded.
 const TO_THE_BRIDGE_NS: Nanos = 250_000;
-/// The disks that were recorded.
-const DISK: DiskSize = DiskSize { sectors: 32768, max_peers: 3 };
+/// A disk that was recorded has whole MiB, its meta data for 3 peers at the end.
+const MIB: u64 = 2048;
 
 /// A target asks for flushes when it enables replication (wire-protocol.md 11.2).
 const FLUSHES: Features = Features::RESYNC_WITHOUT_REPLICATION;
@@ -74,6 +74,8 @@ pub struct Replay<'a> {
     /// Nodes whose cable is pulled, and nodes that are dead.
     cut: BTreeSet<NodeId>,
     dead: BTreeSet<NodeId>,
+    /// Whose configuration counts here: a node's, or the tag of a later one.
+    configured: &'a str,
     comparison: Comparison<'a>,
     /// The frame that the replay has come to.
     frame: u64,
@@ -117,12 +119,13 @@ impl<'a> Replay<'a> {
             recording,
             name,
             id,
-            node: Node::new(id, DISK, protocol_max(recording, id), &recording.contents, begin),
+            node: Node::new(id, disk_size(recording), protocol_max(recording, id), &recording.contents, begin),
             origins: origins(recording, &order, id),
             order,
             live: BTreeMap::new(),
             cut: BTreeSet::new(),
             dead: BTreeSet::new(),
+            configured: name,
             comparison,
             frame: 0,
             log: log.then(Vec::new),
@@ -425,6 +428,13 @@ impl<'a> Replay<'a> {
                     self.node.admin(io::Command::Verify { peer, volume, start_sector, stop_sector });
                 }
             }
+            Done::Configured(tag) => self.configured = tag,
+            Done::Resize { assume_clean } => {
+                let size = self.recording.configuration(self.configured).nodes.iter().find(|n| n.id == self.id);
+                let size = size.and_then(|n| n.volumes[&volume].size_sectors);
+                let (size_sectors, assume_clean) = (size.expect("a size is configured"), *assume_clean);
+                self.node.admin(io::Command::Resize { volume, size_sectors, assume_clean });
+            }
             Done::Invalidate => self.node.admin(io::Command::Invalidate { volume }),
             Done::Detach => self.node.admin(io::Command::Detach { volume, force: false }),
             Done::Attach => self.node.attach(volume),
@@ -464,6 +474,16 @@ impl<'a> Replay<'a> {
     }
 }
 
+/// The disk of a node, from what the nodes tell of theirs.
+fn disk_size(recording: &Recording) -> DiskSize {
+    let told = recording.sent.iter().filter_map(|s| match &s.packet {
+        Packet::Sizes(sizes) => Some(sizes.d_size),
+        _ => None,
+    });
+    let usable = told.max().filter(|usable| *usable > 0).unwrap_or(16 * MIB);
+    DiskSize { sectors: usable.next_multiple_of(MIB), max_peers: 3 }
+}
+
 /// Whether this packet is the first that a command causes.
 fn shows(done: &Done, packet: &Packet) -> bool {
     let asked = match packet {
@@ -492,6 +512,7 @@ fn shows(done: &Done, packet: &Packet) -> bool {
             let conn = |(_, val): (StateBits, StateBits)| val.conn().and_then(|conn| conn.repl_state());
             asked.and_then(conn) == Some(ReplState::VerifyS)
         }
+        Done::Resize { .. } => matches!(packet, Packet::TwopcPrepRsz(_)),
         Done::NewCurrentUuid => match packet {
             Packet::Uuids110(u) => u.uuid_flags.contains(UuidFlags::SKIP_INITIAL_SYNC),
             Packet::Uuids(u) => u.uuid_flags.contains(UuidFlags::SKIP_INITIAL_SYNC),
@@ -542,7 +563,7 @@ fn protocol_max(recording: &Recording, id: NodeId) -> u32 {
 
 /// What Zea offers: as its first packet says.
 fn offered(recording: &Recording, name: &str, id: NodeId) -> Features {
-    let mut node = Node::new(id, DISK, protocol_max(recording, id), &recording.contents, 0);
+    let mut node = Node::new(id, disk_size(recording), protocol_max(recording, id), &recording.contents, 0);
     node.create_md(VolumeNr(0));
     let configuration = recording.configuration(name);
     node.up(configuration);

@@ -29,7 +29,7 @@ const REPLICATION: Table<ReplState> = {
     };
     &[
         (Off, &[Established, WFBitMapS, WFBitMapT]),
-        (Established, &[Off, VerifyS, VerifyT, WFBitMapS, WFBitMapT]),
+        (Established, &[Off, VerifyS, VerifyT, WFBitMapS, WFBitMapT, SyncSource, SyncTarget]),
         (VerifyS, &[Off, Established]),
         (VerifyT, &[Off, Established]),
         (WFBitMapS, &[Off, Established, SyncSource, PausedSyncS]),
@@ -103,6 +103,7 @@ const CHANGES: Table<&str> = &[
     ("demote", &["commit", "abort"]),
     ("disconnect", &["commit", "abort"]),
     ("empty", &["commit", "abort"]),
+    ("resize", &["commit", "abort"]),
 ];
 
 /// What was reached of a table.

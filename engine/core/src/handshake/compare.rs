@@ -2,6 +2,7 @@
 
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::{NodeId, NodeMask};
+use zea_wire::packet::Sizes;
 use zea_wire::state::{DiskState, Role, StateWord};
 
 use super::Decision;
@@ -146,6 +147,9 @@ impl Resource {
             return Err("the peer's sizes contradict each other".into());
         }
         let peer_disk = state.disk >= DiskState::Inconsistent && state.disk != DiskState::DUnknown;
+        if peer_disk && self.grows_when_connected(cidx, vidx) {
+            return self.check_room(vidx, s);
+        }
         let usable = if s.u_size == 0 { s.d_size } else { s.d_size.min(s.u_size) };
         if peer_disk && v.disk >= DiskState::Outdated && v.size_sectors > 0 && usable < v.size_sectors {
             return Err(format!("the peer's disk is too small: {usable} sectors, this volume has {}", v.size_sectors));
@@ -161,6 +165,18 @@ impl Resource {
             if mine < s.c_size {
                 return Err(format!("the local disk is too small: {mine} sectors, the volume has {}", s.c_size));
             }
+        }
+        Ok(())
+    }
+
+    /// Of two disks of a volume the smaller one grows now, if it lacks that.
+    fn check_room(&self, vidx: usize, peer: &Sizes) -> Result<(), String> {
+        let (own_size, usable) = (self.volumes[vidx].size_sectors, self.largest_size(Some(self.volumes[vidx].nr)));
+        if peer.d_size < own_size {
+            return Err(format!("the peer's disk is too small: {} sectors, this volume has {own_size}", peer.d_size));
+        }
+        if usable < peer.c_size {
+            return Err(format!("the local disk is too small: {usable} sectors, the volume has {}", peer.c_size));
         }
         Ok(())
     }

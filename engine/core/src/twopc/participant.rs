@@ -1,12 +1,13 @@
 //! The node that is asked: prepare, answer, commit, abort (handshake-and-states.md 8.3).
 
-use zea_wire::flags::TwopcFlags;
+use zea_wire::flags::{DdsFlags, TwopcFlags};
 use zea_wire::ids::{NodeId, NodeMask, VolumeNr};
 use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
 use zea_wire::state::{ConnState, Role, StateBits};
 
-use super::{Change, Participant, Running, Sums, Verdict, is_connect, is_disconnect, is_verify};
+use super::{Change, Participant, Running, Sums, Verdict, is_connect, is_disconnect, is_resize, is_verify, prepare};
 use crate::connection::LinkPhase;
+use crate::resize::Agreed;
 use crate::resource::{Ctx, Resource};
 
 impl Resource {
@@ -60,7 +61,7 @@ impl Resource {
         }));
         let mut forward = request;
         forward.nodes_to_reach = request.nodes_to_reach & !direct;
-        self.send_to_all(cx, children, volume, &Packet::TwopcPrepare(Box::new(forward)));
+        self.send_to_all(cx, children, volume, &prepare(forward));
         if connects_us {
             self.handshake_send(cx, cidx);
         }
@@ -108,6 +109,9 @@ impl Resource {
             let can = vidx.is_some_and(|vidx| self.verify_check(cidx, vidx).is_ok());
             return if can { Verdict::Yes } else { Verdict::No };
         }
+        if let TwopcBody::PrepareResize { user_size, .. } = request.body {
+            return self.resize_vote(volume, user_size);
+        }
         let TwopcBody::Prepare { mask, val } = request.body else { return Verdict::No };
         if is_disconnect(request) {
             let asked = request.target_node_id == Some(self.config.node_id);
@@ -149,8 +153,14 @@ impl Resource {
         let (mut sums, verdict) = (p.sums, p.verdict);
         let own = self.sums_for(parent, &request, own);
         sums.reachable |= own.reachable;
-        sums.primary |= own.primary;
         sums.weak |= own.weak;
+        if is_resize(&request) {
+            sums.limit(self.largest_size(volume));
+        }
+        // Of a resize they are those with a disk.
+        if !is_resize(&request) || volume.and_then(|nr| self.vidx(nr)).is_some_and(|v| self.volumes[v].has_disk()) {
+            sums.primary |= own.primary;
+        }
         self.twopc_send_reply(cx, (parent, volume), &request, sums, verdict);
     }
 
@@ -167,7 +177,7 @@ impl Resource {
             initiator_node_id: request.initiator_node_id,
             reachable_nodes: sums.reachable,
             primary_nodes: sums.primary,
-            weak_nodes_or_max_size: sums.weak.0,
+            weak_nodes_or_max_size: sums.largest.unwrap_or(sums.weak.0),
         };
         let packet = match verdict {
             Verdict::Yes => Packet::TwopcYes(reply),
@@ -191,6 +201,13 @@ impl Resource {
             TwopcBody::CommitReachable { primary_nodes, .. } | TwopcBody::Commit { primary_nodes, .. } => primary_nodes,
             _ => NodeMask::default(),
         };
+        if let (TwopcBody::PrepareResize { user_size, dds_flags, .. }, TwopcBody::Commit { last: size_sectors, .. }) =
+            (p.request.body, commit.body)
+        {
+            let (assume_clean, parent) = (dds_flags.contains(DdsFlags::NO_RESYNC), Some(from));
+            let agreed = Agreed { size_sectors, user_size, assume_clean, primaries, parent };
+            return self.resize_agreed(cx, p.volume, agreed, None);
+        }
         self.apply_commit(cx, p.volume, &p.request);
         if !commit.flags.contains(TwopcFlags::PRI_INCAPABLE) {
             self.members_learned(cx, primaries);

@@ -88,7 +88,9 @@ pub(super) fn command(command: &Command) -> Option<CoreCommand> {
         Command::Verify { peer, volume, start, stop } => {
             CoreCommand::Verify { peer: NodeId(peer), volume: VolumeNr(volume), start_sector: start, stop_sector: stop }
         }
-        Command::Resize { volume, size_sectors } => CoreCommand::Resize { volume: VolumeNr(volume), size_sectors },
+        Command::Resize { volume, size_sectors, assume_clean } => {
+            CoreCommand::Resize { volume: VolumeNr(volume), size_sectors, assume_clean }
+        }
         Command::Invalidate { volume } => CoreCommand::Invalidate { volume: VolumeNr(volume) },
     })
 }

@@ -102,13 +102,13 @@ impl Node {
     }
 
     /// Makes a volume larger, and then its file true.
-    pub(super) fn resize(&self, name: &str, volume: u16, size: Size) -> Result<Done, Failure> {
+    pub(super) fn resize(&self, name: &str, volume: u16, size: Size, assume_clean: bool) -> Result<Done, Failure> {
         let resource = self.running(name)?;
         let _admin = lock(&resource.admin);
         let mut new = resource.saved();
         volumes(&new, Some(volume))?;
         let about = format!("{name}/{volume}");
-        let command = Command::Resize { volume, size_sectors: size.sectors() };
+        let command = Command::Resize { volume, size_sectors: size.sectors(), assume_clean };
         self.engine.command(name, command).map_err(|failure| failure.about(&about))?;
         for volume in new.file.volumes.iter_mut().filter(|it| it.nr == volume) {
             volume.size = Some(size);

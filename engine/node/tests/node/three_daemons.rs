@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Cluster, Daemon, connected, demote, promote};
 use zea_node::api::{FailureKind, Request, ResourceStatus, Secret};
-use zea_node::config::Algorithm;
+use zea_node::config::{Algorithm, Size};
 
 fn name() -> String {
     "r0".into()
@@ -72,6 +72,50 @@ fn node_three_daemons_survive_the_death_of_the_primary() {
     let mut client = cluster.nodes[0].nbd();
     client.check_pattern(0..50, 1);
     client.check_pattern(50..150, 2);
+    drop(client);
+    demote_when_closed(&cluster.nodes[0]);
+    cluster.assert_equal_disks();
+}
+
+#[test]
+fn resize_three_daemons_grow_together_and_the_new_area_is_replicated() {
+    let mut cluster = Cluster::empty(3);
+    let (mib, small, large) = (1_u64 << 20, Size(16 << 20), Size(32 << 20));
+    for node in 0..3 {
+        cluster.create(node, |resource| {
+            std::fs::File::create(&resource.volumes[0].disk).unwrap().set_len(40 * mib).unwrap();
+            resource.volumes[0].size = Some(small);
+        });
+    }
+    cluster.nodes[0].ok(&promote(true));
+    cluster.nodes.iter().for_each(Daemon::wait_synced);
+    cluster.nodes[0].nbd().write_pattern(0..100, 1);
+    let resize = |size| Request::Resize { name: name(), volume: 0, size, assume_clean: false };
+    let refused = |node: usize, size, why: &str| {
+        let failure = cluster.nodes[node].call(&resize(size)).unwrap_err();
+        assert!(failure.message.contains(why), "{failure}");
+    };
+    refused(1, large, "node 0 is Primary: ask it");
+    refused(0, Size(64 << 20), "the disk here has");
+    refused(0, Size(8 << 20), "no volume shrinks");
+    cluster.nodes[0].ok(&resize(large));
+    for node in &cluster.nodes {
+        node.wait("the new size", |status| status.devices[0].size == 32 << 10);
+        node.wait_synced();
+    }
+    // 4 KiB blocks: what is new begins at 4096.
+    let mut client = cluster.nodes[0].nbd();
+    client.write_pattern(4000..8000, 2);
+    drop(client);
+    // The file of another node becomes true, and what it says is what its disk has after a crash.
+    cluster.nodes[2].ok(&resize(large));
+    cluster.nodes[2].kill();
+    cluster.nodes[2].restart();
+    cluster.nodes.iter().for_each(Daemon::wait_synced);
+    assert_eq!(cluster.nodes[2].status("r0").devices[0].size, 32 << 10);
+    let mut client = cluster.nodes[0].nbd();
+    client.check_pattern(0..100, 1);
+    client.check_pattern(4000..8000, 2);
     drop(client);
     demote_when_closed(&cluster.nodes[0]);
     cluster.assert_equal_disks();

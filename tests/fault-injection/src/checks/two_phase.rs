@@ -35,7 +35,7 @@ impl TwoPhase {
         packet: &Packet,
     ) -> Result<Option<(&'static str, bool)>, String> {
         let (request, commits) = match packet {
-            Packet::TwopcPrepare(request) => (request, None),
+            Packet::TwopcPrepare(request) | Packet::TwopcPrepRsz(request) => (request, None),
             Packet::TwopcCommit(request) => (request, Some(true)),
             Packet::TwopcAbort(request) => (request, Some(false)),
             _ => return Ok(None),
@@ -89,7 +89,11 @@ impl TwoPhase {
 
 /// What a P_TWOPC_PREPARE asks for.
 fn change_of(request: &TwopcRequest) -> &'static str {
-    let TwopcBody::Prepare { mask, val } = request.body else { return "empty" };
+    let (mask, val) = match request.body {
+        TwopcBody::Prepare { mask, val } => (mask, val),
+        TwopcBody::PrepareResize { .. } => return "resize",
+        _ => return "empty",
+    };
     match (val.conn().and_then(|c| c.conn_state()), val.role()) {
         (Some(ConnState::Connected), _) if mask.names(StateBits::CONN) => "connect",
         _ if mask.names(StateBits::CONN) => "disconnect",

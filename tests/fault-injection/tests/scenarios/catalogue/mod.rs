@@ -8,6 +8,7 @@ mod failures;
 mod handshake;
 mod nodes;
 mod requests;
+mod resize;
 mod resync;
 mod resync_many;
 mod split_brain;

@@ -41,7 +41,7 @@ fn size(w: &mut World, ix: usize) -> u64 {
 }
 
 fn resize(size_sectors: u64) -> Command {
-    Command::Resize { volume: V0, size_sectors }
+    Command::Resize { volume: V0, size_sectors, assume_clean: false }
 }
 
 /// Both have the large size and the same data.
@@ -112,7 +112,7 @@ fn sim_84_what_cannot_grow_is_refused() {
     refused(&mut w, LARGE, "has to be Primary");
     w.isolate(1);
     w.run_ms(20_000);
-    refused(&mut w, LARGE, "a connected peer");
+    refused(&mut w, LARGE, "node 1 is not connected");
     w.rejoin(1);
     w.settle();
     assert_eq!((size(&mut w, 0), size(&mut w, 1)), (SMALL, SMALL));
