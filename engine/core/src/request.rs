@@ -145,13 +145,6 @@ impl Resource {
         if !self.has_data(vidx) {
             return cx.complete(req.id, Err(IoError::Io));
         }
-        if self.volumes[vidx].new_uuid_needed {
-            self.volumes[vidx].new_uuid_needed = false;
-            if self.new_current_uuid(cx, vidx) {
-                self.volumes[vidx].held.push_back(req);
-                return;
-            }
-        }
         if !self.volumes[vidx].conflict_waiters.is_empty() || self.transfer_log.len() >= limits::MAX_TRANSFER_LOG {
             self.volumes[vidx].conflict_waiters.push_back(Waiter::Request(req));
             return;
@@ -177,6 +170,11 @@ impl Resource {
         if !self.has_data(vidx) || self.tells_former(vidx) {
             // It waited while the last good disk failed: it waits for the next one, or fails. Or it has to wait for a peer.
             self.write(cx, vidx, req);
+            return true;
+        }
+        // A peer may have been lost while it waited: that one must not know the generation that this belongs to.
+        if std::mem::take(&mut self.volumes[vidx].new_uuid_needed) && self.new_current_uuid(cx, vidx) {
+            self.volumes[vidx].held.push_back(req);
             return true;
         }
         let sectors = u64::from(req.len) / 512;

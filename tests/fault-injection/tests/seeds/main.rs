@@ -183,6 +183,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[1, 3, 4, 5, 8, 11, 17, 20, 23],
         wrong: "a node that was invalidated and resynced from an older generation called the newer one its past: a split brain",
     },
+    Once {
+        seed: 50_712,
+        only: &[0, 1, 2, 3, 4, 5],
+        wrong: "a write that had waited for the activity log while a peer was lost was acknowledged in a generation that the peer had, too",
+    },
 ];
 
 #[test]
