@@ -377,6 +377,14 @@ impl Resource {
         self.volumes[vidx].disk == DiskState::UpToDate && self.primary_peer().is_some() && !disks_up()
     }
 
+    /// Where writes go on without this disk, it is behind from the moment that it is let go, whether or not it hears of them later.
+    fn is_left_behind(&self, vidx: usize) -> bool {
+        match self.role {
+            Role::Primary => self.up_to_date_peer(vidx).is_some(),
+            _ => self.primary_peer().is_some(),
+        }
+    }
+
     /// No new I/O goes to the disk; what depends on it finds another way.
     fn leave_disk(&mut self, cx: &mut Ctx<'_>, vidx: usize, state: DiskState) {
         let weak = self.not_replicated(vidx);
@@ -388,9 +396,11 @@ impl Resource {
             let lacking = lacking.fold(NodeMask::EMPTY, |mask, node| mask | node.mask());
             self.volumes[vidx].lacking |= lacking;
         }
+        let left_behind = self.is_left_behind(vidx);
         let v = &mut self.volumes[vidx];
         if v.disk >= DiskState::Inconsistent {
-            v.left_as = Some((v.disk, v.uuids.current));
+            let left_as = if left_behind { v.disk.min(DiskState::Outdated) } else { v.disk };
+            v.left_as = Some((left_as, v.uuids.current));
         }
         v.disk = state;
         // A Primary that served its peers goes on with that; a Secondary has seen no good data here.
@@ -516,11 +526,7 @@ impl Resource {
             if !clean {
                 return;
             }
-            // Where writes go on without it, this copy is behind from now on, whether or not it hears of them later.
-            let left_behind = match self.role {
-                Role::Primary => self.up_to_date_peer(vidx).is_some(),
-                _ => self.primary_peer().is_some(),
-            };
+            let left_behind = self.is_left_behind(vidx);
             for cidx in 0..self.conns.len() {
                 self.mark_kept(cx, cidx, vidx);
             }

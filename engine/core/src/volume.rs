@@ -90,7 +90,7 @@ pub(crate) struct Volume {
     pub(crate) uuids: Uuids,
     /// The UUID of the data that a diskless node shows.
     pub(crate) exposed_uuid: u64,
-    /// What the last disk was when it was let go, and its current UUID: its meta data may not have been told.
+    /// What the last disk was when it was let go, or became by that, and its current UUID: its meta data may not have been told.
     pub(crate) left_as: Option<(DiskState, u64)>,
     /// Nodes that miss something of that generation.
     pub(crate) exposed_weak: NodeMask,

@@ -188,6 +188,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 1, 2, 3, 4, 5],
         wrong: "a write that had waited for the activity log while a peer was lost was acknowledged in a generation that the peer had, too",
     },
+    Once {
+        seed: 50_371,
+        only: &[6, 7, 15],
+        wrong: "a disk that was let go in the middle of a Primary's writes, and failed at that, was called UpToDate when it was attached again",
+    },
 ];
 
 #[test]
