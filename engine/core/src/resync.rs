@@ -497,6 +497,8 @@ impl Resource {
         let Some(u) = pd.says.uuids.clone() else { return };
         pd.finishing = true;
         let source_disk = pd.disk;
+        // What this node was to give up is gone. Nobody has decided that what is here now, its source's, be given up to another one.
+        self.conns.iter_mut().for_each(|c| c.discard_my_data = false);
         let source = UuidView::from_packet(node, &u);
         let complete = self.target_is_complete(cidx, vidx) == Complete::Yes;
         let at_source = self.nodes_at(vidx, source.current);
@@ -552,7 +554,6 @@ impl Resource {
         pd.resync = None;
         pd.repl = ReplState::Established;
         pd.resync_total_bits = 0;
-        self.conns[cidx].discard_my_data = false;
         let behind = complete == Complete::Behind;
         let v = &mut self.volumes[vidx];
         v.disk = match source_disk {

@@ -193,6 +193,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[6, 7, 15],
         wrong: "a disk that was let go in the middle of a Primary's writes, and failed at that, was called UpToDate when it was attached again",
     },
+    Once {
+        seed: 31_836,
+        only: &[0, 1, 2, 3, 8, 9, 11, 13, 16, 17, 18, 19],
+        wrong: "a node that gave up its data for two peers with a split brain of their own gave up what it had got of the one for the other",
+    },
 ];
 
 #[test]
