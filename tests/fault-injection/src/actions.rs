@@ -154,6 +154,9 @@ impl World {
                 if self.in_sync_without_waiting(ix, volume) {
                     self.model.write_is_weak(write);
                 }
+                if !holders.contains(&ix) {
+                    self.model.write_is_at(write, &self.good_replicas(ix, volume));
+                }
                 self.model.write_acked(write, &holders, &stable);
             }
             (Purpose::Write(write), Err(_)) => self.model.write_unknown(write),

@@ -277,6 +277,13 @@ impl Model {
         }
     }
 
+    /// A write of a node without good data of its own is to be acknowledged: it has waited for all of these replicas, whatever the
+    /// protocol.
+    pub fn write_is_at(&mut self, index: WriteIx, replicas: &[usize]) {
+        let write = &self.writes[index as usize];
+        self.lineage.shared(write.node, write.change, replicas, write.key.0);
+    }
+
     /// A write is to be acknowledged before a connected peer has written it.
     pub fn write_is_weak(&mut self, index: WriteIx) {
         self.writes[index as usize].weak = true;

@@ -225,12 +225,12 @@ impl World {
         }
     }
 
-    /// The replicas that what a node writes now goes to, and that count.
+    /// The replicas that what a node writes now goes to, and that count: also the one that the node is being resynced from.
     pub(crate) fn good_replicas(&self, ix: NodeIx, volume: VolumeNr) -> Vec<NodeIx> {
         let node = &self.nodes[ix];
         let good = |o: NodeIx| match o == ix {
             true => node.disk_state(volume) == DiskState::UpToDate,
-            false => node.sees_in_sync(o, volume),
+            false => node.sees_up_to_date(o, volume),
         };
         (0..self.nodes.len()).filter(|o| good(*o)).collect()
     }

@@ -198,6 +198,16 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 1, 2, 3, 8, 9, 11, 13, 16, 17, 18, 19],
         wrong: "a node that gave up its data for two peers with a split brain of their own gave up what it had got of the one for the other",
     },
+    Once {
+        seed: 30_786,
+        only: &[1, 2, 4, 5, 13, 14, 15, 17, 18],
+        wrong: "the simulator did not count what a Primary wrote through the source of its own resync, and called a split brain false",
+    },
+    Once {
+        seed: 22_400,
+        only: &[0, 2, 3, 4, 5, 6, 7, 8, 9, 11],
+        wrong: "the same after a promotion by force",
+    },
 ];
 
 #[test]
