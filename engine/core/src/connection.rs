@@ -250,8 +250,8 @@ pub(crate) struct PeerDevice {
     pub(crate) says: PeerSays,
     /// P_STATEs of handshakes on this link.
     pub(crate) states_heard: u32,
-    /// The UUIDs as we sent them in the running handshake: a change in between means retry.
-    pub(crate) sent_current: u64,
+    /// The generations that were shown in the running handshake, and the UUIDs as they were sent: a change in between means retry.
+    pub(crate) sent_shown: (u64, u64),
     pub(crate) sent_uuids: Option<Box<Uuids110>>,
     pub(crate) sent_state: (Role, DiskState),
     pub(crate) sent_former: Vec<u64>,
@@ -294,7 +294,7 @@ impl PeerDevice {
             disk: DiskState::DUnknown,
             says: PeerSays::default(),
             states_heard: 0,
-            sent_current: 0,
+            sent_shown: (0, 0),
             sent_uuids: None,
             sent_state: (Role::Unknown, DiskState::Diskless),
             sent_former: Vec::new(),

@@ -69,10 +69,17 @@ impl Resource {
                 .then(|| self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY));
             self.conns[cidx].pds[vidx].sent_uuids = sent;
             self.tell_exposed_uuid(cx, cidx, vidx);
-            self.conns[cidx].pds[vidx].sent_current = self.volumes[vidx].current_uuid();
+            self.conns[cidx].pds[vidx].sent_shown = self.shown_uuids(vidx);
             self.conns[cidx].pds[vidx].sent_state = (self.role, self.volumes[vidx].disk);
             self.send_state(cx, cidx, vidx);
         }
+    }
+
+    /// The generations that a peer is shown: of the own data, and of what this node serves as Primary.
+    fn shown_uuids(&self, vidx: usize) -> (u64, u64) {
+        let v = &self.volumes[vidx];
+        let serves = if self.serves_peers(vidx) { v.exposed_uuid } else { 0 };
+        (v.current_uuid(), serves)
     }
 
     /// A Primary serves the data of its peers.
@@ -298,7 +305,7 @@ impl Resource {
                 Decision::Refuse(_) => Verdict::No,
                 Decision::Retry => Verdict::Retry,
                 // The peer decided on what it was told: that must still hold.
-                _ if pd.sent_current != self.volumes[vidx].current_uuid() => Verdict::Retry,
+                _ if pd.sent_shown != self.shown_uuids(vidx) => Verdict::Retry,
                 _ if pd.sent_state != (self.role, self.volumes[vidx].disk) => Verdict::Retry,
                 _ if self.former_is_past(cidx, vidx) => Verdict::Retry,
                 _ => Verdict::Yes,

@@ -208,6 +208,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 2, 3, 4, 5, 6, 7, 8, 9, 11],
         wrong: "the same after a promotion by force",
     },
+    Once {
+        seed: 20_662,
+        only: &[0, 1, 2, 3, 4, 6, 7, 8, 9],
+        wrong: "a Primary began a generation while a peer connected, which never heard of it, and later called the data that both had a split brain",
+    },
 ];
 
 #[test]
