@@ -135,6 +135,8 @@ pub struct FlushTicket(u64);
 pub struct Model {
     now: u64,
     writes: Vec<Write>,
+    /// Writes that have not ended.
+    under_way: BTreeSet<WriteIx>,
     /// By volume and sector: the number of a sector that somebody wrote.
     ids: Vec<Vec<u32>>,
     sectors: Vec<Sector>,
@@ -170,6 +172,7 @@ impl Model {
         Model {
             now: 0,
             writes: Vec::new(),
+            under_way: BTreeSet::new(),
             ids: Vec::new(),
             sectors: Vec::new(),
             views: vec![View::default(); nodes],
@@ -239,6 +242,7 @@ impl Model {
             self.sectors[id].open += 1;
         }
         self.writes.push(write);
+        self.under_way.insert(index);
         (index, tags)
     }
 
@@ -247,6 +251,7 @@ impl Model {
         let write = &mut self.writes[index as usize];
         assert_eq!(write.fate, Fate::InFlight, "a write ends once");
         (write.ended, write.fate) = (Some(now), fate);
+        self.under_way.remove(&index);
         let keys = write.keys();
         for key in keys {
             let id = self.id(key).expect("it was written");
@@ -260,9 +265,9 @@ impl Model {
     /// write began may have acknowledged it before, and has lost it.
     pub fn write_acked(&mut self, index: WriteIx, holders: &[usize], stable: &[usize]) {
         let now = self.write_ends(index, Fate::Acked);
-        let write = &self.writes[index as usize];
+        let (write, first) = (&self.writes[index as usize], self.first_under_way(index));
         let (submitted, weak) = (write.submitted, write.weak);
-        self.lineage.shared(write.node, write.change, holders, write.key.0);
+        self.lineage.shared(write.node, write.change, first, holders, write.key.0);
         for key in write.keys() {
             let id = self.id(key).expect("it was written");
             for &node in holders {
@@ -280,8 +285,16 @@ impl Model {
     /// A write of a node without good data of its own is to be acknowledged: it has waited for all of these replicas, whatever the
     /// protocol.
     pub fn write_is_at(&mut self, index: WriteIx, replicas: &[usize]) {
+        let (write, first) = (&self.writes[index as usize], self.first_under_way(index));
+        self.lineage.shared(write.node, write.change, first, replicas, write.key.0);
+    }
+
+    /// The first other change of its writer that has not ended.
+    fn first_under_way(&self, index: WriteIx) -> Option<lineage::Change> {
         let write = &self.writes[index as usize];
-        self.lineage.shared(write.node, write.change, replicas, write.key.0);
+        let others = self.under_way.iter().filter(|open| **open != index).map(|open| &self.writes[*open as usize]);
+        let same = others.filter(|w| w.key.0 == write.key.0).map(|w| w.change);
+        same.filter(|change| change.is_of_writer_of(write.change)).min_by_key(|change| change.number())
     }
 
     /// A write is to be acknowledged before a connected peer has written it.

@@ -12,11 +12,23 @@ pub(super) struct Change {
     number: u64,
 }
 
+impl Change {
+    pub(super) fn number(self) -> u64 {
+        self.number
+    }
+
+    pub(super) fn is_of_writer_of(self, other: Change) -> bool {
+        self.writer == other.writer
+    }
+}
+
 /// What is known of the replicas of one volume.
 #[derive(Debug, Clone)]
 struct Volume {
     /// By writer: how often it wrote.
     clock: Vec<u64>,
+    /// By writer: its last change that was acknowledged.
+    acked: Vec<u64>,
     /// Changes that a replica certainly has.
     has: Clocks,
     /// Changes that it may have: also what is on its way to it.
@@ -33,7 +45,8 @@ pub(super) struct Lineage {
 impl Lineage {
     pub(super) fn new(nodes: usize) -> Lineage {
         let clocks = vec![vec![0; 2 * nodes]; nodes];
-        let volume = Volume { clock: vec![0; 2 * nodes], has: clocks.clone(), may_have: clocks };
+        let (clock, acked) = (vec![0; 2 * nodes], vec![0; 2 * nodes]);
+        let volume = Volume { clock, acked, has: clocks.clone(), may_have: clocks };
         Lineage { nodes, volumes: vec![volume; usize::from(super::VOLUMES)] }
     }
 
@@ -63,13 +76,24 @@ impl Lineage {
     }
 
     /// A change of `node` is on these replicas too; with its own one, everything that this one had before, and not what it
-    /// has begun to write since.
-    pub(super) fn shared(&mut self, node: usize, change: Change, holders: &[usize], volume: u16) {
+    /// has begun to write since, nor the `first` of its changes that is under way and what came after that: whether that is there
+    /// nobody has said.
+    pub(super) fn shared(
+        &mut self,
+        node: usize,
+        change: Change,
+        first: Option<Change>,
+        holders: &[usize],
+        volume: u16,
+    ) {
         let v = self.of(volume);
         let own = holders.contains(&node);
+        let acked = &mut v.acked[change.writer];
+        *acked = change.number.max(*acked);
+        let known = first.map_or(*acked, |first| (first.number - 1).min(*acked));
         for &holder in holders {
             for clocks in [&mut v.has, &mut v.may_have] {
-                let until = clocks[holder][change.writer].max(change.number);
+                let until = clocks[holder][change.writer].max(known);
                 if own {
                     take_over(clocks, holder, node);
                 }
@@ -134,7 +158,7 @@ mod tests {
     fn sim_lineage_tells_behind_from_diverged() {
         let mut l = Lineage::new(3);
         let change = l.attempt(0, &[0], 0);
-        l.shared(0, change, &[0, 1], 0);
+        l.shared(0, change, None, &[0, 1], 0);
         assert!(!l.diverged(0, 1, 0));
         l.attempt(0, &[0], 0);
         assert!(!l.diverged(0, 1, 0), "node 1 is behind");
@@ -150,7 +174,7 @@ mod tests {
     fn sim_lineage_of_a_disk_that_failed_under_early_acks() {
         let mut l = Lineage::new(2);
         let change = l.attempt(0, &[0, 1], 0);
-        l.shared(0, change, &[0, 1], 0);
+        l.shared(0, change, None, &[0, 1], 0);
         l.attempt(1, &[1], 0);
         assert!(!l.diverged(0, 1, 0), "node 0 is behind");
         l.may_lack(1, change, 0);
@@ -162,9 +186,21 @@ mod tests {
         let mut l = Lineage::new(2);
         let first = l.attempt(0, &[0, 1], 0);
         l.attempt(0, &[0, 1], 0);
-        l.shared(0, first, &[0, 1], 0);
+        l.shared(0, first, None, &[0, 1], 0);
         l.attempt(1, &[1], 0);
         assert!(l.diverged(0, 1, 0), "node 1 need not have the second");
+    }
+
+    #[test]
+    fn sim_lineage_of_acks_out_of_order() {
+        let mut l = Lineage::new(2);
+        let first = l.attempt(0, &[0, 1], 0);
+        let second = l.attempt(0, &[0, 1], 0);
+        l.shared(0, second, Some(first), &[0, 1], 0);
+        l.attempt(1, &[1], 0);
+        assert!(l.diverged(0, 1, 0), "nobody has said that node 1 has the first");
+        l.shared(0, first, None, &[0, 1], 0);
+        assert!(!l.diverged(0, 1, 0), "node 1 has both");
     }
 
     #[test]
@@ -180,9 +216,9 @@ mod tests {
     fn sim_lineage_of_a_writer_without_a_disk_is_that_of_its_peers() {
         let mut l = Lineage::new(2);
         let change = l.attempt(0, &[0, 1], 0);
-        l.shared(0, change, &[0, 1], 0);
+        l.shared(0, change, None, &[0, 1], 0);
         let change = l.attempt(0, &[1], 0);
-        l.shared(0, change, &[1], 0);
+        l.shared(0, change, None, &[1], 0);
         assert!(!l.diverged(0, 1, 0), "the disk of node 0 is behind");
         l.attempt(0, &[0], 0);
         assert!(l.diverged(0, 1, 0), "it goes on from there");
@@ -192,7 +228,7 @@ mod tests {
     fn sim_lineage_of_a_forced_copy_is_its_own() {
         let mut l = Lineage::new(2);
         let change = l.attempt(0, &[0], 0);
-        l.shared(0, change, &[0, 1], 0);
+        l.shared(0, change, None, &[0, 1], 0);
         l.forked(0, 0);
         assert!(l.diverged(0, 1, 0));
     }

@@ -203,15 +203,16 @@ const REGRESSIONS: &[Once] = &[
         only: &[1, 2, 4, 5, 13, 14, 15, 17, 18],
         wrong: "the simulator did not count what a Primary wrote through the source of its own resync, and called a split brain false",
     },
-    Once {
-        seed: 22_400,
-        only: &[0, 2, 3, 4, 5, 6, 7, 8, 9, 11],
-        wrong: "the same after a promotion by force",
-    },
+    Once { seed: 22_400, only: &[0, 2, 3, 4, 5, 6, 7, 8, 9, 11], wrong: "the same after a promotion by force" },
     Once {
         seed: 20_662,
         only: &[0, 1, 2, 3, 4, 6, 7, 8, 9],
         wrong: "a Primary began a generation while a peer connected, which never heard of it, and later called the data that both had a split brain",
+    },
+    Once {
+        seed: 102_103,
+        only: &[0, 2, 3, 4, 5, 7, 8, 9, 10, 11, 14, 15, 16],
+        wrong: "the simulator took a write for known to be on a peer because a later one was, and called a split brain false",
     },
 ];
 
