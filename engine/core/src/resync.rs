@@ -620,15 +620,25 @@ impl Resource {
     /// the last ones of this node, holds no longer.
     pub(crate) fn end_paused_targets(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         let current = self.volumes[vidx].uuids.current;
+        let mut again = Vec::new();
         for cidx in self.up_conns() {
             let (pd, node) = (&self.conns[cidx].pds[vidx], self.conns[cidx].node());
             let compared = pd.is_established() || pd.repl == ReplState::WFBitMapT;
             let left_behind =
                 compared && pd.disk >= DiskState::Consistent && !self.is_at_generation(node, vidx, current);
             let waits = matches!(pd.repl, ReplState::PausedSyncT | ReplState::WFBitMapS) || pd.is_sync_source();
-            if !waits && !left_behind {
-                continue;
+            if waits || left_behind {
+                again.push(cidx);
             }
+        }
+        // None of them is a source before that: what it has may be older than what this node has got.
+        for &cidx in &again {
+            let pd = &mut self.conns[cidx].pds[vidx];
+            if pd.repl == ReplState::PausedSyncT {
+                pd.repl = ReplState::Established;
+            }
+        }
+        for cidx in again {
             // Compare again with what both sides know now.
             self.reconnect(cx, cidx, "to compare after the resync from another node");
         }

@@ -214,6 +214,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 2, 3, 4, 5, 7, 8, 9, 10, 11, 14, 15, 16],
         wrong: "the simulator took a write for known to be on a peer because a later one was, and called a split brain false",
     },
+    Once {
+        seed: 31_414,
+        only: &[1, 2, 4, 5],
+        wrong: "the end of a resync lost a link, and with that began another one from an older source that had only waited",
+    },
 ];
 
 #[test]
