@@ -219,6 +219,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[1, 2, 4, 5],
         wrong: "the end of a resync lost a link, and with that began another one from an older source that had only waited",
     },
+    Once {
+        seed: 7104,
+        only: &[],
+        wrong: "a target that the Primary had written past asked every other source again, and never the Primary",
+    },
 ];
 
 #[test]
