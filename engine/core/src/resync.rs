@@ -196,7 +196,8 @@ impl Resource {
         cx.notice(Severity::Info, format!("volume {nr}: resync of node {node} begins: {kib} KiB"));
     }
 
-    /// One source at a time: the peer with the fewest dirty bits (2.4 no. 6).
+    /// One source at a time: the Primary, since what it has written nobody else can make up for, or the peer with the fewest dirty bits
+    /// (2.4 no. 6).
     pub(crate) fn resync_choose_target(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         if self.sync_source_of(vidx).is_some() || !self.volumes[vidx].has_disk() {
             return;
@@ -209,7 +210,11 @@ impl Resource {
         let best = (0..self.conns.len())
             .filter(|&c| self.conns[c].is_up() && self.conns[c].pds[vidx].repl == ReplState::PausedSyncT)
             .filter(|&c| self.conns[c].pds[vidx].disk >= DiskState::Consistent)
-            .min_by_key(|&c| self.volumes[vidx].dirty_bits(self.conns[c].node()));
+            .min_by_key(|&c| {
+                let c = &self.conns[c];
+                let serves = c.role == Role::Primary && c.pds[vidx].disk == DiskState::UpToDate;
+                (!serves, self.volumes[vidx].dirty_bits(c.node()))
+            });
         if let Some(cidx) = best {
             self.resync_begin_target(cx, cidx, vidx);
         }
