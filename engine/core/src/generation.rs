@@ -443,7 +443,7 @@ impl Resource {
     }
 
     /// It has been waited for long enough.
-    pub(crate) fn primary_stays_away(&mut self, cx: &Ctx<'_>) {
+    pub(crate) fn primary_stays_away(&mut self, cx: &mut Ctx<'_>) {
         if self.primary_back_by.is_none_or(|t| cx.now < t) {
             return;
         }
@@ -452,12 +452,14 @@ impl Resource {
         if unsure && self.role == Role::Secondary && self.primary_peer().is_none() {
             self.want(Change::Empty, None);
         }
+        self.reconcile(cx);
     }
 
     /// Survivors of a Primary may hold different last writes of it. Those are marked in the bitmaps; a new handshake compares
     /// and resyncs them (`docs/adr`: keep bits).
     pub(crate) fn reconcile(&mut self, cx: &mut Ctx<'_>) {
-        let Some(lost) = self.lost_primary else { return };
+        // One that is only away settles what is marked here when it is back.
+        let Some(lost) = self.lost_primary.filter(|_| self.primary_back_by.is_none()) else { return };
         let drained = self.cidx(lost).is_none_or(|c| self.conns[c].active_peer_reqs == 0);
         if !drained {
             return;

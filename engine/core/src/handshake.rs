@@ -340,6 +340,7 @@ impl Resource {
         c.role = c.pds.iter().find_map(|pd| pd.says.state).map_or(Role::Secondary, |s| s.role);
         if c.role == Role::Primary {
             self.primary_back_by = None;
+            self.lost_primary.take_if(|lost| *lost == c.config.node_id);
         }
         self.state_changed = true;
         self.recheck_at = Some(now.plus_ms(limits::RECHECK_MS));
