@@ -463,6 +463,8 @@ impl Resource {
             Then::ResyncBegins(node, nr) => self.resync_begins(vidx, node, nr),
             Then::ResyncFinished(node) => self.resync_finished(cx, vidx, node),
             Then::AttachDone => self.attach_done(cx, vidx),
+            // A flush for a peer may have begun meanwhile: once more when it has ended.
+            Then::Detach if self.volumes[vidx].disk_jobs > 0 => {}
             Then::Detach => self.disk_closed(cx, vidx),
             Then::Reply(_) if broken!(ForgetReplies) => {}
             Then::Reply(tag) => cx.reply(tag, Ok(())),

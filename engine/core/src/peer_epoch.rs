@@ -87,7 +87,7 @@ impl Resource {
         let mut n = 0;
         for vidx in 0..self.volumes.len() {
             let v = &self.volumes[vidx];
-            if v.has_disk() && v.config.disk.disk_flushes && !broken!(BarrierAckBeforeFlush) {
+            if v.takes_last_writes() && v.config.disk.disk_flushes && !broken!(BarrierAckBeforeFlush) {
                 self.disk(cx, vidx, DiskJob::EpochFlush(node, link), DiskCmd::Flush);
                 n += 1;
             }

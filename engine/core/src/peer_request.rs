@@ -234,7 +234,7 @@ impl Resource {
                     self.peer_reqs[index].stage = Stage::ActivityLog;
                 }
                 Stage::ActivityLog => {
-                    if self.volumes[vidx].has_disk() {
+                    if self.volumes[vidx].takes_last_writes() {
                         let marked = self.volumes[vidx].stable_flags.contains(DeviceFlags::PRIMARY_IND);
                         // A Primary without a disk waits for the generation that is being written here.
                         let named = !self.volumes[vidx].new_uuid_running || self.role == Role::Primary;
@@ -302,7 +302,7 @@ impl Resource {
             }
             self.kept_is_overwritten(vidx, sector, len);
         }
-        if !self.volumes[vidx].has_disk() {
+        if !self.volumes[vidx].takes_last_writes() {
             return self.peer_disk_done(cx, index, Err(DiskError::Io(5)), None);
         }
         self.disk(cx, vidx, DiskJob::Peer(index), cmd);

@@ -230,6 +230,11 @@ impl Volume {
         self.disk >= DiskState::Inconsistent && self.disk != DiskState::DUnknown && self.attached.is_some()
     }
 
+    /// Likewise, or it still takes those of peers that came before it was to be let go: they may have been acknowledged already.
+    pub(crate) fn takes_last_writes(&self) -> bool {
+        self.has_disk() || (self.disk == DiskState::Detaching && self.attached.is_some())
+    }
+
     /// Nothing may be acknowledged: the generation that it belongs to has no name yet that is stable.
     pub(crate) fn awaits_uuid(&self) -> bool {
         self.new_uuid_running || self.peer_names_uuid

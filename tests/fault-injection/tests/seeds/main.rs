@@ -224,6 +224,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[],
         wrong: "a target that the Primary had written past asked every other source again, and never the Primary",
     },
+    Once {
+        seed: 120_824,
+        only: &[2, 3, 5, 9],
+        wrong: "a disk that was detached lost the writes of a peer that had been confirmed, and waited for their turn",
+    },
 ];
 
 #[test]
