@@ -409,6 +409,7 @@ impl Resource {
                     cx.notice(Severity::Warning, text);
                 }
                 self.established_without_resync(vidx, cidx, state);
+                self.forget_lost_writes(vidx, None);
             }
             Decision::Source { full, copy_from } => {
                 self.wait_for_bitmap_as_source(cidx, vidx, full, copy_from);

@@ -52,6 +52,7 @@ pub mod interval;
 pub mod io;
 mod late_bits;
 pub mod limits;
+mod lost_writes;
 mod meta_queue;
 #[cfg(feature = "mutations")]
 pub mod mutation;

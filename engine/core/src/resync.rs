@@ -571,6 +571,7 @@ impl Resource {
         if (behind && v.set_flag(DeviceFlags::ZEA_BEHIND, true)) | v.set_flag(DeviceFlags::WAS_UP_TO_DATE, good) {
             v.meta.push(Step::SuperBlock);
         }
+        self.forget_lost_writes(vidx, Some(node));
         self.state_changed = true;
         cx.notice(Severity::Info, format!("volume {}: resync from node {node} is complete", self.volumes[vidx].nr));
         if self.conns[cidx].speaks_84() {

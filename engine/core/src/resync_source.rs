@@ -51,6 +51,7 @@ impl Resource {
             if self.conns[cidx].speaks_84() && self.volumes[vidx].dirty_bits(node) == 0 {
                 self.peer_has_our_uuids(cidx, vidx);
             }
+            self.forget_lost_writes(vidx, None);
             self.tell_all_in_sync(cx, vidx);
             self.recheck_at = Some(cx.now.plus_ms(limits::RECHECK_MS));
             let v = &mut self.volumes[vidx];

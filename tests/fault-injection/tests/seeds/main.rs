@@ -225,6 +225,11 @@ const REGRESSIONS: &[Once] = &[
         wrong: "a target that the Primary had written past asked every other source again, and never the Primary",
     },
     Once {
+        seed: 120_316,
+        only: &[1, 2, 6, 7],
+        wrong: "a node that had lost its power long ago was no better than one that lost it now, though both had been equal since",
+    },
+    Once {
         seed: 120_824,
         only: &[2, 3, 5, 9],
         wrong: "a disk that was detached lost the writes of a peer that had been confirmed, and waited for their turn",
