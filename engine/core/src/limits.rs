@@ -66,6 +66,8 @@ pub const PROMOTE_RETRY_MS: u64 = 100;
 pub const PROMOTE_TRIES: u32 = 20;
 /// A change that finds the others busy is tried again so many times.
 pub const TWOPC_TRIES: u32 = 8;
+/// A connect transaction that does not come to a vote is tried again so many times at short intervals, then at ever longer ones.
+pub const CONNECT_QUICK_TRIES: u32 = 4;
 /// At most that long (ms) a change that met another one waits before it is tried again: somebody may be waiting for it.
 pub const TWOPC_BACK_OFF_MS: u64 = 3_000;
 /// A handshake that ends after this time without the state of a volume blames that.

@@ -582,8 +582,10 @@ impl Resource {
             self.send(cx, cidx, None, Packet::Disconnect);
             return self.refuse_connection(cx, cidx);
         }
-        let jitter = cx.rng.next_u64() % 100;
-        self.conns[cidx].retry_at = Some(cx.now.plus_ms(50 + jitter));
+        // Many pairs that try again and again keep each other from ever coming to a vote.
+        let tries = self.conns[cidx].link.as_ref().map_or(0, |link| link.prepares_sent);
+        let pause_ms = (50 + cx.rng.next_u64() % 100) << tries.saturating_sub(limits::CONNECT_QUICK_TRIES).min(5);
+        self.conns[cidx].retry_at = Some(cx.now.plus_ms(pause_ms));
     }
 
     fn twopc_back_off(&mut self, cx: &mut Ctx<'_>, tries: u32) {
