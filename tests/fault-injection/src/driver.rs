@@ -327,7 +327,7 @@ impl Driver {
     }
 
     /// Who stands alone connects again. Where that does not help it is a split brain: it is resolved in favour of a Primary,
-    /// else of the lower node.
+    /// else of the lower node; but not of one with a disk that is Inconsistent, which is no source.
     fn help(&mut self) {
         self.force_last_copy();
         let count = self.world.nodes.len();
@@ -338,10 +338,16 @@ impl Driver {
             }
             let (a_alone, b_alone) = (alone(a, b), alone(b, a));
             let split = a_alone && b_alone && !self.tried.insert((a, b));
-            let victim = if self.world.role(b) == Role::Primary && self.world.role(a) != Role::Primary { a } else { b };
+            let rank = |x: NodeIx| (!self.is_inconsistent(x), self.world.role(x) == Role::Primary);
+            let victim = if rank(b) > rank(a) { a } else { b };
             self.reconnect(a, b, a_alone, split && victim == a);
             self.reconnect(b, a, b_alone, split && victim == b);
         }
+    }
+
+    fn is_inconsistent(&self, ix: NodeIx) -> bool {
+        let node = &self.world.nodes[ix];
+        node.disks.keys().any(|volume| node.disk_state(*volume) == DiskState::Inconsistent)
     }
 
     /// No UpToDate data anywhere, and faults are over: somebody has to declare a copy good. The Primary's, else the first.
