@@ -264,6 +264,18 @@ impl Pool {
         }
     }
 
+    /// Gives back what was just taken for something that needs more than there is. For those who wait nothing has changed: if
+    /// [`Pool::freed`] said so, they would try again at once, for ever.
+    ///
+    /// # Panics
+    /// Where somebody else has a reference.
+    pub fn put_back(&mut self, buf: Buf) {
+        let freed = self.freed;
+        self.release(buf);
+        assert_eq!(self.refs[buf.0 as usize], 0, "buffer {} is in use", buf.0);
+        self.freed = freed;
+    }
+
     /// Changes with each buffer that becomes free.
     pub fn freed(&self) -> u64 {
         self.freed

@@ -164,7 +164,9 @@ impl Requests {
                 for (slot, piece) in buffers.iter_mut().zip(cut.clone()) {
                     *slot = pool.alloc(piece.len, Purpose::Request).map(|buf| (buf, piece.len));
                     if slot.is_none() {
-                        release(pool, &mut buffers);
+                        for (buf, _) in buffers.iter().flatten() {
+                            pool.put_back(*buf);
+                        }
                         return false;
                     }
                 }
@@ -312,5 +314,45 @@ fn errno(error: IoError) -> Errno {
         IoError::Invalid => Errno::Inval,
         IoError::NoVolume => Errno::Shutdown,
         IoError::Busy => Errno::NoMem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{ClassConfig, PoolConfig};
+
+    /// Or it would try again for ever, and nothing else would be done that gives a buffer back.
+    #[test]
+    fn nbd_a_request_that_gets_only_some_of_its_buffers_waits_for_others() {
+        let classes = vec![ClassConfig { bytes: 4096, count: 8 }, ClassConfig { bytes: 1 << 20, count: 8 }];
+        let mut pool = Pool::new(&PoolConfig { classes }).expect("a pool");
+        let export = zea_nbd::ExportInfo {
+            name: "r0/0".into(),
+            size_bytes: 1 << 30,
+            read_only: false,
+            block_min: 512,
+            block_preferred: 4096,
+            block_max: 8 << 20,
+            can_multi_conn: true,
+            flush: true,
+            fua: true,
+            trim: true,
+            write_zeroes: true,
+            fast_zero: false,
+            cache: true,
+            rotational: false,
+        };
+        let negotiated = Negotiated { export, style: ReplyStyle::Simple };
+        let mut requests = Requests::new(&negotiated, VolumeNr(0));
+        let mut queue = SendQueue::new();
+        let taken = pool.alloc(1 << 20, Purpose::Request).expect("of four");
+        let read = NbdRequest { cookie: 1, op: NbdOp::Read, flags: Default::default(), offset: 0, len: 4 << 20 };
+        let freed = pool.freed();
+        assert!(!requests.begin(&mut pool, &mut queue, read), "there are three buffers for four pieces");
+        assert_eq!((pool.freed(), pool.in_use()), (freed, 1), "nothing has become free");
+        pool.release(taken);
+        assert!(pool.freed() != freed && requests.begin(&mut pool, &mut queue, read));
+        assert_eq!(pool.in_use(), 4);
     }
 }
