@@ -50,13 +50,7 @@ impl Resource {
             }
             Command::AddPeer(config) => self.add_peer(cx, config),
             Command::RemovePeer { peer } => self.remove_peer(peer),
-            Command::SetNetOptions { peer, net } => match self.cidx(peer) {
-                Some(cidx) => {
-                    self.conns[cidx].config.net = net;
-                    Ok(())
-                }
-                None => Err(refuse(0, format!("no peer with node id {peer}"))),
-            },
+            Command::SetNetOptions { peer, net } => self.set_net_options(peer, net),
             Command::AddVolume(config) => self.add_volume(config),
             Command::RemoveVolume { volume } => self.remove_volume(volume),
             Command::Connect { peer, discard_my_data } => self.connect(cx, peer, discard_my_data),
@@ -73,6 +67,11 @@ impl Resource {
             Ok(_) => Err(refuse(0, format!("node id {node} is in use already"))),
             Err(_) if self.conns.iter().any(Connection::speaks_84) => {
                 Err(refuse(0, "the peer that is connected speaks DRBD 8.4, which knows two nodes: disconnect it first"))
+            }
+            Err(_)
+                if config.net.max_bio_bytes() < self.max_bio_bytes() && (self.role == Role::Primary || self.busy()) =>
+            {
+                Err(refuse(ss::IN_TRANSIENT_STATE, "requests of a Primary are too long for this peer: demote first"))
             }
             Err(_) if self.conns.len() >= limits::MAX_PEERS => Err(refuse(0, "too many peers (31)")),
             Err(at) => {
@@ -109,12 +108,28 @@ impl Resource {
         Ok(())
     }
 
+    fn set_net_options(&mut self, peer: NodeId, net: crate::config::NetOptions) -> Result<(), AdminError> {
+        let Some(cidx) = self.cidx(peer) else { return Err(refuse(0, format!("no peer with node id {peer}"))) };
+        let other_size = net.max_bio_bytes() != self.conns[cidx].config.net.max_bio_bytes();
+        if other_size && (self.role == Role::Primary || self.busy()) {
+            let why =
+                "requests of a Primary are cut for the newest version of the protocol that is offered: demote first";
+            return Err(refuse(ss::IN_TRANSIENT_STATE, why));
+        }
+        self.conns[cidx].config.net = net;
+        Ok(())
+    }
+
     fn add_volume(&mut self, config: crate::config::VolumeConfig) -> Result<(), AdminError> {
         let nr = config.volume;
         match self.volumes.binary_search_by_key(&nr, |v| v.nr) {
             Ok(_) => Err(refuse(0, format!("volume {nr} exists already"))),
             Err(_) if self.volumes.len() >= limits::MAX_VOLUMES => Err(refuse(0, "too many volumes (256)")),
             Err(_) if self.busy() => Err(refuse(ss::IN_TRANSIENT_STATE, "I/O is in flight: try again")),
+            Err(_) if self.conns.iter().any(|c| !c.has_volumes()) => Err(refuse(
+                0,
+                "the version of the protocol that is spoken to the peer knows volume 0 only: disconnect first",
+            )),
             Err(at) => {
                 self.volumes.insert(at, Volume::new(config));
                 for c in &mut self.conns {

@@ -139,7 +139,8 @@ pub struct NetOptions {
     pub bitmap: bool,
     /// Offer Zea's private feature bit (see `docs/adr`). Off only to act like a kernel peer in tests.
     pub keep_bits: bool,
-    /// The highest protocol version that is offered. Lower than the default only to act like an older node in tests.
+    /// The highest version of the protocol that is offered: 86 to 101 or 118 to 124. Below 100 requests are shorter
+    /// ([`NetOptions::max_bio_bytes`]), which is why such versions are spoken only where they are asked for.
     pub protocol_max: u32,
 }
 

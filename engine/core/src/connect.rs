@@ -65,7 +65,10 @@ impl Resource {
         }
         ConnectionFeatures {
             // Older ones know no third node.
-            protocol_min: if self.conns.len() == 1 { dialect::OLDEST } else { limits::PROTOCOL_MIN },
+            protocol_min: match self.conns.len() {
+                1 => dialect::oldest(c.config.net.protocol_max),
+                _ => limits::PROTOCOL_MIN,
+            },
             feature_flags: features,
             protocol_max: c.config.net.protocol_max,
             sender_node_id: u32::from(self.config.node_id.0),
@@ -99,6 +102,9 @@ impl Resource {
             return self.stand_alone(cx, cidx, &why);
         }
         link.negotiated = negotiated;
+        if let Some(why) = self.lacks_volumes(negotiated.version) {
+            return self.stand_alone(cx, cidx, &format!("refused: {why}"));
+        }
         let (peer_id, id) = (self.conns[cidx].node(), self.conns[cidx].link.as_ref().expect("above").id);
         cx.out.push(Action::SetNegotiated { peer: peer_id, link: id, negotiated });
         let c = &self.conns[cidx];

@@ -266,6 +266,8 @@ pub(crate) struct PeerDevice {
     /// On this connection the peer was told of a write of this Primary that it did not get (P_OUT_OF_SYNC): it connects again before
     /// it is UpToDate, and what it says of its disk before was not meant for that.
     pub(crate) told_out_of_sync: bool,
+    /// It lacks a write of which it could not be told: the connection is to be made again.
+    pub(crate) untold: bool,
     /// On this connection the peer was told that the volume has grown, and has not answered.
     pub(crate) growth_told: bool,
     /// On this connection the volume has grown, and what is new is copied from the peer, once it says so.
@@ -303,6 +305,7 @@ impl PeerDevice {
             unverified: false,
             told_bits: false,
             told_out_of_sync: false,
+            untold: false,
             growth_told: false,
             awaits_source: false,
             gets_all: false,
@@ -347,7 +350,8 @@ impl PeerDevice {
 
     /// Counters and sequence numbers of a new connection.
     pub(crate) fn begin(&mut self) {
-        (self.told_out_of_sync, self.growth_told, self.awaits_source) = (false, false, false);
+        (self.told_out_of_sync, self.untold) = (false, false);
+        (self.growth_told, self.awaits_source) = (false, false);
         (self.packet_seq, self.peer_seq) = (0, 0);
         (self.sent_sectors, self.received_sectors) = (0, 0);
     }

@@ -78,6 +78,9 @@ impl Resource {
     pub(crate) fn csums_alg(&self, cidx: usize) -> Option<DigestAlg> {
         let c = &self.conns[cidx];
         let DigestAlgs { own, peer } = &c.csums_algs;
+        if !c.has_checksums() {
+            return None;
+        }
         match (own, DigestAlg::from_name(peer)) {
             (Some(own), Some(peer)) => (*own == peer).then_some(peer),
             (None, peer) => peer.filter(|_| c.keeps_bits()),

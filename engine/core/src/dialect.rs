@@ -7,9 +7,11 @@
 //! * tells four UUIDs instead of a table ([`uuids`]), compares them by 8.4's rules (`uuid/table84.rs`), and shares a sync UUID in a
 //!   resync ([`resync`]), also in one that an administrator asks for ([`full_resync`]);
 //! * makes a volume larger while it is in use, by telling sizes ([`resize`]);
+//! * does without what versions 86 to 99 lack ([`before_100`]);
 //! * leaves it to a Secondary to begin the generation of a Primary without a disk ([`generation`]);
 //! * knows neither dagtags nor peer acks: an epoch that was acked is over for both.
 
+mod before_100;
 mod full_resync;
 mod generation;
 mod handshake;
@@ -18,6 +20,7 @@ mod resize;
 mod resync;
 mod uuids;
 
+pub(crate) use before_100::{from_sync_param, oldest};
 pub(crate) use uuids::{from_packet, to_packet};
 
 use zea_wire::features::Features;
@@ -26,8 +29,6 @@ use zea_wire::ids::BlockId;
 use crate::connection::Connection;
 use crate::resource::Resource;
 
-/// The oldest version that is spoken: 8.4.0, with volumes in the headers and acks by request. Older ones were 8.3's.
-pub(crate) const OLDEST: u32 = 100;
 /// The first version of DRBD 9.
 const FIRST_OF_9: u32 = 110;
 /// The first version in which resync packets have ids of their own (wire-protocol.md 11).

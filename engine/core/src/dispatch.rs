@@ -81,6 +81,11 @@ impl Resource {
             Packet::ConnStChgReply(_) | Packet::StateChgReply(_) if connecting => {}
             Packet::ConnStChgReply(r) | Packet::StateChgReply(r) => self.request_replied(cx, cidx, r),
             Packet::SyncParam89(p) => self.sync_param_told(cx, cidx, &p),
+            Packet::SyncParam(p) => {
+                let own = self.own_sync_param(cidx);
+                let told = dialect::from_sync_param(self.conns[cidx].version(), p, own);
+                self.sync_param_told(cx, cidx, &told);
+            }
             Packet::DelayProbe(_)
             | Packet::UnplugRemote
             | Packet::EnableReplication(_)
@@ -313,6 +318,7 @@ impl Resource {
 
     /// Nothing can be moved to or from this disk any more.
     pub(crate) fn peer_disk_gone(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        self.volumes[vidx].retry_waiters = true;
         let pd = &mut self.conns[cidx].pds[vidx];
         if pd.repl > ReplState::Established {
             pd.repl = ReplState::Established;

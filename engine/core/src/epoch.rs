@@ -58,7 +58,10 @@ impl Resource {
             let w = &mut self.writes[index];
             if w.epoch == ack.barrier && w.sent.contains(node) {
                 w.unstable.remove(node);
-                w.waits.remove(node);
+                if w.waits.contains(node) {
+                    w.waits.remove(node);
+                    w.ok.insert(node);
+                }
                 acked.push(index);
             } else if w.epoch.wrapping_sub(ack.barrier) as i32 > 0 {
                 break;

@@ -51,8 +51,9 @@ impl Resource {
     pub(crate) fn handshake_packets(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         for vidx in 0..self.volumes.len() {
             let param = self.own_sync_param(cidx);
-            self.send_volume(cx, cidx, vidx, Packet::SyncParam89(Box::new(param)));
-            let sizes = self.own_sizes(vidx);
+            let param = self.conns[cidx].sync_param_packet(param);
+            self.send_volume(cx, cidx, vidx, param);
+            let sizes = self.own_sizes(cidx, vidx);
             self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
             self.tell_former_generations(cx, cidx, vidx);
             let weak = match self.role {
@@ -126,7 +127,7 @@ impl Resource {
         }
     }
 
-    pub(crate) fn own_sizes(&self, vidx: usize) -> Sizes {
+    pub(crate) fn own_sizes(&self, cidx: usize, vidx: usize) -> Sizes {
         let v = &self.volumes[vidx];
         let (d_size, block, discard) = match &v.attached {
             Some(a) => (a.layout.usable_sectors, a.backing.logical_block_bytes, a.backing.discard),
@@ -136,7 +137,7 @@ impl Resource {
             d_size,
             u_size: v.config.size_sectors.unwrap_or(0),
             c_size: v.size_sectors,
-            max_bio_size: limits::MAX_BIO_BYTES,
+            max_bio_size: self.conns[cidx].max_bio_bytes(),
             queue_order_type: 0,
             dds_flags: Default::default(),
             qlim: Some(QueueLimits {

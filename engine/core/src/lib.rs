@@ -2,7 +2,8 @@
 //!
 //! **Purpose.** Everything that decides: the connect handshake and its two-phase commit, generation UUIDs, the write path with
 //! epochs and barriers, the activity log, resync, role changes, crash recovery, split-brain detection. One event in, a bounded
-//! list of actions out: [`Resource::handle`]. It speaks protocol 118 to 124, and with a single peer 100 and 101 (DRBD 8.4).
+//! list of actions out: [`Resource::handle`]. It speaks protocol 118 to 124, and with a single peer 100 and 101 (DRBD 8.4), also 86 to 99 where
+//! it is told to.
 //!
 //! **Owner thread.** The shard that the resource belongs to; in tests the simulator. Nothing here locks, sleeps or reads a clock.
 //!

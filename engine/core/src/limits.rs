@@ -42,6 +42,8 @@ pub const MAX_FORMER_GENERATIONS: usize = 8;
 pub const HOLD_MS: u64 = 10_000;
 /// Resync reads a source serves at once, per peer device.
 pub const MAX_RESYNC_READS: usize = 1024;
+/// The same for a target that cannot be put off. Kernel DRBD sends up to max-buffers, 2048, of one block each.
+pub const MAX_RESYNC_READS_AT_ALL: usize = 4096;
 /// Resync requests a target has out at once, per peer device.
 pub const MAX_RESYNC_REQUESTS: usize = 128;
 /// Ranges that a target is told of during its resync and that wait for the next write of its bitmap; more are put together.

@@ -115,8 +115,17 @@ impl Resource {
     fn tell_out_of_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
         let pd = &self.conns[cidx].pds[vidx];
         if self.conns[cidx].is_up() && (pd.is_sync_source() || pd.repl == ReplState::WFBitMapS) {
+            self.send_out_of_sync(cx, cidx, vidx, sector, len);
+        }
+    }
+
+    /// P_OUT_OF_SYNC, or what takes its place.
+    pub(crate) fn send_out_of_sync(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, sector: u64, len: u32) {
+        if self.conns[cidx].tells_out_of_sync() {
             let desc = BlockDesc { sector, blksize: len };
             self.send_volume(cx, cidx, vidx, Packet::OutOfSync(desc));
+        } else {
+            self.conns[cidx].pds[vidx].untold = true;
         }
     }
 

@@ -25,7 +25,7 @@ impl Resource {
     ) {
         let v = &self.volumes[vidx];
         let inside = sector.checked_add(u64::from(len) / 512).is_some_and(|e| e <= v.size_sectors);
-        if !inside || len == 0 || len > limits::MAX_BIO_BYTES {
+        if !inside || len == 0 || len > self.conns[cidx].max_bio_bytes() {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "a read outside of the device");
         }
         if v.disk != DiskState::UpToDate {
@@ -50,7 +50,8 @@ impl Resource {
     ) {
         let v = &self.volumes[vidx];
         let inside = req.sector.checked_add(u64::from(req.blksize) / 512).is_some_and(|e| e <= v.size_sectors);
-        if !inside || req.blksize == 0 || req.blksize > limits::MAX_RESYNC_BYTES {
+        let longest = limits::MAX_RESYNC_BYTES.min(self.conns[cidx].max_bio_bytes());
+        if !inside || req.blksize == 0 || req.blksize > longest {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "a resync request outside of the device");
         }
         let (sector, len, block_id) = (req.sector, req.blksize, req.block_id);
@@ -58,7 +59,12 @@ impl Resource {
         if !v.has_disk() || !self.conns[cidx].pds[vidx].is_sync_source() {
             return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::NegResync);
         }
-        if open >= limits::MAX_RESYNC_READS || self.sync_source_of(vidx).is_some() {
+        let puts_off = self.conns[cidx].tells_out_of_sync();
+        let most = if puts_off { limits::MAX_RESYNC_READS } else { limits::MAX_RESYNC_READS_AT_ALL };
+        if open >= most || self.sync_source_of(vidx).is_some() {
+            if !puts_off {
+                return self.drop_link(cx, cidx, ConnState::ProtocolError, "too many resync requests at once");
+            }
             return self.send_ack(cx, cidx, vidx, sector, len, block_id, AckKind::Cancel);
         }
         let index = self.new_peer_read(cidx, vidx, Kind::ResyncRead, sector, len, block_id);

@@ -121,6 +121,7 @@ impl Resource {
         }
         let node = self.conns[cidx].node();
         let c = &mut self.conns[cidx];
+        let flags = c.wishes_of_peer(data.dp_flags);
         let dagtag = c.dagtag_behind(len).expect("checked above");
         c.dagtag_received = Some(dagtag);
         c.pds[vidx].peer_seq = data.seq_num;
@@ -148,7 +149,7 @@ impl Resource {
             // It did not write this itself, whatever disk it has by the time this reaches ours.
             self.volumes[vidx].set_out_of_sync(node, data.sector, len);
         }
-        if data.dp_flags.contains(DpFlags::SEND_RECEIVE_ACK) {
+        if flags.contains(DpFlags::SEND_RECEIVE_ACK) {
             self.send_ack(cx, cidx, vidx, data.sector, len, data.block_id, AckKind::Received);
         }
         let index = self.peer_reqs.insert(PeerReq {
@@ -160,7 +161,7 @@ impl Resource {
             sector: data.sector,
             len,
             block_id: data.block_id,
-            flags: data.dp_flags,
+            flags,
             payload,
             interval: None,
             digest: None,
@@ -434,7 +435,8 @@ impl Resource {
             AckKind::NegResync => Packet::NegRsDreply(ack),
             AckKind::ResyncFailed if self.conns[cidx].echoes_ids() => Packet::RsNegAck(ack),
             AckKind::ResyncFailed => Packet::NegAck(ack),
-            AckKind::Cancel => Packet::RsCancel(ack),
+            AckKind::Cancel if self.conns[cidx].tells_out_of_sync() => Packet::RsCancel(ack),
+            AckKind::Cancel => Packet::NegRsDreply(ack),
             AckKind::InSync => Packet::RsIsInSync(ack),
         };
         let nr: VolumeNr = self.volumes[vidx].nr;

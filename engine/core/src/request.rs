@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::flags::DpFlags;
 use zea_wire::ids::{BlockId, NodeId, NodeMask};
-use zea_wire::packet::{Barrier, BlockAck, BlockDesc, Dagtag, Data, Packet, Trim};
+use zea_wire::packet::{Barrier, BlockAck, Dagtag, Data, Packet, Trim};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
 
 use crate::activity_log::{self, Get};
@@ -108,7 +108,7 @@ impl Resource {
         }
         let max = match req.op {
             Op::Flush => return Ok(()),
-            Op::Read | Op::Write => limits::MAX_BIO_BYTES,
+            Op::Read | Op::Write => self.max_bio_bytes(),
             Op::Discard | Op::WriteZeroes { .. } => limits::MAX_DISCARD_BYTES,
         };
         let end = req.sector.checked_add(u64::from(req.len) / 512);
@@ -129,11 +129,14 @@ impl Resource {
         v.hold_until.is_some() || matches!(v.disk, DiskState::Attaching | DiskState::Negotiating)
     }
 
-    /// Such a request waits for a new UUID, for a disk, for a peer that must not miss it, or for the last writes of a former Primary:
+    /// Such a request waits for a new UUID, for bitmaps, for a disk, for a peer that must not miss it, or for the last writes of a former Primary:
     /// that one has acknowledged them, and a read must not miss them.
     pub(crate) fn is_held(&self, vidx: usize, op: Op) -> bool {
         let v = &self.volumes[vidx];
-        let early = if op == Op::Read { v.peer_writes > 0 } else { v.awaits_uuid() || self.tells_former(vidx) };
+        let early = match op {
+            Op::Read => v.peer_writes > 0,
+            _ => v.awaits_uuid() || self.tells_former(vidx) || self.bitmaps_hold_writes(vidx),
+        };
         early || v.compare_pending || (!self.has_data(vidx) && self.holds(vidx))
     }
 
@@ -167,7 +170,7 @@ impl Resource {
             cx.complete(req.id, Err(IoError::NotPrimary));
             return true;
         }
-        if !self.has_data(vidx) || self.tells_former(vidx) {
+        if !self.has_data(vidx) || self.tells_former(vidx) || self.bitmaps_hold_writes(vidx) {
             // It waited while the last good disk failed: it waits for the next one, or fails. Or it has to wait for a peer.
             self.write(cx, vidx, req);
             return true;
@@ -260,7 +263,8 @@ impl Resource {
         if has_disk {
             self.write_locally(cx, index);
         }
-        if self.epoch_writes >= limits::MAX_EPOCH_SIZE && self.may_close_epoch() {
+        let ends = self.epoch_writes >= limits::MAX_EPOCH_SIZE || self.waits_for_its_epoch(index);
+        if ends && self.may_close_epoch() {
             self.close_epoch();
         }
         self.request_step(cx, index);
@@ -286,24 +290,15 @@ impl Resource {
             self.volumes[vidx].exposed_weak.insert(node);
             if tell {
                 self.conns[cidx].pds[vidx].told_out_of_sync = true;
-                let desc = BlockDesc { sector: req.sector, blksize: req.len };
-                self.send_volume(cx, cidx, vidx, Packet::OutOfSync(desc));
+                self.send_out_of_sync(cx, cidx, vidx, req.sector, req.len);
             }
             return;
         }
         self.open_send_epoch(cx, cidx, index);
         // Without UpToDate data here the copies of the peers are all there is: nothing is done before it is written there.
         let own_copy = self.volumes[vidx].disk == DiskState::UpToDate;
-        let protocol = if own_copy { self.conns[cidx].config.net.protocol } else { Protocol::C };
-        let mut flags = DpFlags::EMPTY;
-        match protocol {
-            Protocol::A => {}
-            Protocol::B => flags.set(DpFlags::SEND_RECEIVE_ACK, true),
-            Protocol::C => flags.set(DpFlags::SEND_WRITE_ACK, true),
-        }
-        if req.fua {
-            flags.set(DpFlags::FUA, true);
-        }
+        let protocol = if own_copy { self.conns[cidx].write_protocol() } else { Protocol::C };
+        let mut flags = self.conns[cidx].wishes(protocol, req.fua);
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.sent_sectors += u64::from(req.len) / 512;
         let data = |dp_flags, seq_num| Data { sector: req.sector, block_id: BlockId(index as u64), seq_num, dp_flags };
@@ -514,6 +509,9 @@ impl Resource {
         });
         if !fits {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "ack for a write that was not sent");
+        }
+        if ok && !self.ack_is_enough(cidx, &self.writes[index]) {
+            return;
         }
         let w = &mut self.writes[index];
         w.waits.remove(node);

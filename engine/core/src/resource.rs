@@ -206,6 +206,7 @@ impl Resource {
         loop {
             self.again = false;
             self.compare_step(cx);
+            self.tell_by_bitmaps(cx);
             self.twopc_step(cx);
             self.down_step(cx);
             for vidx in 0..self.volumes.len() {

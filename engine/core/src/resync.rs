@@ -5,7 +5,6 @@ use zea_wire::bitmap;
 use zea_wire::digest::Digest;
 use zea_wire::features::Features;
 use zea_wire::flags::UuidFlags;
-use zea_wire::header::HeaderFormat;
 use zea_wire::ids::{BlockId, NodeId, NodeMask};
 use zea_wire::packet::{
     Bitmap, BlockAck, BlockReq, BlockReqDigest, CompressedBitmap, Data, Packet, RsReq, RsReqDigest,
@@ -60,13 +59,14 @@ impl Resource {
     }
 
     fn send_bitmap(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
-        let (node, use_rle) = (self.conns[cidx].node(), self.conns[cidx].config.net.use_rle);
+        let c = &self.conns[cidx];
+        let (node, use_rle, format) = (c.node(), c.config.net.use_rle && c.has_run_lengths(), c.header_format());
         let v = &self.volumes[vidx];
         let (Some(slot), Some(a)) = (v.slot(node), v.attached.as_ref()) else {
             return self.drop_link(cx, cidx, ConnState::ProtocolError, "no bitmap slot is left for this peer");
         };
         let total = a.bitmap.bits_total();
-        let mut sender = bitmap::Sender::new(total, HeaderFormat::H100, 0);
+        let mut sender = bitmap::Sender::new(total, format, 0);
         let mut packets = Vec::new();
         loop {
             match sender.step() {
@@ -83,7 +83,7 @@ impl Resource {
                         at += len;
                         Some(len)
                     });
-                    match vli::encode_part(runs, first_set, bitmap::max_code_bytes(HeaderFormat::H100)) {
+                    match vli::encode_part(runs, first_set, bitmap::max_code_bytes(format)) {
                         Some(part) if use_rle && part.is_worth_it() => {
                             sender.sent_compressed(part.bits);
                             packets.push(Packet::CompressedBitmap(part.part));
@@ -191,6 +191,7 @@ impl Resource {
         pd.repl = if busy { ReplState::PausedSyncS } else { ReplState::SyncSource };
         pd.disk = DiskState::Inconsistent;
         self.state_changed = true;
+        self.volumes[vidx].retry_waiters = true;
         let node = self.conns[cidx].node();
         let (nr, kib) = (self.volumes[vidx].nr, self.volumes[vidx].dirty_bits(node) * 4);
         cx.notice(Severity::Info, format!("volume {nr}: resync of node {node} begins: {kib} KiB"));

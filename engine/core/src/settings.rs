@@ -3,7 +3,7 @@
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::digest::DigestAlg;
 use zea_wire::flags::ConnFlags;
-use zea_wire::packet::{AlgName, Packet, Protocol as ProtocolPacket};
+use zea_wire::packet::{AlgName, Protocol as ProtocolPacket};
 use zea_wire::state::ConnState;
 
 use crate::config::{AfterSb0Pri, AfterSb1Pri, NetOptions, Protocol};
@@ -86,7 +86,8 @@ fn seen_from_here(after_sb_0p: u32) -> u32 {
 impl Resource {
     pub(crate) fn send_protocol(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         let packet = self.conns[cidx].link.as_ref().expect("it is being set up").settings.packet();
-        self.send(cx, cidx, None, Packet::Protocol(packet));
+        let packet = self.conns[cidx].protocol_packet(packet);
+        self.send(cx, cidx, None, packet);
         if self.conns[cidx].speaks_84() {
             self.handshake_send(cx, cidx);
         }

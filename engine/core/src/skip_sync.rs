@@ -16,7 +16,8 @@ use crate::uuid;
 impl Resource {
     /// [`crate::io::Command::NewCurrentUuid`].
     pub(crate) fn skip_initial_sync(&mut self, cx: &mut Ctx<'_>, tag: AdminTag, vidx: usize) {
-        let fresh: Vec<usize> = self.up_conns().filter(|&c| self.is_fresh_pair(c, vidx)).collect();
+        let skips = |c: usize| self.conns[c].has_run_lengths() && self.is_fresh_pair(c, vidx);
+        let fresh: Vec<usize> = self.up_conns().filter(|&c| skips(c)).collect();
         if fresh.is_empty() || fresh.len() < self.up_conns().count() {
             let message = "the initial sync can be skipped only while this disk and those of all connected peers are as \
                            they were created";
@@ -37,7 +38,8 @@ impl Resource {
     pub(crate) fn told_to_skip_initial_sync(&mut self, cidx: usize, vidx: usize, told: &Uuids110) -> bool {
         let v = &self.volumes[vidx];
         let own_is_fresh = v.uuids.current & !1 == uuid::JUST_CREATED && v.disk == DiskState::Inconsistent;
-        if !own_is_fresh || self.conns[cidx].pds[vidx].repl != ReplState::Established {
+        let c = &self.conns[cidx];
+        if !own_is_fresh || c.pds[vidx].repl != ReplState::Established || !c.has_run_lengths() {
             return false;
         }
         // Whoever was there was told the same.

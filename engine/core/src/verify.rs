@@ -153,6 +153,12 @@ impl Resource {
         if v.slot(c.node()).is_none() {
             return Err(refuse(ss::NOT_SUPPORTED, format!("no bitmap is kept for {name}")));
         }
+        if !c.has_run_lengths() {
+            return Err(refuse(
+                ss::NOT_SUPPORTED,
+                format!("version {} of the protocol has no verify that says where it begins", c.version()),
+            ));
+        }
         self.verify_alg(cidx)
     }
 

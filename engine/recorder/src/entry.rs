@@ -346,7 +346,7 @@ fn get_packet(r: &mut Reader<'_>, links: &Links, link: LinkId, payload_len: u32)
     let rule = rule(command).ok_or_else(|| EntryError::Packet(format!("command {command:#x}")))?;
     let length = u32::try_from(body.len()).ok().and_then(|len| len.checked_add(payload_len)).ok_or(Short)?;
     let header = Header {
-        format: HeaderFormat::for_version(negotiated.version),
+        format: HeaderFormat::for_packet(negotiated.version, length as usize),
         raw_volume: Header::NO_VOLUME,
         command,
         length,

@@ -64,8 +64,7 @@ pub fn decode(negotiated: &Negotiated, stream: usize, bytes: &[u8], payload_len:
             }
             let volume = match packet.scope() {
                 Scope::Connection => None,
-                Scope::Volume => header.device_volume(),
-                Scope::Either => header.volume(),
+                Scope::Volume | Scope::Either => header.device_volume(),
             };
             Ok(Decoded { volume, packet, digest: Digest::new(&bytes[consumed - digest_len..]) })
         }

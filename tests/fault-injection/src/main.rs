@@ -18,7 +18,7 @@ const USAGE: &str =
   --seed S      the first seed (default 1)
   --minutes M   no new seed after so many minutes
   --nodes N     nodes of each cluster, 2 to 8 (default: by the seed)
-  --protocol V  the highest protocol version that the nodes offer; 100 and 101 are for 2 nodes
+  --protocol V  the highest protocol version that the nodes offer; 86 to 101 are for 2 nodes
   --kinds K,K…  only faults of these kinds (default: by the seed): KINDS
   --only F,F…   run the first seed alone, with only these faults of its plan, by number
   --trace FILE  run the first seed alone, and write every event of it to a file, - for standard error

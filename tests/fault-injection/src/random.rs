@@ -156,6 +156,8 @@ fn swarm_cluster(run: &Run, nodes: usize, rng: &mut Stream) -> Cluster {
     let volumes = *rng.pick(&[1, 1, 1, 2]);
     // A large volume has more extents than the smallest activity log has slots.
     let most = if rng.chance(350) { 120_000 } else { 40_000 };
+    // Below 100 there is one volume.
+    let volumes = if run.protocol < 100 { 1 } else { volumes };
     cluster.volume_sectors = (0..volumes).map(|_| rng.between(1_000, most)).collect();
     cluster.placement = *rng.pick(&[Placement::Internal, Placement::FlexExternal]);
     cluster.net.protocol_max = run.protocol;

@@ -98,6 +98,9 @@ impl Workload {
             return;
         }
         let (sector, sectors) = self.range(size);
+        // What a front end cuts its requests to.
+        let longest = world.nodes[ix].saved.peers.iter().map(|p| p.net.max_bio_bytes()).min();
+        let sectors = longest.map_or(sectors, |bytes| sectors.min(u64::from(bytes) / 512));
         let op = match kind - flushes {
             k if k < reads => Op::Read,
             k if k < reads + zeroes / 2 => Op::Discard,

@@ -109,14 +109,20 @@ impl Negotiated {
         self.features.contains(features)
     }
 
-    /// The largest data payload of one packet in bytes: 32 KiB below 95, 128 KiB below 100, then 1 MiB.
+    /// The largest data payload of one packet in bytes.
     #[must_use]
     pub const fn max_bio_bytes(&self) -> u32 {
-        match self.version {
-            0..=94 => 32 << 10,
-            95..=99 => 128 << 10,
-            _ => 1 << 20,
-        }
+        max_bio_bytes(self.version)
+    }
+}
+
+/// The largest data payload of one packet of a version in bytes: 32 KiB below 95, 128 KiB below 100, then 1 MiB.
+#[must_use]
+pub const fn max_bio_bytes(version: u32) -> u32 {
+    match version {
+        0..=94 => 32 << 10,
+        95..=99 => 128 << 10,
+        _ => 1 << 20,
     }
 }
 

@@ -38,7 +38,7 @@ impl Resource {
     pub(crate) fn request_84(&mut self, cx: &mut Ctx<'_>, wanted: Wanted) {
         let cidx = self.peer_84().expect("asked by whoever calls");
         let request = request_for(wanted.change);
-        let volumes = self.volumes_of(wanted.change);
+        let volumes = self.volumes_of(cidx, wanted.change);
         let outstanding = volumes.as_ref().map_or(1, Vec::len);
         let deadline = cx.now.plus_ms(self.config.twopc_timeout_ms);
         let peer = self.conns[cidx].node();
@@ -58,8 +58,9 @@ impl Resource {
     }
 
     /// The volumes that are asked about, each by itself; `None`: the connection is.
-    fn volumes_of(&self, change: Change) -> Option<Vec<usize>> {
+    fn volumes_of(&self, cidx: usize, change: Change) -> Option<Vec<usize>> {
         match change {
+            Change::Disconnect(_) if !self.conns[cidx].has_volumes() => Some((0..self.volumes.len()).collect()),
             Change::Promote { .. } => Some((0..self.volumes.len()).collect()),
             change => change.volume().map(|nr| self.vidx(nr).into_iter().collect()),
         }

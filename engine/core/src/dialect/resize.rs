@@ -67,7 +67,7 @@ impl Resource {
     }
 
     fn tell_size(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, c_size: u64, dds_flags: DdsFlags) {
-        let sizes = Sizes { c_size, dds_flags, ..self.own_sizes(vidx) };
+        let sizes = Sizes { c_size, dds_flags, ..self.own_sizes(cidx, vidx) };
         self.send_volume(cx, cidx, vidx, Packet::Sizes(Box::new(sizes)));
     }
 

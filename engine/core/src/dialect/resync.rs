@@ -85,6 +85,6 @@ impl Resource {
     pub(crate) fn longest_request(&self, cidx: usize, vidx: usize) -> Option<u64> {
         let c = &self.conns[cidx];
         let limit = c.pds[vidx].says.sizes.as_ref().filter(|_| c.speaks_84())?.max_bio_size;
-        Some((u64::from(limit) / 4096).max(1))
+        Some((u64::from(limit.min(c.max_bio_bytes())) / 4096).max(1))
     }
 }

@@ -146,6 +146,9 @@ impl Resource {
         if (s.d_size != 0 && s.c_size > s.d_size) || (s.u_size != 0 && s.c_size > s.u_size) {
             return Err("the peer's sizes contradict each other".into());
         }
+        if let Some(most) = self.conns[cidx].shorter_packets(s.max_bio_size) {
+            return Err(format!("the peer takes at most {most} bytes at once"));
+        }
         let peer_disk = state.disk >= DiskState::Inconsistent && state.disk != DiskState::DUnknown;
         if peer_disk && self.grows_when_connected(cidx, vidx) {
             return self.check_room(vidx, s);
@@ -238,6 +241,11 @@ fn from_uuid_decision(d: uuid::Decision) -> Decision {
             }
             Reason::TargetIsPrimary => format!(
                 "this would overwrite the data that a Primary serves (rule {}): demote that node, or disconnect the other",
+                d.rule.as_str()
+            ),
+            Reason::NeedsVersion91 => format!(
+                "a resync was interrupted where versions of the protocol below 91 cannot tell it from a split brain (rule {}): let both nodes \
+                 offer 91 or more, or make the data of one of them anew",
                 d.rule.as_str()
             ),
             Reason::SourceInconsistent => "the better data would be overwritten by an inconsistent disk".to_owned(),

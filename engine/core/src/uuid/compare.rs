@@ -53,6 +53,8 @@ pub enum Strategy {
     SplitBrainDisconnect,
     /// Nothing in common.
     UnrelatedData,
+    /// The agreed version is below 91, in which this could be a split brain as well.
+    RequiresVersion91,
     /// Something has changed since the UUIDs were sent: try again.
     RetryConnect,
 }
@@ -73,6 +75,7 @@ impl Strategy {
             Strategy::SplitBrainAutoRecover => "split-brain-auto-recover",
             Strategy::SplitBrainDisconnect => "split-brain-disconnect",
             Strategy::UnrelatedData => "unrelated-data",
+            Strategy::RequiresVersion91 => "requires-proto-91",
             Strategy::RetryConnect => "retry-connect",
         }
     }
@@ -93,6 +96,7 @@ impl Strategy {
             | Strategy::SplitBrainAutoRecover
             | Strategy::SplitBrainDisconnect
             | Strategy::UnrelatedData
+            | Strategy::RequiresVersion91
             | Strategy::RetryConnect => self,
         }
     }

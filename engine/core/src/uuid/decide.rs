@@ -49,6 +49,8 @@ pub enum Reason {
     Unrelated,
     /// Both have changed, and nothing says whose changes to give up.
     SplitBrain,
+    /// Older versions of the protocol cannot tell an interrupted resync from that.
+    NeedsVersion91,
     /// The target would be a Primary that serves its data (`rr-conflict disconnect`).
     TargetIsPrimary,
     /// The source's data is inconsistent and the target's is not.
@@ -189,7 +191,7 @@ impl Decider<'_> {
     fn inconsistent_is_target(&self, strategy: Strategy) -> Strategy {
         let own_is_source = self.own.disk > self.peer.disk;
         match strategy {
-            Strategy::UnrelatedData | Strategy::RetryConnect => strategy,
+            Strategy::UnrelatedData | Strategy::RequiresVersion91 | Strategy::RetryConnect => strategy,
             Strategy::SourceSetBitmap | Strategy::TargetSetBitmap | Strategy::SplitBrainDisconnect => {
                 if own_is_source {
                     Strategy::SourceSetBitmap
@@ -334,6 +336,7 @@ pub(super) fn outcome_of(strategy: Strategy) -> Outcome {
         | Strategy::TargetIfBothFailed => Outcome::Target,
         Strategy::SplitBrainAutoRecover | Strategy::SplitBrainDisconnect => Outcome::Disconnect(Reason::SplitBrain),
         Strategy::UnrelatedData => Outcome::Disconnect(Reason::Unrelated),
+        Strategy::RequiresVersion91 => Outcome::Disconnect(Reason::NeedsVersion91),
         Strategy::RetryConnect => Outcome::RetryConnect,
     }
 }

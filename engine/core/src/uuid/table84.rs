@@ -34,7 +34,18 @@ impl Four {
     }
 }
 
+/// The first version in which a resync may be found that only one node has seen begin or end (rules 34 to 37, 51, 71).
+const FIRST_WITH_MISSED_RESYNCS: u32 = 91;
+
 pub(super) fn table(cx: &Context<'_>, own: &UuidView, peer: &UuidView) -> (Strategy, Rule) {
+    use Rule::{SyncSourceMissedFinish, SyncTargetPeerMissedFinish, SyncUuidPeer, SyncUuidSelf};
+    let (strategy, rule) = table_from_91(cx, own, peer);
+    let missed = matches!(rule, SyncSourceMissedFinish | SyncTargetPeerMissedFinish | SyncUuidPeer | SyncUuidSelf);
+    let known = cx.agreed_version >= FIRST_WITH_MISSED_RESYNCS || !missed;
+    (if known { strategy } else { Strategy::RequiresVersion91 }, rule)
+}
+
+fn table_from_91(cx: &Context<'_>, own: &UuidView, peer: &UuidView) -> (Strategy, Rule) {
     let (me, you) = (Four::of(own, peer), Four::of(peer, own));
     match (me.current == JUST_CREATED, you.current == JUST_CREATED) {
         (true, true) => (Strategy::NoSync, Rule::JustCreatedBoth),

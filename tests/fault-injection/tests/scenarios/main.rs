@@ -7,6 +7,7 @@ mod crash;
 mod csums;
 mod dialect84;
 mod dialect84_admin;
+mod dialect84_old;
 mod dialect84_resize;
 mod disk;
 mod diskless;

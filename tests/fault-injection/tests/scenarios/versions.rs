@@ -8,7 +8,8 @@ use zea_wire::state::{ConnState, DiskState};
 
 /// With [`REFUSED`] all from 86 to 124.
 const SPOKEN: [u32; 8] = [100, 101, 118, 119, 120, 122, 123, 124];
-/// DRBD 8.3's, the first of DRBD 9, which nobody speaks any more, and 121 with dependencies on dagtags, which is broken.
+/// Those that both nodes have to ask for (`dialect84_old`), the first of DRBD 9, which nobody speaks any more, and 121 with dependencies on
+/// dagtags, which is broken.
 const REFUSED: [std::ops::RangeInclusive<u32>; 3] = [86..=99, 102..=117, 121..=121];
 
 /// Two nodes, one of which speaks at most this version.

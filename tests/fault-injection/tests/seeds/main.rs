@@ -292,3 +292,15 @@ fn sim_84_seeds_pass() {
     let plan = Plan { nodes: Some(2), protocol: 101, kinds, ..Plan::new(101, 60) };
     report(&runner::run(&plan, || {}, |_, _, _| {}));
 }
+
+/// Without a word for a write that is not sent.
+#[test]
+fn sim_84_old_versions_seeds_pass() {
+    let stands = ["pause", "clock-jump", "slow-disk", "slow-stream", "stall", "cut", "reset"];
+    let number = |kind: &&str| Fault::KINDS.iter().position(|k| k == kind).expect("a kind of fault");
+    let kinds: Vec<usize> = stands.iter().map(number).collect();
+    for (protocol, first) in [(99, 200), (95, 300), (94, 400)] {
+        let plan = Plan { nodes: Some(2), protocol, kinds: kinds.clone(), ..Plan::new(first, 15) };
+        report(&runner::run(&plan, || {}, |_, _, _| {}));
+    }
+}

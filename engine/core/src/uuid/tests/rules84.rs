@@ -87,6 +87,25 @@ fn uuid_84_rules() {
     insta::assert_snapshot!("rules84", table.text);
 }
 
+/// Where 8.4 asks for 91, so does this node.
+#[test]
+fn uuid_84_below_91_a_resync_that_one_node_has_not_seen_is_refused() {
+    let mut text = [String::new(), String::new()];
+    for (text, version) in text.iter_mut().zip([90, 91]) {
+        let mut table = Table { text: String::new() };
+        equal(&mut table, context(version));
+        different(&mut table, context(version));
+        *text = table.text.replace(&format!("[{version}]"), "");
+    }
+    let [old, new] = text;
+    assert_eq!(old.lines().count(), new.lines().count());
+    for (old, new) in old.lines().zip(new.lines()) {
+        let missed = ["34", "35", "36", "37", "51", "71"].iter().any(|rule| new.trim_start().starts_with(rule));
+        assert_eq!(old.contains("requires-proto-91"), missed, "{old}");
+        assert!(missed || old == new, "{old} instead of {new}");
+    }
+}
+
 const SOURCE: NodeId = NodeId(0);
 const TARGET: NodeId = NodeId(1);
 
