@@ -388,6 +388,9 @@ pub struct Create {
     /// Whose changes are lost after a split brain of a Primary and a Secondary: disconnect, consensus or discard-secondary
     #[arg(long, default_value = "disconnect", value_name = "POLICY")]
     pub after_sb_1pri: AfterSb1,
+    /// The newest version of the protocol that is offered, to try others: 86 to 101 (two nodes) or 118 to 124
+    #[arg(long, value_name = "N")]
+    pub protocol_version_max: Option<u32>,
     /// Flush backing devices; no only where they have no volatile write cache
     #[arg(long, default_value = "yes", value_enum)]
     pub disk_flushes: YesNo,

@@ -85,6 +85,7 @@ pub(crate) fn request(create: Create) -> Result<Request, CliError> {
             data_integrity_alg: create.data_integrity_alg,
             after_sb_0pri: create.after_sb_0pri,
             after_sb_1pri: create.after_sb_1pri,
+            protocol_version_max: create.protocol_version_max,
             ..Net::default()
         },
         disk: Disk {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use zea_core::limits::{PROTOCOL_MAX, PROTOCOL_MIN};
+
 use super::model::{AfterSb0, AfterSb1, ResourceFile};
 
 /// Highest node id (`ondisk-metadata.md` section 1).
@@ -165,6 +167,27 @@ impl<'a> Check<'a> {
                     format!("choose {lowest} to {highest}"),
                 ));
             }
+        }
+        self.protocol_version()
+    }
+
+    /// The versions below 118 are those of DRBD 8.4; headers have volumes from 100 on.
+    fn protocol_version(self) -> Result<(), Problem> {
+        let Some(version) = self.file.net.protocol_version_max else { return Ok(()) };
+        let problem = |message: String, help: &str| {
+            Err(Problem::new(&[Step::Key("net"), Step::Key("protocol-version-max")], message, help))
+        };
+        if !matches!(version, 86..=101 | PROTOCOL_MIN..=PROTOCOL_MAX) {
+            let help = format!("choose 86 to 101 or {PROTOCOL_MIN} to {PROTOCOL_MAX}, or leave it out");
+            return problem(format!("version {version} of the protocol is not spoken"), &help);
+        }
+        if version < PROTOCOL_MIN && self.file.nodes.len() > 2 {
+            let help = format!("choose {PROTOCOL_MIN} to {PROTOCOL_MAX}, or leave it out");
+            return problem(format!("version {version} of the protocol is for two nodes"), &help);
+        }
+        if version < 100 && self.file.volumes.iter().any(|volume| volume.nr != 0) {
+            let help = "choose 100 or more, or keep one volume with the number 0";
+            return problem(format!("version {version} of the protocol knows volume 0 only"), help);
         }
         Ok(())
     }

@@ -222,6 +222,26 @@ meta-disk = "/dev/vg/r0-meta"
     }
 
     #[test]
+    fn config_versions_of_the_protocol_are_those_that_are_spoken() {
+        let check = |version: u32, text: &str| {
+            let text = text.replace("[net]", &format!("[net]\nprotocol-version-max = {version}"));
+            parse(Path::new("r0.toml"), &text, Some(0)).map_err(|diagnostic| diagnostic.to_string())
+        };
+        let two_volumes = |version| check(version, GOOD);
+        let one_volume = |version| check(version, &GOOD[..GOOD.rfind("[[volume]]").unwrap()]);
+        for version in [86, 99, 100, 101, 118, 124] {
+            assert_eq!(one_volume(version).unwrap().net.protocol_version_max, Some(version));
+            assert_eq!(two_volumes(version).is_ok(), version >= 100, "{version}");
+        }
+        for version in [0, 85, 102, 117, 125] {
+            assert!(one_volume(version).unwrap_err().contains("is not spoken"), "{version}");
+        }
+        let third = "[[node]]\nid = 2\nname = \"charlie\"\naddress = \"127.0.0.2:7791\"\n\n[[volume]]\nnr = 0";
+        let three = GOOD.replace("[[volume]]\nnr = 0", third);
+        assert!(check(101, &three).unwrap_err().contains("is for two nodes") && check(118, &three).is_ok());
+    }
+
+    #[test]
     fn config_odd_files_are_refused_without_a_panic() {
         let deep = "a = ".to_owned() + &"[".repeat(50_000);
         for text in ["", "\u{feff}", "name", "name = 1", "[[node]]", &deep, &"#".repeat(MAX_FILE_BYTES + 1)] {

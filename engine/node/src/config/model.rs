@@ -211,6 +211,9 @@ pub struct Net {
     pub ko_count: u32,
     /// Send bitmaps as run lengths where that is shorter.
     pub use_rle: bool,
+    /// The newest version of the protocol that is offered. Left out: all that is spoken from 100 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol_version_max: Option<u32>,
 }
 
 impl Default for Net {
@@ -229,6 +232,7 @@ impl Default for Net {
             timeout_ms: 6_000,
             ko_count: 7,
             use_rle: true,
+            protocol_version_max: None,
         }
     }
 }

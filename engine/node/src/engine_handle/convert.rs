@@ -43,6 +43,7 @@ pub(super) fn net_options(file: &ResourceFile, secret: Option<&Secret>) -> core:
         verify_alg: net.verify_alg.map(|alg| alg.0),
         csums_alg: net.csums_alg.map(|alg| alg.0),
         use_rle: net.use_rle,
+        protocol_max: net.protocol_version_max.unwrap_or(zea_core::limits::PROTOCOL_MAX),
         after_sb_0pri: net.after_sb_0pri.0,
         after_sb_1pri: net.after_sb_1pri.0,
         integrity_alg: net.data_integrity_alg.map(|alg| alg.0),

@@ -47,8 +47,7 @@ pub(crate) struct Export {
     /// Index of the shard that serves it.
     pub(crate) shard: u16,
     pub(crate) mail: Mail<Message>,
-    /// Longest read or write in bytes.
-    pub(crate) max_payload: u32,
+    pub(crate) longest: Longest,
     state: Mutex<ExportState>,
 }
 
@@ -57,10 +56,10 @@ impl Export {
         name: String,
         (resource, resource_name, volume): (ResourceId, Arc<str>, VolumeNr),
         (shard, mail): (u16, Mail<Message>),
-        max_payload: u32,
+        longest: Longest,
     ) -> Export {
         let state = Mutex::default();
-        Export { name, resource, resource_name, volume, shard, mail, max_payload, state }
+        Export { name, resource, resource_name, volume, shard, mail, longest, state }
     }
 
     fn state(&self) -> MutexGuard<'_, ExportState> {
@@ -105,7 +104,7 @@ impl Export {
             read_only: false,
             block_min: state.block_bytes,
             block_preferred: 4096,
-            block_max: self.max_payload,
+            block_max: self.longest.payload,
             // One core orders the requests of all connections.
             can_multi_conn: true,
             flush: true,
@@ -224,10 +223,22 @@ impl Exports for ExportDirectory {
     }
 }
 
-/// Longest read or write for a pool that lends a connection `buffers` of its largest ones: one less, because a range that
-/// is not aligned takes one more.
-pub(crate) fn max_payload(buffers: u32) -> u32 {
-    let whole = buffers.saturating_sub(1).max(1);
-    let bytes = whole.saturating_mul(MAX_BIO_BYTES).min(crate::limits::NBD_MAX_PAYLOAD);
-    1 << bytes.ilog2()
+/// The longest reads and writes of an export, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Longest {
+    /// Of a client.
+    pub(crate) payload: u32,
+    /// Of the pieces that the core gets, a power of two.
+    pub(crate) piece: u32,
+}
+
+impl Longest {
+    /// For a pool that lends a connection `buffers` of its largest ones, each for a piece of up to 1 MiB: one less, because a range that is
+    /// not aligned takes one more.
+    pub(crate) fn new(buffers: u32, piece: u32) -> Longest {
+        assert!(piece.is_power_of_two() && piece <= MAX_BIO_BYTES, "pieces of {piece} bytes");
+        let whole = buffers.saturating_sub(1).clamp(1, crate::limits::NBD_MAX_PAYLOAD / MAX_BIO_BYTES);
+        let bytes = whole * piece;
+        Longest { payload: 1 << bytes.ilog2(), piece }
+    }
 }

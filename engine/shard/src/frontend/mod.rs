@@ -10,7 +10,7 @@ use crate::pool::Pool;
 use crate::ring::Ring;
 use crate::token::{FrontOp, Token};
 
-pub(crate) use exports::{Export, ExportState, max_payload};
+pub(crate) use exports::{Export, ExportState, Longest};
 pub use exports::{ExportDirectory, ExportError};
 pub(crate) use nbd::{NbdConnection, Transmission};
 

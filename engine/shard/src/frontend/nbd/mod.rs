@@ -161,7 +161,8 @@ impl NbdConnection {
 }
 
 fn transmission(negotiated: &Negotiated, open: OpenExport) -> Phase {
-    Phase::Transmission { requests: Requests::new(negotiated, open.export().volume), open }
+    let requests = Requests::new(negotiated, open.export().volume, open.export().longest.piece);
+    Phase::Transmission { requests, open }
 }
 
 impl FrontEnd for NbdConnection {

@@ -1,8 +1,8 @@
 //! The transmission phase of a connection: requests in, pieces to the core, answers out.
 //!
 //! A request takes all buffers that it needs at once or none: two connections that each hold half of what they need would
-//! wait for each other for ever. Reads and writes go to the core in pieces of at most 1 MiB, none of which crosses a
-//! multiple of 1 MiB.
+//! wait for each other for ever. Reads and writes go to the core in pieces of at most 1 MiB (less where a peer takes less), none of which
+//! crosses a multiple of that.
 
 use slab::Slab;
 use zea_core::io::{BufId, IoError, Op, Payload, ReqId, Request};
@@ -59,6 +59,8 @@ pub(super) struct Requests {
     parser: RequestParser,
     style: ReplyStyle,
     volume: VolumeNr,
+    /// Bytes of the longest piece of a read or write.
+    piece: u32,
     pending: Slab<Pending>,
     active: Option<Active>,
     /// Waits for buffers.
@@ -66,11 +68,12 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    pub(super) fn new(negotiated: &Negotiated, volume: VolumeNr) -> Requests {
+    pub(super) fn new(negotiated: &Negotiated, volume: VolumeNr, piece: u32) -> Requests {
         Requests {
             parser: negotiated.parser(),
             style: negotiated.style,
             volume,
+            piece,
             pending: Slab::with_capacity(NBD_QUEUE_DEPTH),
             active: None,
             stalled: None,
@@ -159,7 +162,7 @@ impl Requests {
             NbdOp::Flush => pieces(0, 1, 1),
             NbdOp::Trim | NbdOp::WriteZeroes => pieces(request.offset, request.len, MAX_DISCARD_BYTES),
             NbdOp::Read | NbdOp::Write => {
-                let cut = pieces(request.offset, request.len, MAX_BIO_BYTES);
+                let cut = pieces(request.offset, request.len, self.piece);
                 assert!(cut.len() <= MAX_BUFFERS, "the parser lets {} bytes through", request.len);
                 for (slot, piece) in buffers.iter_mut().zip(cut.clone()) {
                     *slot = pool.alloc(piece.len, Purpose::Request).map(|buf| (buf, piece.len));
@@ -237,12 +240,12 @@ impl Requests {
         if let Err(e) = result {
             pending.error.get_or_insert(e);
         }
-        let cut = op == NbdOp::Read && pieces(offset, whole, MAX_BIO_BYTES).len() > 1;
+        let cut = op == NbdOp::Read && pieces(offset, whole, self.piece).len() > 1;
         let in_parts = self.style == ReplyStyle::Structured && !flags.df && cut;
         if op == NbdOp::Write || in_parts {
             let (buf, len) = pending.buffers[index].take().expect("each piece is answered once");
             if op == NbdOp::Read && result.is_ok() {
-                let at = piece_offset(offset, index);
+                let at = piece_offset(offset, index, self.piece);
                 self.reply(queue, |style, out| style.encode_read_part(out, cookie, at, len));
                 queue.push_payload(pool, buf, 0, len);
             }
@@ -295,8 +298,8 @@ impl Requests {
 }
 
 /// Where piece number `index` of a request begins.
-fn piece_offset(offset: u64, index: usize) -> u64 {
-    let max = u64::from(MAX_BIO_BYTES);
+fn piece_offset(offset: u64, index: usize, piece: u32) -> u64 {
+    let max = u64::from(piece);
     if index == 0 { offset } else { (offset / max + index as u64) * max }
 }
 
@@ -333,7 +336,7 @@ mod tests {
             read_only: false,
             block_min: 512,
             block_preferred: 4096,
-            block_max: 8 << 20,
+            block_max: 1 << 20,
             can_multi_conn: true,
             flush: true,
             fua: true,
@@ -344,10 +347,10 @@ mod tests {
             rotational: false,
         };
         let negotiated = Negotiated { export, style: ReplyStyle::Simple };
-        let mut requests = Requests::new(&negotiated, VolumeNr(0));
+        let mut requests = Requests::new(&negotiated, VolumeNr(0), 32 << 10);
         let mut queue = SendQueue::new();
         let taken = pool.alloc(1 << 20, Purpose::Request).expect("of four");
-        let read = NbdRequest { cookie: 1, op: NbdOp::Read, flags: Default::default(), offset: 0, len: 4 << 20 };
+        let read = NbdRequest { cookie: 1, op: NbdOp::Read, flags: Default::default(), offset: 0, len: 128 << 10 };
         let freed = pool.freed();
         assert!(!requests.begin(&mut pool, &mut queue, read), "there are three buffers for four pieces");
         assert_eq!((pool.freed(), pool.in_use()), (freed, 1), "nothing has become free");
