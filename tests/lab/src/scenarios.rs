@@ -10,6 +10,7 @@ mod replicate;
 mod settings;
 mod split_brain;
 mod upkeep;
+mod versions;
 
 use anyhow::Result;
 
@@ -83,6 +84,8 @@ macro_rules! for_each_scenario {
             interop_data_integrity_of_a_zea_primary,
             interop_data_integrity_of_a_kernel_primary,
             interop_data_integrity_must_be_the_same,
+            interop_old_versions_beside_a_zea_primary,
+            interop_old_versions_beside_a_kernel_primary,
         }
     };
 }
@@ -140,6 +143,7 @@ pub use upkeep::{
     interop_invalidate_beside_a_kernel_primary, interop_invalidate_beside_a_zea_primary,
     interop_verify_beside_a_kernel_primary, interop_verify_beside_a_zea_primary,
 };
+pub use versions::{interop_old_versions_beside_a_kernel_primary, interop_old_versions_beside_a_zea_primary};
 
 macro_rules! list {
     ($($name:ident),+ $(,)?) => {

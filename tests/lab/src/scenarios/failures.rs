@@ -128,6 +128,19 @@ fn split_brain(lab: &mut Lab, survivor: Side) -> Result<()> {
     demote(lab, Zea)?;
     demote(lab, Kernel)?;
     lab.set_cable(1, true)?;
+    refused_and_ended_by_hand(lab, survivor)?;
+    let (image, block) = match survivor {
+        Zea => (lab.disk(1, 0), (1024, 1)),
+        Kernel => (lab.zead().disk().to_owned(), (2048, 2)),
+    };
+    stop_and_compare(lab)?;
+    let survived = std::fs::read(image)?[block.0 * 1024..][..64 << 10].iter().all(|&byte| byte == block.1);
+    ensure!(survived, "the wrong changes survived");
+    Ok(())
+}
+
+/// A split brain of two Secondaries that are about to meet.
+pub(super) fn refused_and_ended_by_hand(lab: &mut Lab, survivor: Side) -> Result<()> {
     lab.zead().wait(SOON, |status| status["connections"][0]["connection-state"] == "StandAlone")?;
     lab.guest(1).wait(SOON, "grep -q ' 0: cs:StandAlone' /proc/drbd")?;
     let status = lab.zead().status()?;
@@ -147,15 +160,7 @@ fn split_brain(lab: &mut Lab, survivor: Side) -> Result<()> {
         }
     }
     wait_connected(lab)?;
-    wait_synced(lab)?;
-    let (image, block) = match survivor {
-        Zea => (lab.disk(1, 0), (1024, 1)),
-        Kernel => (lab.zead().disk().to_owned(), (2048, 2)),
-    };
-    stop_and_compare(lab)?;
-    let survived = std::fs::read(image)?[block.0 * 1024..][..64 << 10].iter().all(|&byte| byte == block.1);
-    ensure!(survived, "the wrong changes survived");
-    Ok(())
+    wait_synced(lab)
 }
 
 /// The kernel gives its changes up.

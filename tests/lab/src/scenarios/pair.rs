@@ -31,6 +31,11 @@ pub(super) fn connected_pair(lab: &mut Lab, protocol: char) -> Result<()> {
 pub(super) fn pair(lab: &mut Lab, protocol: char, zea: &str, kernel: &str) -> Result<()> {
     lab.start_zead()?;
     lab.boot(1, 1)?;
+    resource(lab, protocol, zea, kernel)
+}
+
+/// Makes the resource on both, with new meta data.
+pub(super) fn resource(lab: &mut Lab, protocol: char, zea: &str, kernel: &str) -> Result<()> {
     let host = lab.host_address();
     let disk = lab.zead().disk().display().to_string();
     let kib = lab.disk_bytes() >> 10;
@@ -264,12 +269,17 @@ pub(super) fn finish(lab: &mut Lab, primary: Side) -> Result<Packets> {
 
 /// Stops both and compares their disks.
 pub(super) fn stop_and_compare(lab: &mut Lab) -> Result<Packets> {
+    stop(lab)?;
+    let packets = lab.packets()?;
+    ensure!(packets.count("P_CONNECTION_FEATURES") >= 2, "the recording has no handshake: {packets}");
+    Ok(packets)
+}
+
+/// As [`stop_and_compare`], and the recording goes on.
+pub(super) fn stop(lab: &mut Lab) -> Result<()> {
     lab.guest(1).run("drbdadm down r0; sync")?;
     lab.zead().zea("down r0")?;
     lab.step("down");
     let (zea, kernel) = (lab.zead().disk().to_owned(), lab.disk(1, 0));
-    lab.compare(&zea, &kernel, lab.disk_bytes() - META_BYTES)?;
-    let packets = lab.packets()?;
-    ensure!(packets.count("P_CONNECTION_FEATURES") >= 2, "the recording has no handshake: {packets}");
-    Ok(packets)
+    lab.compare(&zea, &kernel, lab.disk_bytes() - META_BYTES)
 }
