@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use zea_node::api::{Request, Secret};
 use zea_node::config::{
-    Address, Algorithm, Check, Disk, MetaDisk, Net, Peer, Protocol, ResourceFile, Size, Volume, check::check_name,
+    Address, Algorithm, Check, Disk, MetaDisk, Net, Options, Peer, Protocol, ResourceFile, Size, Volume,
+    check::check_name,
 };
 use zea_node::store::read_secret;
 
@@ -92,6 +93,7 @@ pub(crate) fn request(create: Create) -> Result<Request, CliError> {
             disk_flushes: create.disk_flushes == YesNo::Yes,
             al_extents: create.al_extents.unwrap_or(Disk::default().al_extents),
         },
+        options: Options::default(),
         nodes: create.nodes.into_iter().map(|node| node.0).collect(),
         volumes: create.volumes.into_iter().map(|volume| volume.0).collect(),
     };

@@ -188,6 +188,14 @@ fn out_of_sync(peer_device: &PeerDeviceStatus) -> String {
 
 /// What needs attention.
 fn notes(text: &mut String, resource: &ResourceStatus) {
+    let waits = if resource.suspended_quorum {
+        "; I/O waits for that (to end it: zea down, or disconnect --force)"
+    } else {
+        ""
+    };
+    for why in resource.devices.iter().filter_map(|device| device.no_quorum.as_ref()) {
+        let _ = writeln!(text, "{}: quorum:no: {why}{waits}", resource.name);
+    }
     for connection in &resource.connections {
         let (name, peer) = (&resource.name, &connection.name);
         if connection.connection_state != "Connected"

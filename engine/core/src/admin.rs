@@ -51,6 +51,11 @@ impl Resource {
             Command::AddPeer(config) => self.add_peer(cx, config),
             Command::RemovePeer { peer } => self.remove_peer(peer),
             Command::SetNetOptions { peer, net } => self.set_net_options(peer, net),
+            Command::SetQuorumOptions(options) => {
+                self.config.quorum = options;
+                self.quorum_gate_moved(cx);
+                Ok(())
+            }
             Command::AddVolume(config) => self.add_volume(config),
             Command::RemoveVolume { volume } => self.remove_volume(volume),
             Command::Connect { peer, discard_my_data } => self.connect(cx, peer, discard_my_data),
@@ -200,6 +205,7 @@ impl Resource {
             return self.want(Change::Disconnect(peer), Some(tag));
         }
         self.disconnected_by_us(cx, cidx);
+        self.give_up_suspended(cx);
         cx.reply(tag, Ok(()));
     }
 
@@ -268,6 +274,9 @@ impl Resource {
         }
         if self.primary_peer().is_some() && !broken!(TwoPrimaries) {
             return Err(two_primaries());
+        }
+        if !(force || broken!(IgnoreQuorum)) {
+            self.check_quorum()?;
         }
         for (vidx, v) in self.volumes.iter().enumerate() {
             if self.has_data(vidx) || (force && v.has_disk()) {
@@ -422,6 +431,7 @@ impl Resource {
             return cx.reply(tag, Err(refuse(ss::IN_TRANSIENT_STATE, "is going down already")));
         }
         self.down = Some(tag);
+        self.give_up_suspended(cx);
         if self.role == Role::Primary {
             self.want(Change::Demote, None);
         }

@@ -270,6 +270,7 @@ impl Resource {
         attached.bitmap.resize(v.size_sectors.div_ceil(8));
         v.attached = Some(attached);
         v.attach_reply = Some(reply);
+        self.restore_quorum(vidx);
         for node in node_ids {
             self.ensure_slot(cx, vidx, node.0);
         }

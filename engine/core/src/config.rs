@@ -5,6 +5,7 @@ use zea_wire::digest::DigestAlg;
 use zea_wire::ids::{NodeId, VolumeNr};
 
 use crate::limits;
+pub use crate::quorum::{OnNoQuorum, OnSuspendedPrimaryOutdated, Quorum, QuorumOptions};
 
 /// Replication protocol (wire-protocol.md 8, `protocol`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
@@ -220,11 +221,19 @@ pub struct ResourceConfig {
     pub twopc_timeout_ms: u64,
     /// Flushes and FUA writes wait until they are stable on every connected UpToDate protocol-C peer. Off: kernel behaviour.
     pub flush_waits_for_peers: bool,
+    /// Quorum.
+    pub quorum: QuorumOptions,
 }
 
 impl ResourceConfig {
     /// Defaults for a node.
     pub fn new(name: impl Into<String>, node_id: NodeId) -> Self {
-        ResourceConfig { name: name.into(), node_id, twopc_timeout_ms: 30_000, flush_waits_for_peers: true }
+        ResourceConfig {
+            name: name.into(),
+            node_id,
+            twopc_timeout_ms: 30_000,
+            flush_waits_for_peers: true,
+            quorum: QuorumOptions::default(),
+        }
     }
 }

@@ -44,6 +44,8 @@ impl Resource {
             prepares_sent: 0,
             last_received: cx.now,
             ping_sent: None,
+            last_ping: cx.now,
+            alive_at: None,
             pings: 0,
             ping_acks: 0,
         });
@@ -195,6 +197,7 @@ impl Resource {
         self.send(cx, cidx, None, Packet::Ping);
         let Some(link) = self.conns[cidx].link.as_mut() else { return u64::MAX };
         link.pings += 1;
+        link.last_ping = now;
         link.ping_sent.get_or_insert(now);
         link.pings
     }
@@ -202,7 +205,11 @@ impl Resource {
     pub(crate) fn ping_ack(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         let Some(link) = self.conns[cidx].link.as_mut() else { return };
         link.ping_acks += 1;
+        if link.ping_acks == link.pings {
+            link.alive_at = Some(link.last_ping);
+        }
         link.ping_sent = if link.ping_acks < link.pings { Some(cx.now) } else { None };
+        self.heard_voter(cx);
     }
 
     /// Everything that is due.
@@ -220,6 +227,7 @@ impl Resource {
             }
         }
         self.retry_no_space(cx);
+        self.quorum_timers(cx);
         for vidx in 0..self.volumes.len() {
             if self.volumes[vidx].hold_until.is_some_and(|t| cx.now >= t) {
                 self.volumes[vidx].hold_until = None;
@@ -305,6 +313,7 @@ impl Resource {
         add(self.next_no_space_retry());
         add(self.twopc.deadline());
         add(self.recheck_at);
+        add(self.next_quorum_timer());
         add(self.primary_back_by);
         for pd in self.conns.iter().flat_map(|c| &c.pds) {
             add(pd.verify.due);
@@ -362,6 +371,9 @@ impl Resource {
         for vidx in 0..self.volumes.len() {
             self.peer_device_lost(cx, cidx, vidx, was_up);
         }
+        if was_up {
+            self.quorum_lost_peer(cx, cidx, state == ConnState::TearDown);
+        }
         self.twopc_lost_peer(cx, node);
         self.kept_lost_origin(cx, cidx);
         self.peer_reqs_lost_link(cx, cidx);
@@ -395,6 +407,8 @@ impl Resource {
         let (role, node) = (self.role, self.conns[cidx].node());
         let pd = &mut self.conns[cidx].pds[vidx];
         let had_disk = pd.disk >= DiskState::Inconsistent && pd.disk != DiskState::DUnknown;
+        // One that was being resynced may have finished.
+        pd.is_behind &= pd.repl <= ReplState::Established;
         pd.repl = ReplState::Off;
         self.volumes[vidx].unconfirmed.remove(node);
         self.verify_interrupt(cx, cidx, vidx);

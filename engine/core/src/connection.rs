@@ -58,6 +58,10 @@ pub(crate) struct Link {
     pub(crate) last_received: Time,
     /// An unanswered P_PING, since when.
     pub(crate) ping_sent: Option<Time>,
+    /// When the last P_PING was sent.
+    pub(crate) last_ping: Time,
+    /// The peer was there after this instant: it has answered a P_PING that was sent then.
+    pub(crate) alive_at: Option<Time>,
     /// P_PINGs sent and P_PING_ACKs received, to wait for "all before has arrived".
     pub(crate) pings: u64,
     pub(crate) ping_acks: u64,
@@ -137,6 +141,8 @@ pub(crate) struct Connection {
     pub(crate) ignores_bits: bool,
     /// Try the connect transaction again at this instant.
     pub(crate) retry_at: Option<Time>,
+    /// It has said that it connects again, and is waited for until then.
+    pub(crate) back_by: Option<Time>,
     /// Ask for a new link only at this instant: the last one ended for a reason that will not go away by itself.
     pub(crate) link_not_before: Option<Time>,
     pub(crate) send: SendEpochs,
@@ -176,6 +182,7 @@ impl Connection {
             was_connected: false,
             ignores_bits: false,
             retry_at: None,
+            back_by: None,
             link_not_before: None,
             send: SendEpochs::default(),
             recv: VecDeque::from([RecvEpoch::default()]),
@@ -246,6 +253,8 @@ pub(crate) struct PeerSays {
 pub(crate) struct PeerDevice {
     pub(crate) repl: ReplState,
     pub(crate) disk: DiskState,
+    /// It said last that its disk is Inconsistent or Outdated: nobody promotes it.
+    pub(crate) is_behind: bool,
     /// The last P_SIZES, P_UUIDS110 and P_STATE.
     pub(crate) says: PeerSays,
     /// P_STATEs of handshakes on this link.
@@ -254,6 +263,7 @@ pub(crate) struct PeerDevice {
     pub(crate) sent_shown: (u64, u64),
     pub(crate) sent_uuids: Option<Box<Uuids110>>,
     pub(crate) sent_state: (Role, DiskState),
+    pub(crate) sent_quorum: bool,
     pub(crate) sent_former: Vec<u64>,
     /// Result of the comparison, applied at the commit of the connect transaction.
     pub(crate) decision: Option<Decision>,
@@ -294,11 +304,13 @@ impl PeerDevice {
         PeerDevice {
             repl: ReplState::Off,
             disk: DiskState::DUnknown,
+            is_behind: false,
             says: PeerSays::default(),
             states_heard: 0,
             sent_shown: (0, 0),
             sent_uuids: None,
             sent_state: (Role::Unknown, DiskState::Diskless),
+            sent_quorum: false,
             sent_former: Vec::new(),
             decision: None,
             split_brain_end: None,

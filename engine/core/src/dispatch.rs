@@ -9,6 +9,7 @@ use crate::connection::{LinkPhase, PeerSays};
 use crate::dialect;
 use crate::io::{LinkId, Op, Payload};
 use crate::limits;
+use crate::quorum::is_behind;
 use crate::resource::{Ctx, Resource};
 use crate::twopc::Verdict;
 
@@ -256,6 +257,7 @@ impl Resource {
         if self.conns[cidx].speaks_84() && self.state_compares_84(cx, cidx, vidx, word) {
             return;
         }
+        self.conns[cidx].pds[vidx].is_behind = is_behind(word.disk);
         self.source_sees_state(cx, cidx, vidx, word);
         self.verify_sees_state(cx, cidx, vidx, word);
         self.target_waits_for_bitmap(cx, cidx, vidx, word);

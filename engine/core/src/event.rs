@@ -22,6 +22,8 @@ pub enum Event {
     Role {
         /// New role.
         role: Role,
+        /// I/O waits for quorum.
+        suspended_quorum: bool,
     },
     /// The local disk of a volume.
     Device {
@@ -31,6 +33,8 @@ pub enum Event {
         disk: DiskState,
         /// Usable size.
         size_sectors: u64,
+        /// There is quorum, or it is not asked for.
+        quorum: bool,
     },
     /// A connection.
     Connection {
@@ -94,6 +98,8 @@ pub struct Status {
     pub node_id: NodeId,
     /// Role.
     pub role: Role,
+    /// I/O waits for quorum.
+    pub suspended_quorum: bool,
     /// Local volumes, ascending.
     pub devices: Vec<DeviceStatus>,
     /// Connections, ascending by node id.
@@ -109,6 +115,10 @@ pub struct DeviceStatus {
     pub disk: DiskState,
     /// Usable size, 0 if unknown.
     pub size_sectors: u64,
+    /// There is quorum, or it is not asked for.
+    pub quorum: bool,
+    /// Why there is none, and what to do.
+    pub no_quorum: Option<String>,
     /// Current UUID.
     pub current_uuid: u64,
     /// Requests of the front end that are not completed.

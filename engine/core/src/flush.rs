@@ -5,6 +5,7 @@ use zea_wire::state::DiskState;
 
 use crate::config::Protocol;
 use crate::io::{DiskCmd, DiskError, IoError, ReqId};
+use crate::quorum::Gate;
 use crate::request::FlushReq;
 use crate::resource::{Ctx, DiskJob, Resource};
 
@@ -74,12 +75,19 @@ impl Resource {
         }
     }
 
+    /// Quorum is lost or regained: flushes that waited for that go on.
+    pub(crate) fn retry_flushes(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
+        let mine: Vec<usize> = self.flushes.iter().filter(|(_, f)| f.vidx == vidx).map(|(i, _)| i).collect();
+        mine.into_iter().for_each(|index| self.flush_step(cx, index));
+    }
+
     fn flush_step(&mut self, cx: &mut Ctx<'_>, index: usize) {
         let f = &self.flushes[index];
-        if !f.local && f.waits.is_empty() {
+        let gate = self.quorum_gate(f.vidx);
+        if !f.local && f.waits.is_empty() && gate != Gate::Waits {
             let f = self.flushes.remove(index);
             let lost = std::mem::take(&mut self.volumes[f.vidx].writes_lost);
-            cx.complete(f.id, if f.failed || lost { Err(IoError::Io) } else { Ok(()) });
+            cx.complete(f.id, if f.failed || lost || gate == Gate::Fails { Err(IoError::Io) } else { Ok(()) });
         }
     }
 }

@@ -29,6 +29,7 @@ impl Resource {
         flags.set(UuidFlags::DISCARD_MY_DATA, c.discard_my_data);
         flags.set(UuidFlags::CRASHED_PRIMARY, v.crashed_primary);
         flags.set(UuidFlags::ZEA_LOST_WRITES, c.keeps_bits() && v.lost_writes());
+        flags.set(UuidFlags::PRIMARY_LOST_QUORUM, v.lost_quorum());
         flags.set(UuidFlags::INCONSISTENT, v.disk == DiskState::Inconsistent);
         flags.set(UuidFlags::STABLE, self.is_stable());
         flags.set(UuidFlags::RECONNECT, c.was_connected);
@@ -210,6 +211,11 @@ impl Resource {
 
     /// Make a new current UUID if some node misses data. True if it is being written: writes wait until it is stable.
     pub(crate) fn new_current_uuid(&mut self, cx: &mut Ctx<'_>, vidx: usize) -> bool {
+        if self.counts_votes() && !self.volumes[vidx].standing.has_quorum() {
+            // Nothing is acknowledged meanwhile, and another group may begin the next one.
+            self.volumes[vidx].new_uuid_needed = true;
+            return false;
+        }
         let random = [cx.uuid(), cx.uuid()];
         let rotate = self.rotate_context(vidx, self.dagtag);
         let forced = self.not_replicated(vidx);

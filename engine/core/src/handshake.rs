@@ -15,6 +15,7 @@ use crate::event::Severity;
 use crate::io::{Action, Time};
 use crate::limits;
 use crate::meta_queue::{Step, Then};
+use crate::quorum::is_behind;
 use crate::resource::{Ctx, Resource};
 use crate::twopc::Verdict;
 
@@ -72,6 +73,7 @@ impl Resource {
             self.tell_exposed_uuid(cx, cidx, vidx);
             self.conns[cidx].pds[vidx].sent_shown = self.shown_uuids(vidx);
             self.conns[cidx].pds[vidx].sent_state = (self.role, self.volumes[vidx].disk);
+            self.conns[cidx].pds[vidx].sent_quorum = self.volumes[vidx].standing.has_quorum();
             self.send_state(cx, cidx, vidx);
         }
     }
@@ -165,7 +167,7 @@ impl Resource {
             conn,
             disk: self.volumes[vidx].disk,
             pdsk: pd.disk,
-            quorum: true,
+            quorum: self.volumes[vidx].standing.has_quorum(),
             ..StateWord::default()
         }
         .bits(version)
@@ -245,6 +247,7 @@ impl Resource {
     /// P_STATE during the handshake: everything about this volume is here, compare.
     pub(crate) fn handshake_state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, state: StateWord) {
         let pd = &mut self.conns[cidx].pds[vidx];
+        pd.is_behind = is_behind(state.disk);
         pd.says.state = Some(state);
         pd.states_heard += 1;
         if !self.is_of_this_round(cidx, vidx) {
@@ -269,7 +272,8 @@ impl Resource {
     /// The transaction in which the two compared is over already, since one of them was busy. That they refuse each other both know now,
     /// and no vote would change it.
     fn refuse_without_vote(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
-        let waits = self.in_phase(cidx, LinkPhase::Connecting) && !self.twopc.connects(self.conns[cidx].node());
+        let votes = self.twopc.connects(self.conns[cidx].node()) && !self.decides_alone(cidx);
+        let waits = self.in_phase(cidx, LinkPhase::Connecting) && !votes;
         if waits && self.conns[cidx].keeps_bits() && self.handshake_verdict(cidx) == Some(Verdict::No) {
             self.handshake_reset(cidx);
             self.send(cx, cidx, None, Packet::Disconnect);
@@ -337,7 +341,7 @@ impl Resource {
         c.state = ConnState::Connected;
         c.last_error = None;
         c.refusal = None;
-        c.retry_at = None;
+        (c.retry_at, c.back_by) = (None, None);
         c.role = c.pds.iter().find_map(|pd| pd.says.state).map_or(Role::Secondary, |s| s.role);
         if c.role == Role::Primary {
             self.primary_back_by = None;
@@ -489,7 +493,12 @@ impl Resource {
                 v.meta.push(Step::Bitmap);
                 v.meta.push(Step::SuperBlock);
             }
-            cx.out.push(Action::Event(crate::event::Event::Device { volume: v.nr, disk: v.disk, size_sectors: size }));
+            cx.out.push(Action::Event(crate::event::Event::Device {
+                volume: v.nr,
+                disk: v.disk,
+                size_sectors: size,
+                quorum: v.standing.has_quorum(),
+            }));
             // Bitmaps of another size are on their way there.
             let exchanging =
                 |c: &usize| matches!(self.conns[*c].pds[vidx].repl, ReplState::WFBitMapS | ReplState::WFBitMapT);

@@ -8,7 +8,7 @@ use zea_wire::features::Negotiated;
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::Packet;
 
-use crate::config::{NetOptions, PeerConfig, VolumeConfig};
+use crate::config::{NetOptions, PeerConfig, QuorumOptions, VolumeConfig};
 use crate::event::Event;
 
 /// Virtual time: nanoseconds since an origin that the runtime chose. Never goes backwards.
@@ -416,6 +416,8 @@ pub enum Command {
         /// New options.
         net: NetOptions,
     },
+    /// Change the options about quorum; in force at once, also for I/O that waits.
+    SetQuorumOptions(QuorumOptions),
     /// Add a volume; it starts Diskless.
     AddVolume(VolumeConfig),
     /// Remove a Diskless volume.

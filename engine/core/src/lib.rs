@@ -61,6 +61,7 @@ mod peer_ack;
 mod peer_epoch;
 mod peer_read;
 mod peer_request;
+mod quorum;
 mod read;
 mod request;
 mod resize;

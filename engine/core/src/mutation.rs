@@ -79,6 +79,8 @@ mutations! {
     SkipAttaching = "skip-attaching",
     /// A node that agreed to a transaction waits for its outcome for good.
     StayPrepared = "stay-prepared",
+    /// A Primary goes on without quorum, and others are promoted without.
+    IgnoreQuorum = "ignore-quorum",
     /// The core has randomness of its own.
     OwnRandomness = "own-randomness",
 }

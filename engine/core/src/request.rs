@@ -14,6 +14,7 @@ use crate::event::Severity;
 use crate::interval::IntervalId;
 use crate::io::{DiskCmd, DiskError, IoError, Op, Payload, ReqId, Request, Time};
 use crate::limits;
+use crate::quorum::Gate;
 use crate::resource::{Ctx, DiskJob, Resource};
 use crate::volume::{Lock, Waiter};
 
@@ -87,6 +88,11 @@ impl Resource {
         if let Err(e) = self.check_request(vidx, &req) {
             return cx.complete(req.id, Err(e));
         }
+        match self.quorum_gate(vidx) {
+            Gate::Open => {}
+            Gate::Waits => return self.volumes[vidx].held.push_back(req),
+            Gate::Fails => return cx.complete(req.id, Err(IoError::Io)),
+        }
         match req.op {
             Op::Read => self.read(cx, vidx, req),
             Op::Flush => self.flush(cx, vidx, req.id),
@@ -137,7 +143,8 @@ impl Resource {
             Op::Read => v.peer_writes > 0,
             _ => v.awaits_uuid() || self.tells_former(vidx) || self.bitmaps_hold_writes(vidx),
         };
-        early || v.compare_pending || (!self.has_data(vidx) && self.holds(vidx))
+        let gated = self.quorum_gate(vidx) == Gate::Waits;
+        early || gated || v.compare_pending || (!self.has_data(vidx) && self.holds(vidx))
     }
 
     pub(crate) fn write(&mut self, cx: &mut Ctx<'_>, vidx: usize, req: Request) {
@@ -145,7 +152,7 @@ impl Resource {
             self.volumes[vidx].held.push_back(req);
             return;
         }
-        if !self.has_data(vidx) {
+        if !self.has_data(vidx) || self.quorum_gate(vidx) == Gate::Fails {
             return cx.complete(req.id, Err(IoError::Io));
         }
         if !self.volumes[vidx].conflict_waiters.is_empty() || self.transfer_log.len() >= limits::MAX_TRANSFER_LOG {
@@ -170,7 +177,8 @@ impl Resource {
             cx.complete(req.id, Err(IoError::NotPrimary));
             return true;
         }
-        if !self.has_data(vidx) || self.tells_former(vidx) || self.bitmaps_hold_writes(vidx) {
+        let gated = self.quorum_gate(vidx) != Gate::Open;
+        if gated || !self.has_data(vidx) || self.tells_former(vidx) || self.bitmaps_hold_writes(vidx) {
             // It waited while the last good disk failed: it waits for the next one, or fails. Or it has to wait for a peer.
             self.write(cx, vidx, req);
             return true;
@@ -546,19 +554,25 @@ impl Resource {
 
     /// Complete a request to the front end once every part is there, and let the log go.
     pub(crate) fn request_step(&mut self, cx: &mut Ctx<'_>, index: usize) {
+        let gate = self.quorum_gate(self.writes[index].vidx);
         let w = &mut self.writes[index];
         let local_over = !matches!(w.local, Local::Pending | Local::NoSpace { .. });
         // A write that lost a replica is acknowledged only under a UUID that the lost replica does not have.
         let v = &self.volumes[w.vidx];
         let generation_ok = !v.awaits_uuid() && v.unconfirmed.is_empty();
         let answered = w.waits.is_empty() || broken!(AckEarly);
-        if local_over && answered && !w.completed && generation_ok {
+        let over = local_over && answered && !w.completed;
+        let fails = gate == Gate::Fails;
+        if over && (fails || (generation_ok && gate == Gate::Open && self.is_confirmed(cx, index))) {
+            let w = &mut self.writes[index];
+            let v = &self.volumes[w.vidx];
             w.completed = true;
             let (id, vidx, local, ok) = (w.req.id, w.vidx, w.local, w.ok);
             let here = local == Local::Done && v.disk == DiskState::UpToDate;
             // What only a disk has that is being resynced is nowhere: its data is not good yet.
             let on_peers = ok.iter().any(|node| self.is_up_to_date(node, vidx));
             let result = match local {
+                _ if fails => Err(IoError::Io),
                 _ if here || (on_peers && self.generation_is_kept(vidx)) => Ok(()),
                 Local::Failed(DiskError::NoSpace) => Err(IoError::NoSpace),
                 _ => Err(IoError::Io),

@@ -36,6 +36,16 @@ impl Resize {
         TwopcBody::PrepareResize { user_size: self.size_sectors, dds_flags, undefined: [0; 6] }
     }
 
+    /// Not all nodes can grow; `largest`: what all of those who answered have room for.
+    pub(crate) fn refused(self, largest: Option<u64>) -> AdminError {
+        let size = self.size_sectors;
+        let message = match largest.filter(|largest| *largest < size) {
+            Some(largest) => format!("{size} sectors are wanted: the smallest disk of all nodes has {largest}"),
+            None => "another node cannot grow now: it is busy with a resync, or not connected to all of them".to_owned(),
+        };
+        AdminError { code: ss::CW_FAILED_BY_PEER, message }
+    }
+
     /// It is agreed; `primaries` have a disk.
     pub(crate) fn agreed(self, primaries: NodeMask) -> Agreed {
         let Resize { size_sectors, assume_clean, .. } = self;
@@ -238,7 +248,7 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         if size > v.size_sectors {
             v.size_sectors = size;
-            cx.out.push(Action::Event(Event::Device { volume: v.nr, disk: v.disk, size_sectors: size }));
+            cx.out.push(Action::Event(Event::Device { volume: v.nr, disk: v.disk, size_sectors: size, quorum: v.standing.has_quorum() }));
         }
     }
 
@@ -268,7 +278,7 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         v.growing -= 1;
         v.retry_waiters = true;
-        cx.out.push(Action::Event(Event::Device { volume: v.nr, disk: v.disk, size_sectors: v.size_sectors }));
+        cx.out.push(Action::Event(Event::Device { volume: v.nr, disk: v.disk, size_sectors: v.size_sectors, quorum: v.standing.has_quorum() }));
         if growth.is_told {
             return self.tell_growth(cx, vidx, growth);
         }

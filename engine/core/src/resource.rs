@@ -16,6 +16,7 @@ use crate::io::{
 };
 use crate::meta_queue::MetaJob;
 use crate::peer_request::PeerReq;
+use crate::quorum::QuorumState;
 use crate::request::{FlushReq, ReadReq, WriteReq};
 use crate::table::Table;
 use crate::twopc::TwoPc;
@@ -116,6 +117,7 @@ pub struct Resource {
     /// The peer ack that is being collected.
     pub(crate) peer_ack: Option<PendingPeerAck>,
     pub(crate) twopc: TwoPc,
+    pub(crate) quorum: QuorumState,
     /// A Primary whose connection is gone; its last writes have not been compared with the other survivors.
     pub(crate) lost_primary: Option<NodeId>,
     pub(crate) next_block_id: u64,
@@ -165,6 +167,7 @@ impl Resource {
             dagtag: 0,
             peer_ack: None,
             twopc: TwoPc::default(),
+            quorum: QuorumState::default(),
             lost_primary: None,
             next_block_id: 1,
             no_space: false,
@@ -209,6 +212,7 @@ impl Resource {
             self.tell_by_bitmaps(cx);
             self.twopc_step(cx);
             self.down_step(cx);
+            self.quorum_step(cx);
             for vidx in 0..self.volumes.len() {
                 self.retry_waiters(cx, vidx);
                 self.meta_pump(cx, vidx);

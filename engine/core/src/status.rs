@@ -12,7 +12,8 @@ impl Resource {
     pub fn status(&self) -> Status {
         let devices = (0..self.volumes.len()).map(|v| self.device_status(v)).collect();
         let connections = (0..self.conns.len()).map(|c| self.connection_status(c)).collect();
-        Status { node_id: self.config.node_id, role: self.role, devices, connections }
+        let suspended_quorum = self.suspended_for_quorum();
+        Status { node_id: self.config.node_id, role: self.role, suspended_quorum, devices, connections }
     }
 
     fn device_status(&self, vidx: usize) -> DeviceStatus {
@@ -23,6 +24,8 @@ impl Resource {
             volume: v.nr,
             disk: v.disk,
             size_sectors: v.size_sectors,
+            quorum: v.standing.has_quorum(),
+            no_quorum: (!v.standing.has_quorum()).then(|| self.no_quorum_text(vidx)),
             current_uuid: v.current_uuid(),
             requests_in_flight: (open + reads + v.held.len() + v.conflict_waiters.len() + v.al_waiters.len()) as u64,
             read_bytes: v.read_bytes,
@@ -73,9 +76,10 @@ impl Resource {
 
     /// The present state as events.
     fn state_events(&self) -> Vec<Event> {
-        let mut events = vec![Event::Role { role: self.role }];
+        let mut events = vec![Event::Role { role: self.role, suspended_quorum: self.suspended_for_quorum() }];
         for v in &self.volumes {
-            events.push(Event::Device { volume: v.nr, disk: v.disk, size_sectors: v.size_sectors });
+            let quorum = v.standing.has_quorum();
+            events.push(Event::Device { volume: v.nr, disk: v.disk, size_sectors: v.size_sectors, quorum });
         }
         for c in &self.conns {
             events.push(Event::Connection { peer: c.node(), conn: c.state, role: c.role });

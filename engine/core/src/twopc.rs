@@ -36,6 +36,7 @@ pub(crate) mod ss {
     pub(crate) const IN_TRANSIENT_STATE: i32 = -18;
     pub(crate) const CONCURRENT_ST_CHG: i32 = -19;
     pub(crate) const TIMEOUT: i32 = -23;
+    pub(crate) const NO_QUORUM: i32 = -25;
 }
 
 /// A change that wants the cluster's consent.
@@ -93,7 +94,7 @@ pub(crate) struct Wanted {
 struct Sums {
     /// What is reached, on the initiator's side of a disconnect.
     reachable: NodeMask,
-    /// What the target of a disconnect reaches, if it is a kernel.
+    /// What the target of a disconnect reaches.
     target_side: NodeMask,
     primary: NodeMask,
     weak: NodeMask,
@@ -130,6 +131,8 @@ pub(crate) enum Verdict {
 pub(crate) struct Initiator {
     tid: u32,
     wanted: Wanted,
+    /// Peers that were lost before it began.
+    losses: u32,
     waiting: NodeMask,
     asked: NodeMask,
     sums: Sums,
@@ -149,6 +152,8 @@ pub(crate) struct Participant {
     sums: Sums,
     verdict: Verdict,
     answered: bool,
+    /// Peers that were lost before this node answered.
+    losses: u32,
     deadline: Time,
 }
 
@@ -260,7 +265,7 @@ impl Resource {
 
     /// A Primary has just been lost: whether the data here is UpToDate is being found out.
     fn promotes_too_soon(&self, wanted: &Wanted) -> bool {
-        let unsure = self.volumes.iter().any(|v| v.disk == DiskState::Consistent);
+        let unsure = self.volumes.iter().any(|v| v.disk == DiskState::Consistent) || self.awaits_votes();
         wanted.change == (Change::Promote { force: false }) && unsure && wanted.tries < limits::PROMOTE_TRIES
     }
 
@@ -295,6 +300,7 @@ impl Resource {
         self.twopc.running = Some(Running::Initiator(Initiator {
             tid,
             wanted,
+            losses: self.quorum.losses,
             waiting: asked,
             asked,
             sums,
@@ -344,7 +350,10 @@ impl Resource {
                 StateBits::of_role(Role::Primary) | StateBits::of_disk(DiskState::UpToDate),
             ),
             Change::Demote => role(Role::Secondary),
-            Change::Disconnect(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ConnState::Disconnecting)),
+            Change::Disconnect(peer) => {
+                let (mask, val) = self.outdated_by_parting(peer);
+                (mask | StateBits::CONN, val | StateBits::of_conn(ConnState::Disconnecting))
+            }
             Change::Verify(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ReplState::VerifyS)),
             Change::Invalidate(_) | Change::Resize(_) => unreachable!("asked for otherwise"),
             Change::Empty => (StateBits(0), StateBits(0)),
@@ -377,7 +386,8 @@ impl Resource {
             Change::Demote => self.demote_check(),
             Change::Disconnect(peer) => match self.cidx(peer).filter(|&c| self.conns[c].is_up()) {
                 Some(cidx) if self.needs_data_of(cidx) => Err(last_data(peer)),
-                up => Ok(up.is_some()),
+                Some(cidx) => self.check_parting(cidx).map(|()| true),
+                None => Ok(false),
             },
             Change::Verify(plan) => match (self.cidx(plan.peer), self.vidx(plan.volume)) {
                 (Some(cidx), Some(vidx)) => self.verify_check(cidx, vidx).map(|_| true),
@@ -399,7 +409,7 @@ impl Resource {
                 i.waiting.remove(node);
                 let before = i.sums.reachable;
                 i.sums.add(reply, matches!(i.wanted.change, Change::Resize(_)));
-                if i.wanted.change == Change::Disconnect(node) && !self.conns[cidx].keeps_bits() {
+                if i.wanted.change == Change::Disconnect(node) {
                     (i.sums.reachable, i.sums.target_side) = (before, reply.reachable_nodes);
                 }
                 i.verdict = i.verdict.max(if broken!(IgnoreVotes) { Verdict::Yes } else { verdict });
@@ -443,7 +453,11 @@ impl Resource {
             let cidx = self.cidx(peer).expect("a connection that connects");
             let Some(compared) = self.handshake_verdict(cidx) else { return };
             let refused = compared == Verdict::Yes && self.joins_primaries(cidx);
-            let verdict = if refused { Verdict::No } else { compared };
+            let verdict = match compared {
+                _ if refused && self.quorum_settles(cx, cidx) => Verdict::Retry,
+                _ if refused => Verdict::No,
+                compared => compared,
+            };
             if verdict != Verdict::Yes {
                 self.twopc.initiator().expect("above").verdict = verdict;
                 return self.twopc_abort(cx);
@@ -500,6 +514,7 @@ impl Resource {
             request.flags.set(TwopcFlags::PRI_INCAPABLE, (0..self.volumes.len()).any(|v| !self.has_data(v)));
         }
         self.send_to_all(cx, i.asked, i.wanted.change.volume(), &Packet::TwopcCommit(Box::new(request)));
+        self.members_agreed(if splits { i.sums.reachable } else { reachable }, i.losses);
         self.change_committed(cx, i.wanted, i.sums.primary);
     }
 
@@ -514,6 +529,8 @@ impl Resource {
             Change::Demote => self.become_secondary(cx),
             Change::Disconnect(peer) => {
                 let cidx = self.cidx(peer).expect("checked");
+                let (mask, _) = self.outdated_by_parting(peer);
+                self.part(cidx, mask.names(StateBits::DISK), mask.names(StateBits::PDSK));
                 self.disconnected_by_us(cx, cidx);
             }
             Change::Verify(plan) => self.verify_begin(cx, plan),
@@ -550,7 +567,7 @@ impl Resource {
         }
         let error = match i.verdict {
             Verdict::No if let Change::Disconnect(peer) = i.wanted.change => last_data(peer),
-            Verdict::No if let Change::Resize(wanted) = i.wanted.change => no_room(wanted, i.sums.largest),
+            Verdict::No if let Change::Resize(wanted) = i.wanted.change => wanted.refused(i.sums.largest),
             Verdict::No if !(i.sums.primary & !self.config.node_id.mask()).is_empty() => two_primaries(),
             _ => AdminError { code: ss::CW_FAILED_BY_PEER, message: "refused by a peer node".into() },
         };
@@ -595,7 +612,7 @@ impl Resource {
     }
 
     pub(crate) fn change_over(&mut self, cx: &mut Ctx<'_>, wanted: Wanted, result: Result<(), AdminError>) {
-        let refused = matches!(&result, Err(e) if e.code == ss::NO_UP_TO_DATE_DISK);
+        let refused = matches!(&result, Err(e) if [ss::NO_UP_TO_DATE_DISK, ss::NO_QUORUM].contains(&e.code));
         if let (Change::Disconnect(_), Err(e), true, Some(tag)) = (wanted.change, &result, refused, self.down) {
             self.down = None;
             return cx.reply(tag, Err(e.clone()));
@@ -633,16 +650,6 @@ fn prepare(request: TwopcRequest) -> Packet {
 /// The transaction is a resize.
 fn is_resize(request: &TwopcRequest) -> bool {
     matches!(request.body, TwopcBody::PrepareResize { .. })
-}
-
-/// Not all nodes can grow.
-fn no_room(wanted: Resize, largest: Option<u64>) -> AdminError {
-    let size = wanted.size_sectors;
-    let message = match largest.filter(|largest| *largest < size) {
-        Some(largest) => format!("{size} sectors are wanted: the smallest disk of all nodes has {largest}"),
-        None => "another node cannot grow now: it is busy with a resync, or not connected to all of them".to_owned(),
-    };
-    AdminError { code: ss::CW_FAILED_BY_PEER, message }
 }
 
 /// The transaction is a connect.

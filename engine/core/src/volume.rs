@@ -17,6 +17,7 @@ use crate::interval::{IntervalId, IntervalSet};
 use crate::io::{AdminTag, Backing, Request, Time};
 use crate::limits;
 use crate::meta_queue::MetaQueue;
+use crate::quorum::{Rule, Standing};
 use crate::uuid::Uuids;
 
 /// Who holds a range of sectors (wire-protocol.md 11.1a).
@@ -123,6 +124,9 @@ pub(crate) struct Volume {
     /// Front-end requests that wait for a state: a new UUID, a disk that comes up, the last writes of a former Primary.
     pub(crate) held: VecDeque<Request>,
     pub(crate) meta: MetaQueue,
+    pub(crate) standing: Standing,
+    /// That there is quorum, and that this is sure, when it was last looked at.
+    pub(crate) told_quorum: (bool, bool),
     /// The disk state that the peers were told last.
     pub(crate) told_disk: DiskState,
     /// Device flags that are certainly on the disk.
@@ -198,6 +202,8 @@ impl Volume {
             peer_writes_arrived: 0,
             held: VecDeque::new(),
             meta: MetaQueue::default(),
+            standing: Standing::Counted(Rule::TooFew),
+            told_quorum: (false, false),
             told_disk: DiskState::Diskless,
             stable_flags: DeviceFlags::empty(),
             claimed_flags: DeviceFlags::empty(),
@@ -332,6 +338,11 @@ impl Volume {
     /// This node died while writes of this generation were in flight: acknowledged ones may be missing here.
     pub(crate) fn lost_writes(&self) -> bool {
         self.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::ZEA_LOST_WRITES))
+    }
+
+    /// This node was Primary when it lost quorum, and has not had it since.
+    pub(crate) fn lost_quorum(&self) -> bool {
+        self.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::PRIMARY_LOST_QUORUM))
     }
 
     /// Set or clear a device flag of the super block. True if it changed.

@@ -10,7 +10,7 @@ use crate::config::{ResourceFile, Size};
 pub mod event;
 pub mod status;
 
-pub use event::{Event, EventAction, EventBody};
+pub use event::{Event, EventAction, EventBody, suspended};
 pub use status::{
     Broken, ConnectionStatus, DeviceStatus, PathStatus, PeerDeviceStatus, ResourceStatus, SocketAddress, StatusReply,
     VerifyResult,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::api::{
     ConnectionStatus, DeviceStatus, Event, EventAction, EventBody, Failure, PeerDeviceStatus, ResourceStatus, Secret,
 };
-use crate::config::{Disk, MetaDisk, Net, Peer, ResourceFile, Size, Volume};
+use crate::config::{Disk, MetaDisk, Net, Options, Peer, ResourceFile, Size, Volume};
 use crate::control::Server;
 use crate::engine_handle::{Command, Engine};
 use crate::hub::Hub;
@@ -86,6 +86,8 @@ fn device(volume: &Volume) -> DeviceStatus {
     DeviceStatus {
         volume: volume.nr,
         disk_state: "Diskless".into(),
+        quorum: true,
+        no_quorum: None,
         open: false,
         open_count: 0,
         backing_dev: volume.disk.display().to_string(),
@@ -187,8 +189,7 @@ impl Engine for FakeEngine {
             }
             Command::Demote => resource.role = "Secondary".into(),
         }
-        let role = Some(resource.role.clone());
-        let body = EventBody::Resource { role };
+        let body = EventBody::of_resource(resource);
         self.hub.publish(&Event { action: EventAction::Change, name: name.into(), body });
         Ok(())
     }
@@ -228,6 +229,7 @@ pub fn sample_resource(name: &str, dir: &Path) -> ResourceFile {
         name: name.into(),
         net: Net::default(),
         disk: Disk::default(),
+        options: Options::default(),
         nodes: vec![peer(0, "alpha"), peer(1, "bravo")],
         volumes: vec![Volume {
             nr: 0,

@@ -85,7 +85,7 @@ mod tests {
     use crate::api::{EventAction, EventBody};
 
     fn event(name: &str) -> Event {
-        Event { action: EventAction::Destroy, name: name.into(), body: EventBody::Resource { role: None } }
+        Event { action: EventAction::Destroy, name: name.into(), body: EventBody::gone_resource() }
     }
 
     #[test]

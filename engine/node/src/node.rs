@@ -293,8 +293,8 @@ impl Node {
             });
             first = first.and(result);
         }
-        let role = Some("Secondary".into());
-        self.publish(EventAction::Create, &file.name, EventBody::Resource { role });
+        let body = EventBody::Resource { role: Some("Secondary".into()), suspended: Some("no".into()) };
+        self.publish(EventAction::Create, &file.name, body);
         first
     }
 

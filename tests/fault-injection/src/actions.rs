@@ -149,6 +149,7 @@ impl World {
                 }
             }
             (Purpose::Write(write), Ok(())) => {
+                self.check_quorum(ix, volume, pending.since);
                 let holders = self.holders(ix, volume, false);
                 let stable = if pending.request.fua { self.holders(ix, volume, true) } else { Vec::new() };
                 if self.in_sync_without_waiting(ix, volume) {
@@ -175,6 +176,7 @@ impl World {
                 self.fail(Check::Protocol, &format!("node {ix} accuses its peer, which runs the same code: {text}"));
             }
             self.check_refusal(ix, &text);
+            self.check_no_split_brain(ix, &text);
             self.excuse_victim(&text);
             if !self.speaks_84()
                 && let Err(step) = self.checks.coverage.compared(&text)

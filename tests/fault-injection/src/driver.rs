@@ -193,6 +193,8 @@ impl Driver {
                 self.demoting.insert(node);
             }
             Fault::Promote { node, force } if self.usable(node) && self.world.role(node) == Role::Secondary => {
+                // Where votes count, nobody goes on without them.
+                let force = force && !self.world.counts_votes();
                 self.world.nodes[node].forcing = force;
                 self.world.admin(node, Command::Promote { force });
             }
@@ -272,8 +274,9 @@ impl Driver {
                 self.reattach(ix);
             }
         }
-        let is_primary = |w: &World, ix: NodeIx| w.nodes[ix].is_up() && w.role(ix) == Role::Primary;
+        let is_primary = |w: &World, ix: NodeIx| w.nodes[ix].is_up() && w.role(ix) == Role::Primary && w.has_quorum(ix);
         let count = self.world.nodes.len();
+        self.demote_without_quorum();
         if (0..count).any(|ix| is_primary(&self.world, ix)) {
             return;
         }
@@ -283,10 +286,23 @@ impl Driver {
         }
     }
 
+    /// A Primary without quorum serves nothing; it is in the way of another one that has it.
+    fn demote_without_quorum(&mut self) {
+        let primaries = |w: &World, quorate: bool| -> Vec<NodeIx> {
+            let is = |ix: &NodeIx| w.nodes[*ix].is_up() && w.role(*ix) == Role::Primary && w.has_quorum(*ix) == quorate;
+            (0..w.nodes.len()).filter(is).collect()
+        };
+        if !primaries(&self.world, true).is_empty() {
+            let idle: Vec<NodeIx> = primaries(&self.world, false).into_iter().filter(|ix| self.usable(*ix)).collect();
+            self.demoting.extend(idle);
+        }
+    }
+
     fn reattach(&mut self, ix: NodeIx) {
         let node = &self.world.nodes[ix];
         let loose = node.disks.iter().find(|(nr, disk)| {
             !node.attached.contains(nr)
+                && !node.saved.diskless.contains(nr)
                 && disk.faults == DiskFaults::default()
                 && node.disk_state(**nr) == DiskState::Diskless
         });
@@ -356,7 +372,9 @@ impl Driver {
         let volumes: Vec<VolumeNr> = self.world.nodes[0].disks.keys().copied().collect();
         let state = |ix: NodeIx, v: VolumeNr| self.world.nodes[ix].disk_state(v);
         let orphaned = |v: &&VolumeNr| {
-            (0..count).all(|ix| (DiskState::Inconsistent..DiskState::UpToDate).contains(&state(ix, **v)))
+            (0..count)
+                .filter(|ix| self.world.wants_disk(*ix, **v))
+                .all(|ix| (DiskState::Inconsistent..DiskState::UpToDate).contains(&state(ix, **v)))
         };
         if volumes.iter().find(orphaned).is_none() {
             return;

@@ -13,12 +13,13 @@ use zea_sim::trace::Record;
 
 const USAGE: &str =
     "usage: zea-sim [--seeds N] [--seed S] [--minutes M] [--nodes N] [--kinds K,K…] [--only F,F…] [--trace FILE]
-               [--protocol V] [--mutation X] [--keep-going]
+               [--protocol V] [--quorum] [--mutation X] [--keep-going]
   --seeds N     how many seeds to run (default 100)
   --seed S      the first seed (default 1)
   --minutes M   no new seed after so many minutes
   --nodes N     nodes of each cluster, 2 to 8 (default: by the seed)
   --protocol V  the highest protocol version that the nodes offer; 86 to 101 are for 2 nodes
+  --quorum      seeds draw quorum options, with 3 nodes at least
   --kinds K,K…  only faults of these kinds (default: by the seed): KINDS
   --only F,F…   run the first seed alone, with only these faults of its plan, by number
   --trace FILE  run the first seed alone, and write every event of it to a file, - for standard error
@@ -113,6 +114,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
                 options.mutation = Some(mutation.ok_or(format!("no mutation is called {name}: {known}"))?);
             }
             "--trace" => options.trace = Some(value()?),
+            "--quorum" => options.plan.quorum = true,
             "--keep-going" => options.plan.stop_after_failures = u64::MAX,
             _ => return Err(format!("unknown option {arg}")),
         }
@@ -219,6 +221,7 @@ fn command(options: &Options, seed: u64, only: Option<&[usize]>) -> String {
     let Options { plan, mutation, .. } = options;
     let nodes = plan.nodes.map_or(String::new(), |n| format!(" --nodes {n}"));
     let protocol = if plan.protocol == PROTOCOL_MAX { String::new() } else { format!(" --protocol {}", plan.protocol) };
+    let quorum = if plan.quorum { " --quorum" } else { "" };
     let mutation = mutation.map_or(String::new(), |m| format!(" --mutation {}", m.name()));
     let names: Vec<&str> = plan.kinds.iter().map(|k| Fault::KINDS[*k]).collect();
     let kinds = if names.is_empty() { String::new() } else { format!(" --kinds {}", names.join(",")) };
@@ -227,7 +230,7 @@ fn command(options: &Options, seed: u64, only: Option<&[usize]>) -> String {
         // Also none is a list.
         format!(" --only '{}'", numbers.join(","))
     });
-    format!("cargo sim --seed {seed} --seeds 1{nodes}{protocol}{kinds}{mutation}{only} --trace trace.txt")
+    format!("cargo sim --seed {seed} --seeds 1{nodes}{protocol}{quorum}{kinds}{mutation}{only} --trace trace.txt")
 }
 
 /// The last events of a failing seed, and the faults that are enough.

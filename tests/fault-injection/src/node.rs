@@ -129,6 +129,8 @@ pub struct Pending {
     pub purpose: Purpose,
     /// Its buffer.
     pub buf: Option<BufId>,
+    /// When it was submitted.
+    pub since: u64,
 }
 
 /// A node.
@@ -328,7 +330,8 @@ impl Node {
 }
 
 fn empty_status(node_id: NodeId) -> Status {
-    Status { node_id, role: Role::Secondary, devices: Vec::new(), connections: Vec::new() }
+    let (devices, connections) = Default::default();
+    Status { node_id, role: Role::Secondary, suspended_quorum: false, devices, connections }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Random runs: a seed decides the cluster, the load and the faults. First a phase with faults, in which nothing may go
 //! wrong that the model forbids; then everything is healed and the cluster has to converge, byte for byte.
 
-use zea_core::config::Protocol;
+use zea_core::config::{OnNoQuorum, OnSuspendedPrimaryOutdated, Protocol, Quorum, QuorumOptions};
 use zea_core::limits::PROTOCOL_MAX;
 use zea_meta::placement::Placement;
 
@@ -28,6 +28,8 @@ pub struct Run {
     pub nodes: Option<usize>,
     /// The highest protocol version that the nodes offer; 8.4's are for two nodes.
     pub protocol: u32,
+    /// Seeds draw quorum; else it is off, and they mean what they meant before there was any.
+    pub quorum: bool,
     /// Only faults of these kinds are planned; empty: those that the seed picks.
     pub kinds: Vec<usize>,
     /// Only these faults of the plan, by number; else all.
@@ -66,6 +68,7 @@ impl Run {
             seed,
             nodes: None,
             protocol: PROTOCOL_MAX,
+            quorum: false,
             kinds: Vec::new(),
             only: None,
             record: Record::HashOnly,
@@ -76,7 +79,12 @@ impl Run {
     fn setting(&self) -> Setting {
         let mut rng = Stream::new(self.seed, "swarm");
         let by_seed = *rng.pick(&[2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 4, 4, 5, 6, 8]);
-        let cluster = swarm_cluster(self, self.nodes.unwrap_or(by_seed), &mut rng);
+        let nodes = self.nodes.unwrap_or(by_seed);
+        let nodes = if self.quorum { nodes.max(3) } else { nodes };
+        let mut cluster = swarm_cluster(self, nodes, &mut rng);
+        if self.quorum {
+            draw_quorum(&mut cluster, &mut Stream::new(self.seed, "quorum"));
+        }
         let phase_ms = rng.between(5_000, 60_000);
         let depth = *rng.pick(&[1, 4, 16, 32]);
         let mix = Mix {
@@ -170,4 +178,21 @@ fn swarm_cluster(run: &Run, nodes: usize, rng: &mut Stream) -> Cluster {
     cluster.discard = rng.chance(700);
     cluster.disk.al_extents = *rng.pick(&[7, 67, 1237]);
     cluster
+}
+
+/// Votes, and what becomes of I/O without them; in some clusters the last node has no disk and breaks ties.
+fn draw_quorum(cluster: &mut Cluster, rng: &mut Stream) {
+    use Quorum::{All, Majority, Number, Off};
+    cluster.quorum = QuorumOptions {
+        quorum: *rng.pick(&[Majority, Majority, Majority, Majority, Majority, All, Number(2)]),
+        minimum_redundancy: *rng.pick(&[Off, Off, Off, Number(1), Number(2)]),
+        on_no_quorum: *rng.pick(&[OnNoQuorum::SuspendIo, OnNoQuorum::IoError]),
+        // Nobody is there to end suspended I/O by hand.
+        on_suspended_primary_outdated: OnSuspendedPrimaryOutdated::ForceSecondary,
+        suspended_io_timeout_ms: *rng.pick(&[0, 0, 2_000, 20_000]),
+    };
+    cluster.net.protocol = *rng.pick(&[Protocol::C, Protocol::C, cluster.net.protocol]);
+    if rng.chance(300) {
+        cluster.diskless.insert(cluster.nodes - 1);
+    }
 }

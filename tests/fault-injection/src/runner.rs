@@ -26,6 +26,8 @@ pub struct Plan {
     pub nodes: Option<usize>,
     /// The highest protocol version that the nodes offer.
     pub protocol: u32,
+    /// Seeds draw quorum.
+    pub quorum: bool,
     /// Only faults of these kinds, by number in [`crate::plan::Fault::KINDS`]; empty: by the seed.
     pub kinds: Vec<usize>,
     /// No new seed begins after this time.
@@ -41,12 +43,14 @@ impl Plan {
     pub fn new(first: u64, seeds: u64) -> Plan {
         let stop_after_failures = u64::MAX;
         let (nodes, kinds, protocol) = (None, Vec::new(), PROTOCOL_MAX);
-        Plan { first, seeds, nodes, protocol, kinds, stop_after: None, stop_after_failures, threads: 0 }
+        let quorum = false;
+        Plan { first, seeds, nodes, protocol, quorum, kinds, stop_after: None, stop_after_failures, threads: 0 }
     }
 
     /// The run of a seed.
     pub fn run_of(&self, seed: u64) -> Run {
-        Run { nodes: self.nodes, protocol: self.protocol, kinds: self.kinds.clone(), ..Run::of(seed) }
+        let Plan { nodes, protocol, quorum, .. } = *self;
+        Run { nodes, protocol, quorum, kinds: self.kinds.clone(), ..Run::of(seed) }
     }
 }
 

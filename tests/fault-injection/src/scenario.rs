@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use zea_core::config::{DiskOptions, NetOptions, PeerConfig, ResourceConfig, VolumeConfig};
+use zea_core::config::{DiskOptions, NetOptions, PeerConfig, Quorum, QuorumOptions, ResourceConfig, VolumeConfig};
 use zea_core::io::Command;
 use zea_meta::create::{CreateParams, MdWrite, WriteContent, create_md};
 use zea_meta::placement::{LayoutParams, Placement};
@@ -38,6 +38,8 @@ pub struct Cluster {
     pub net: NetOptions,
     /// Options of every disk.
     pub disk: DiskOptions,
+    /// Quorum. Where votes count, nodes without a disk are known not to vote.
+    pub quorum: QuorumOptions,
     /// Delays of the network.
     pub links: NetParams,
     /// Typical time of a disk command.
@@ -65,6 +67,7 @@ impl Cluster {
             placement: Placement::Internal,
             net: NetOptions::default(),
             disk: DiskOptions { al_extents: 67, ..DiskOptions::default() },
+            quorum: QuorumOptions::default(),
             links: NetParams::default(),
             disk_latency_ns: 100_000,
             volatile_cache: true,
@@ -92,6 +95,9 @@ impl Cluster {
             self.volatile_cache,
             self.discard,
         );
+        if self.quorum.quorum != Quorum::Off {
+            world.label += &format!(", {:?}, diskless {:?}", self.quorum, self.diskless);
+        }
         world
     }
 
@@ -131,6 +137,7 @@ impl Cluster {
             let text = world.summary();
             world.fail(Check::Convergence, &format!("the initial sync does not end:\n{text}"));
         }
+        world.checks.is_set_up = true;
     }
 
     fn node(&self, ix: NodeIx) -> Node {
@@ -142,10 +149,13 @@ impl Cluster {
         let peers = (0..self.nodes).filter(|p| *p != ix).map(|p| PeerConfig {
             node_id: node_id(p),
             name: format!("node{p}"),
-            net: self.net.clone(),
+            net: NetOptions {
+                bitmap: self.net.bitmap && !(self.quorum.quorum != Quorum::Off && self.diskless.contains(&p)),
+                ..self.net.clone()
+            },
         });
         let saved = Saved {
-            resource: ResourceConfig::new("sim", node_id(ix)),
+            resource: ResourceConfig { quorum: self.quorum, ..ResourceConfig::new("sim", node_id(ix)) },
             volumes: volumes.clone().collect(),
             peers: peers.collect(),
             diskless: if self.diskless.contains(&ix) {

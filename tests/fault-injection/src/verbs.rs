@@ -84,11 +84,12 @@ impl World {
             Op::Flush => (Purpose::Flush(self.model.flush_begins()), None),
         };
         let len = (sectors * 512) as u32;
+        let since = self.now;
         let node = &mut self.nodes[ix];
         let buf = tags.map(|tags| node.pool.give_to_request(tags, id));
         let payload = buf.map(|buf| Payload { buf, offset: 0, len });
         let request = Request { id, volume, op, sector, len, payload, fua };
-        node.requests.insert(id, Pending { request, purpose, buf });
+        node.requests.insert(id, Pending { request, purpose, buf, since });
         self.feed(ix, Input::Request(request));
         id
     }

@@ -18,8 +18,16 @@ impl Resource {
         self.conns[cidx].pds[vidx].split_brain_end = None;
         let decided = match self.compare_uuids(cidx, vidx, state) {
             Ok(decided) => decided,
+            Err(decision @ Decision::Refuse(_)) if self.role == Role::Primary && state.role == Role::Primary => {
+                return self.settle_by_quorum(cx, vidx, state).unwrap_or(decision);
+            }
             Err(decision) => return decision,
         };
+        if decided.outcome == Outcome::Disconnect(Reason::TargetIsPrimary)
+            && let Some(decision) = self.settle_by_quorum(cx, vidx, state)
+        {
+            return decision;
+        }
         let (volume, node) = (self.volumes[vidx].nr, self.conns[cidx].node());
         let (strategy, rule) = (decided.by_table.as_str(), decided.rule);
         cx.notice(Severity::Info, format!("volume {volume}: compared with node {node}: {strategy} by rule {rule}"));
@@ -81,7 +89,9 @@ impl Resource {
             UuidView::from_packet(peer_id, peer),
         ];
         let [sent, now, peer] = &views;
+        let quorate = (pd.sent_quorum != state.quorum && self.counts_votes()).then_some(pd.sent_quorum);
         let cx = uuid::Context {
+            quorate,
             agreed_version: link.negotiated.version,
             protocol_a_or_b: c.config.net.protocol != Protocol::C,
             resolve_conflicts: link.resolve_conflicts,

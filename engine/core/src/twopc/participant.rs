@@ -3,7 +3,7 @@
 use zea_wire::flags::{DdsFlags, TwopcFlags};
 use zea_wire::ids::{NodeId, NodeMask, VolumeNr};
 use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
-use zea_wire::state::{ConnState, Role, StateBits};
+use zea_wire::state::{ConnState, DiskState, Role, StateBits};
 
 use super::{Change, Participant, Running, Sums, Verdict, is_connect, is_disconnect, is_resize, is_verify, prepare};
 use crate::connection::LinkPhase;
@@ -38,6 +38,7 @@ impl Resource {
             }
             None => {}
         }
+        self.notice_lost_initiator(cx, parent, request.initiator_node_id);
         let connecting = self.in_phase(cidx, LinkPhase::Connecting);
         if connecting != connects_us {
             let sums = self.own_sums();
@@ -57,6 +58,7 @@ impl Resource {
             sums: Sums::default(),
             verdict,
             answered: false,
+            losses: self.quorum.losses,
             deadline: cx.now.plus_ms(self.config.twopc_timeout_ms),
         }));
         let mut forward = request;
@@ -78,12 +80,11 @@ impl Resource {
         self.twopc.queue.push_front(i.wanted);
     }
 
-    /// What this node adds to an answer. Asked by a kernel to part from it, only its own side: the asking one's is cut off (seen:
+    /// What this node adds to an answer. Asked by a node to part from it, only its own side: the asking one's is cut off (seen:
     /// 03a f247).
     fn sums_for(&self, parent: NodeId, request: &TwopcRequest, own: Sums) -> Sums {
-        let kernel = self.cidx(parent).is_some_and(|c| !self.conns[c].keeps_bits());
         let mut reachable = own.reachable;
-        if !kernel || !is_disconnect(request) || request.target_node_id != Some(self.config.node_id) {
+        if !is_disconnect(request) || request.target_node_id != Some(self.config.node_id) {
             reachable.insert(parent);
             return Sums { reachable, ..own };
         }
@@ -130,7 +131,7 @@ impl Resource {
 
     /// Answer the parent when all children have, and when our own comparison is done.
     pub(crate) fn twopc_answer(&mut self, cx: &mut Ctx<'_>) {
-        let own = self.own_sums();
+        let (own, losses) = (self.own_sums(), self.quorum.losses);
         let Some(p) = self.twopc.participant() else { return };
         if p.answered {
             return;
@@ -149,7 +150,7 @@ impl Resource {
             return;
         }
         let p = self.twopc.participant().expect("above");
-        p.answered = true;
+        (p.answered, p.losses) = (true, losses);
         let (mut sums, verdict) = (p.sums, p.verdict);
         let own = self.sums_for(parent, &request, own);
         sums.reachable |= own.reachable;
@@ -208,6 +209,9 @@ impl Resource {
             let agreed = Agreed { size_sectors, user_size, assume_clean, primaries, parent };
             return self.resize_agreed(cx, p.volume, agreed, None);
         }
+        if let TwopcBody::CommitReachable { reachable_nodes, .. } = commit.body {
+            self.members_agreed(reachable_nodes, p.losses);
+        }
         self.apply_commit(cx, p.volume, &p.request);
         if !commit.flags.contains(TwopcFlags::PRI_INCAPABLE) {
             self.members_learned(cx, primaries);
@@ -236,8 +240,11 @@ impl Resource {
             if about_us {
                 // A Zea peer may be back at once. A kernel was told by an administrator: this disk is Outdated if it was Primary.
                 let zea = self.conns[cidx].keeps_bits();
+                let outdates = |field, disk| mask.names(field) && disk == Some(DiskState::Outdated);
+                self.part(cidx, outdates(StateBits::PDSK, val.pdsk()), outdates(StateBits::DISK, val.disk()));
                 let state = if zea { ConnState::TearDown } else { ConnState::Disconnecting };
                 self.drop_link(cx, cidx, state, "the peer disconnected");
+                self.quorum_parted(cidx);
             }
         } else if mask.names(StateBits::ROLE)
             && let Some(role) = val.role()

@@ -1,6 +1,6 @@
 //! From the strategy to what happens on this connection (reference handshake-and-states.md section 5.4).
 //!
-//! Left out: the steps that need what this node does not offer (reconciliation by dagtag, quorum).
+//! Left out: reconciliation by dagtag, which this node does not offer.
 
 use zea_wire::flags::UuidFlags;
 use zea_wire::ids::NodeId;
@@ -225,6 +225,7 @@ impl Decider<'_> {
         let connecting = self.cx.sent.is_some();
         let by_policy = if auto_recover && connecting { own_is_kept(self.cx, self.own, self.peer) } else { None };
         let (solved, policy) = match by_policy {
+            _ if self.by_quorum().is_some() => (self.by_quorum(), None),
             Some((kept, policy)) => (Some(kept), Some(policy)),
             // On an established connection the disk states decide.
             None if auto_recover && !connecting => (only_one(up_to_date(self.own), up_to_date(self.peer)), None),
@@ -241,6 +242,14 @@ impl Decider<'_> {
             (Some(false), false) => Strategy::TargetSetBitmap,
         };
         (strategy, policy)
+    }
+
+    /// A Primary that lost quorum has acknowledged nothing since. What it had before is with those who have quorum now, or it was not
+    /// acknowledged, either: a generation may have begun that no majority has heard of.
+    fn by_quorum(&self) -> Option<bool> {
+        let own_has = self.cx.quorate?;
+        let loser = if own_has { self.peer } else { self.own };
+        loser.view.flags.contains(UuidFlags::PRIMARY_LOST_QUORUM).then_some(own_has)
     }
 
     /// A crash at both ends: whoever is Primary again by now is the source.

@@ -30,6 +30,7 @@ fn view(node: u8, current: u64) -> UuidView {
 /// A connected pair at an established connection.
 fn context(agreed_version: u32) -> Context<'static> {
     Context {
+        quorate: None,
         agreed_version,
         protocol_a_or_b: false,
         resolve_conflicts: true,

@@ -45,6 +45,9 @@ pub enum EventBody {
         /// Role of this node; left out when destroyed.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         role: Option<String>,
+        /// `no`, or `quorum`: I/O waits for that. Left out when destroyed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        suspended: Option<String>,
     },
     /// A connection.
     Connection {
@@ -63,6 +66,8 @@ pub enum EventBody {
         volume: u16,
         /// Disk state.
         disk: String,
+        /// There is quorum, or it is off.
+        quorum: bool,
         /// Usable size in KiB.
         size: u64,
     },
@@ -119,11 +124,24 @@ pub enum EventBody {
     },
 }
 
+impl EventBody {
+    /// What there is to say of a resource.
+    pub fn of_resource(status: &ResourceStatus) -> EventBody {
+        let suspended = suspended(status.suspended_quorum).to_owned();
+        EventBody::Resource { role: Some(status.role.clone()), suspended: Some(suspended) }
+    }
+
+    /// A resource that is gone.
+    pub const fn gone_resource() -> EventBody {
+        EventBody::Resource { role: None, suspended: None }
+    }
+}
+
 impl Event {
     /// The state of a resource as a list of `exists` events, parents before children.
     pub fn dump(status: &ResourceStatus) -> Vec<Event> {
         let exists = |body| Event { action: EventAction::Exists, name: status.name.clone(), body };
-        let mut events = vec![exists(EventBody::Resource { role: Some(status.role.clone()) })];
+        let mut events = vec![exists(EventBody::of_resource(status))];
         events.extend(status.connections.iter().map(|connection| {
             exists(EventBody::Connection {
                 peer_node_id: connection.peer_node_id,
@@ -133,7 +151,8 @@ impl Event {
             })
         }));
         events.extend(status.devices.iter().map(|device| {
-            exists(EventBody::Device { volume: device.volume, disk: device.disk_state.clone(), size: device.size })
+            let disk = device.disk_state.clone();
+            exists(EventBody::Device { volume: device.volume, disk, quorum: device.quorum, size: device.size })
         }));
         for connection in &status.connections {
             events.extend(connection.peer_devices.iter().map(|peer_device| {
@@ -180,17 +199,19 @@ impl fmt::Display for Event {
         match &self.body {
             EventBody::Mark { count: 0 } => write!(f, "{action} -"),
             EventBody::Mark { count } => write!(f, "{action} skipped {count}"),
-            EventBody::Resource { role: None } => write!(f, "{action} resource name:{name}"),
-            EventBody::Resource { role: Some(role) } => {
-                write!(f, "{action} resource name:{name} role:{role}")
+            EventBody::Resource { role, suspended } => {
+                write!(f, "{action} resource name:{name}")?;
+                role.iter().try_for_each(|role| write!(f, " role:{role}"))?;
+                suspended.iter().try_for_each(|suspended| write!(f, " suspended:{suspended}"))
             }
             EventBody::Connection { peer_node_id, conn_name, connection, role } => write!(
                 f,
                 "{action} connection name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} \
                  connection:{connection} role:{role}"
             ),
-            EventBody::Device { volume, disk, size } => {
-                write!(f, "{action} device name:{name} volume:{volume} disk:{disk} size:{size}")
+            EventBody::Device { volume, disk, quorum, size } => {
+                let quorum = yes_or_no(*quorum);
+                write!(f, "{action} device name:{name} volume:{volume} disk:{disk} quorum:{quorum} size:{size}")
             }
             EventBody::PeerDevice { peer_node_id, conn_name, volume, replication, peer_disk } => write!(
                 f,
@@ -208,7 +229,7 @@ impl fmt::Display for Event {
                     f,
                     "{action} verify name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} volume:{volume} \
                      complete:{} compared:{compared} skipped:{skipped} out-of-sync:{out_of_sync}",
-                    if *complete { "yes" } else { "no" }
+                    yes_or_no(*complete)
                 )
             }
             EventBody::Text { severity, text } => {
@@ -216,6 +237,15 @@ impl fmt::Display for Event {
             }
         }
     }
+}
+
+fn yes_or_no(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+/// Why I/O waits, in the word of `drbdsetup`.
+pub fn suspended(for_quorum: bool) -> &'static str {
+    if for_quorum { "quorum" } else { "no" }
 }
 
 #[cfg(test)]
@@ -227,9 +257,9 @@ mod tests {
         let event = Event {
             action: EventAction::Change,
             name: "r0".into(),
-            body: EventBody::Device { volume: 0, disk: "UpToDate".into(), size: 16344 },
+            body: EventBody::Device { volume: 0, disk: "UpToDate".into(), quorum: true, size: 16344 },
         };
-        assert_eq!(event.to_string(), "change device name:r0 volume:0 disk:UpToDate size:16344");
+        assert_eq!(event.to_string(), "change device name:r0 volume:0 disk:UpToDate quorum:yes size:16344");
         let range = EventBody::OutOfSync { peer_node_id: 1, conn_name: "bravo".into(), volume: 0, start: 8, size: 16 };
         let range = Event { action: EventAction::Notice, name: "r0".into(), body: range };
         let text = "notice out-of-sync name:r0 peer-node-id:1 conn-name:bravo volume:0 start:8 size:16";
@@ -245,7 +275,7 @@ mod tests {
         for event in [
             Event::end_of_dump(),
             Event { action: EventAction::Notice, name: "r0".into(), body: verify },
-            Event { action: EventAction::Destroy, name: "r0".into(), body: EventBody::Resource { role: None } },
+            Event { action: EventAction::Destroy, name: "r0".into(), body: EventBody::gone_resource() },
         ] {
             let text = serde_json::to_string(&event).unwrap();
             assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event, "{text}");

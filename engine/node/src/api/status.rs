@@ -1,7 +1,7 @@
 //! Status as JSON. Shape and key names are those of `drbdsetup status --json` (`tooling-contract.md` section 7.2).
 //!
 //! Keys that Zea cannot know (device minors, TLS, requests in flight per connection) are left out rather than made up;
-//! keys of its own are `open-count`, `backing-dev`, `export`, `current-uuid`, `bitmap-uuid`, `unverified`,
+//! keys of its own are `no-quorum`, `open-count`, `backing-dev`, `export`, `current-uuid`, `bitmap-uuid`, `unverified`,
 //! `last-verify`, `last-error`, `protocol-version`. Sizes are in KiB.
 
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ pub struct ResourceStatus {
     pub node_id: u8,
     /// `Primary` or `Secondary`.
     pub role: String,
-    /// I/O is suspended. Zea fails requests instead of suspending them: always false, as are the four that follow.
+    /// I/O waits, for any of the four reasons that follow. Zea has only the last one.
     pub suspended: bool,
     /// See `suspended`.
     pub suspended_user: bool,
@@ -44,7 +44,7 @@ pub struct ResourceStatus {
     pub suspended_no_data: bool,
     /// See `suspended`.
     pub suspended_fencing: bool,
-    /// See `suspended`.
+    /// I/O waits for quorum (`on-no-quorum suspend-io`).
     pub suspended_quorum: bool,
     /// `flush`, or `drain` where `disk-flushes` is off.
     pub write_ordering: String,
@@ -62,6 +62,11 @@ pub struct DeviceStatus {
     pub volume: u16,
     /// `UpToDate`, `Inconsistent`, `Diskless`, …
     pub disk_state: String,
+    /// There is quorum, or it is off.
+    pub quorum: bool,
+    /// Why there is none, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_quorum: Option<String>,
     /// Front ends have it open.
     pub open: bool,
     /// How many.

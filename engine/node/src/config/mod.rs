@@ -7,10 +7,12 @@ pub mod check;
 pub mod diagnostic;
 pub mod load;
 pub mod model;
+pub mod quorum;
 pub mod units;
 
 pub use check::{Check, Problem};
 pub use diagnostic::Diagnostic;
 pub use load::parse;
 pub use model::{AfterSb0, AfterSb1, Algorithm, DigestName, Disk, MetaDisk, Net, Peer, Protocol, ResourceFile, Volume};
+pub use quorum::Options;
 pub use units::{Address, Size};

@@ -1,12 +1,12 @@
 //! What a resource file says. Options that are left out have DRBD's defaults.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zea_core::config::{AfterSb0Pri, AfterSb1Pri};
 use zea_wire::digest::DigestAlg;
 
+use super::quorum::Options;
 use super::units::{Address, Size};
 
 /// A resource as one node sees it.
@@ -21,6 +21,9 @@ pub struct ResourceFile {
     /// Options of the local disks.
     #[serde(default, skip_serializing_if = "is_default")]
     pub disk: Disk,
+    /// Options of the resource.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub options: Options,
     /// All nodes of the resource, this one included.
     #[serde(rename = "node")]
     pub nodes: Vec<Peer>,
@@ -132,19 +135,19 @@ macro_rules! by_name {
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub struct $name(pub $of);
 
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(self.0.as_str())
             }
         }
 
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <String as serde::Deserialize>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
             }
         }
 
-        impl FromStr for $name {
+        impl std::str::FromStr for $name {
             type Err = String;
 
             fn from_str(name: &str) -> Result<Self, String> {
@@ -156,6 +159,8 @@ macro_rules! by_name {
         }
     };
 }
+
+pub(super) use by_name;
 
 by_name! {
     /// Digest of blocks, by the name that is on the wire.

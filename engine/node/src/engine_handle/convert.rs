@@ -11,7 +11,7 @@ use zea_wire::state::ConnState;
 use super::Command;
 use crate::api::{
     ConnectionStatus, DeviceStatus, EventBody, Failure, PathStatus, PeerDeviceStatus, ResourceStatus, Secret,
-    SocketAddress, VerifyResult,
+    SocketAddress, VerifyResult, suspended,
 };
 use crate::config::{Address, Peer, Protocol, ResourceFile, Volume};
 
@@ -119,11 +119,11 @@ pub(super) fn status(status: &Status, around: &Around<'_>) -> ResourceStatus {
         name: file.name.clone(),
         node_id: status.node_id.0,
         role: status.role.to_string(),
-        suspended: false,
+        suspended: status.suspended_quorum,
         suspended_user: false,
         suspended_no_data: false,
         suspended_fencing: false,
-        suspended_quorum: false,
+        suspended_quorum: status.suspended_quorum,
         write_ordering: if file.disk.disk_flushes { "flush" } else { "drain" }.into(),
         devices: status.devices.iter().map(|device| self::device(device, around)).collect(),
         connections: status.connections.iter().map(|connection| self::connection(status, connection, around)).collect(),
@@ -132,8 +132,8 @@ pub(super) fn status(status: &Status, around: &Around<'_>) -> ResourceStatus {
 
 /// The status of a core that is known by its recording alone: without paths, backing devices and clients.
 pub fn recorded_status(name: &str, status: &Status) -> ResourceStatus {
-    let (net, disk, nodes, volumes) = Default::default();
-    let file = ResourceFile { name: name.to_owned(), net, disk, nodes, volumes };
+    let (net, disk, options, nodes, volumes) = Default::default();
+    let file = ResourceFile { name: name.to_owned(), net, disk, options, nodes, volumes };
     let around = Around { file: &file, own: status.node_id.0, open_count: &|_| 0, link_error: &|_| None };
     self::status(status, &around)
 }
@@ -144,6 +144,8 @@ fn device(device: &zea_core::event::DeviceStatus, around: &Around<'_>) -> Device
     DeviceStatus {
         volume: nr,
         disk_state: device.disk.to_string(),
+        quorum: device.quorum,
+        no_quorum: device.no_quorum.clone(),
         open: open_count > 0,
         open_count,
         backing_dev: around.file.volume(nr).map(|volume| volume.disk.display().to_string()).unwrap_or_default(),
@@ -232,9 +234,11 @@ pub(super) fn event(event: &CoreEvent, file: Option<&ResourceFile>) -> EventBody
         node.map_or_else(|| peer.to_string(), |node| node.name.clone())
     };
     match event {
-        CoreEvent::Role { role } => EventBody::Resource { role: Some(role.to_string()) },
-        CoreEvent::Device { volume, disk, size_sectors } => {
-            EventBody::Device { volume: volume.0, disk: disk.to_string(), size: size_sectors / 2 }
+        CoreEvent::Role { role, suspended_quorum } => {
+            EventBody::Resource { role: Some(role.to_string()), suspended: Some(suspended(*suspended_quorum).into()) }
+        }
+        CoreEvent::Device { volume, disk, size_sectors, quorum } => {
+            EventBody::Device { volume: volume.0, disk: disk.to_string(), quorum: *quorum, size: size_sectors / 2 }
         }
         CoreEvent::Connection { peer, conn, role } => EventBody::Connection {
             peer_node_id: peer.0,
@@ -299,10 +303,13 @@ mod tests {
         let core = Status {
             node_id: NodeId(0),
             role: Role::Primary,
+            suspended_quorum: false,
             devices: vec![zea_core::event::DeviceStatus {
                 volume: VolumeNr(0),
                 disk: DiskState::UpToDate,
                 size_sectors: 8192,
+                quorum: true,
+                no_quorum: None,
                 current_uuid: 0xabcd,
                 requests_in_flight: 3,
                 read_bytes: 2048,
@@ -364,7 +371,13 @@ mod tests {
             received_sectors: 0,
             bitmap_uuid: 1,
         };
-        let nobody = Status { node_id: NodeId(0), role: Role::Primary, devices: vec![], connections: vec![] };
+        let nobody = Status {
+            node_id: NodeId(0),
+            role: Role::Primary,
+            suspended_quorum: false,
+            devices: vec![],
+            connections: vec![],
+        };
         let shown = peer_device(&nobody, &it);
         assert_eq!((shown.rs_total, shown.percent_resync_done, shown.ov_left), (Some(4000), Some(25.0), Some(3000)));
         assert_eq!((shown.has_online_verify_details, shown.ov_skipped), (true, Some(8)));

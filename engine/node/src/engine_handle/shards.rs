@@ -156,9 +156,9 @@ impl ShardEngine {
     /// Builds the resource up in its shard.
     fn build(&self, resource: &Resource, file: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure> {
         let Resource { id, shard, .. } = resource;
-        shard
-            .add_resource(*id, ResourceConfig::new(&file.name, NodeId(self.own)))
-            .map_err(|e| convert::shard_failure(&e))?;
+        let quorum = file.options.quorum_options();
+        let config = ResourceConfig { quorum, ..ResourceConfig::new(&file.name, NodeId(self.own)) };
+        shard.add_resource(*id, config).map_err(|e| convert::shard_failure(&e))?;
         let volumes = file.volumes.iter().map(|volume| CoreCommand::AddVolume(convert::volume_config(file, volume)));
         let peers = file.peers(self.own).map(|peer| CoreCommand::AddPeer(convert::peer_config(file, secret, peer)));
         for command in volumes.chain(peers) {
@@ -297,6 +297,8 @@ impl Engine for ShardEngine {
             let net = convert::net_options(file, secret);
             ask(resource.shard.admin(resource.id, CoreCommand::SetNetOptions { peer: NodeId(peer.id), net }))?;
         }
+        let options = file.options.quorum_options();
+        ask(resource.shard.admin(resource.id, CoreCommand::SetQuorumOptions(options)))?;
         *lock(&resource.file) = file.clone();
         Ok(())
     }

@@ -172,7 +172,7 @@ impl Node {
         self.refuse_if_open(name)?;
         self.engine.stop(name, None).map_err(|failure| failure.about(name))?;
         self.intend(&resource, |intent| intent.up = false)?;
-        self.publish(EventAction::Destroy, name, EventBody::Resource { role: None });
+        self.publish(EventAction::Destroy, name, EventBody::gone_resource());
         Ok(Done::default())
     }
 

@@ -125,7 +125,7 @@ impl Node {
             return Err(Failure::refused(
                 0,
                 format!(
-                    "{name} is up, and only [net] (but for protocol-version-max) and the devices of detached volumes can change meanwhile: \
+                    "{name} is up, and only [net] (but for protocol-version-max), [options] and the devices of detached volumes can change meanwhile: \
                      `zea down {name}`, `zea apply {file}`, `zea up {name}`"
                 ),
             ));
@@ -168,7 +168,7 @@ impl Node {
                 return Err(Failure::refused(0, format!("{name} is Primary: `zea demote {name}` first")));
             }
             self.engine.stop(name, None).map_err(|failure| failure.about(name))?;
-            self.publish(EventAction::Destroy, name, EventBody::Resource { role: None });
+            self.publish(EventAction::Destroy, name, EventBody::gone_resource());
             // Should the rest fail, it is not to come back by itself.
             self.intend(&resource, |intent| intent.up = false)?;
         }
@@ -180,12 +180,12 @@ impl Node {
     }
 }
 
-/// Whether a resource that is up can become `new`: its connections' options may differ, and the devices of volumes that
+/// Whether a resource that is up can become `new`: the options of its connections and its own may differ, and the devices of volumes that
 /// are `diskless`.
 fn can_change_live(old: &ResourceFile, new: &ResourceFile, diskless: impl Fn(u16) -> bool) -> bool {
     // Requests of the volumes are cut for it.
     let net = Net { protocol_version_max: new.net.protocol_version_max, ..old.net.clone() };
-    let mut masked = ResourceFile { net, ..new.clone() };
+    let mut masked = ResourceFile { net, options: old.options.clone(), ..new.clone() };
     for volume in masked.volumes.iter_mut().filter(|volume| diskless(volume.nr)) {
         if let Some(old) = old.volume(volume.nr) {
             volume.disk.clone_from(&old.disk);

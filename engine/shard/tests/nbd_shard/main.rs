@@ -348,7 +348,7 @@ fn nbd_shard_reports_events_and_status() {
     let role = eventually("an event", || {
         let event = events.next(Duration::from_millis(100)).expect("the shard runs")?;
         assert_eq!((event.resource, &*event.name), (node.id, "r0"));
-        matches!(event.event, Event::Role { role: Role::Primary }).then_some(event)
+        matches!(event.event, Event::Role { role: Role::Primary, .. }).then_some(event)
     });
     assert_eq!(role.resource, node.id);
     let all = node.shard.status_all().expect("a status");

@@ -4,6 +4,7 @@
 mod handshake;
 mod marks;
 mod offline;
+mod quorum;
 mod rest;
 mod two_phase;
 mod verify;
@@ -41,6 +42,8 @@ pub enum Check {
     SplitBrain,
     /// Two Primaries.
     OnePrimary,
+    /// Writes without quorum, or a split brain with it.
+    Quorum,
     /// A transaction with two outcomes, or against a vote.
     TwoPhase,
     /// Connected nodes disagree on what they are.
@@ -77,6 +80,7 @@ impl Check {
             Check::Verify => "verify",
             Check::SplitBrain => "split-brain",
             Check::OnePrimary => "one-primary",
+            Check::Quorum => "quorum",
             Check::TwoPhase => "two-phase",
             Check::Views => "views",
             Check::KeptBits => "kept-bits",
@@ -103,12 +107,16 @@ pub struct Checks {
     pub protocol_errors_expected: bool,
     /// A scenario makes histories that it calls a split brain itself.
     pub split_brains_expected: bool,
+    /// The first promotion and the initial sync are over.
+    pub is_set_up: bool,
     /// The cores under test do not tell each other their roles.
     pub roles_untold: bool,
     /// Verdicts of online verify, by their number on the wire.
     pub verdicts: BTreeMap<u32, u64>,
     /// Resyncs that ended, by target and volume.
     pub resyncs: BTreeMap<(NodeIx, VolumeNr), u32>,
+    /// Primaries with quorum, and since when.
+    pub(crate) quorate: quorum::Quorate,
     /// Cluster-wide changes.
     pub(crate) two_phase: two_phase::TwoPhase,
     /// Volumes whose disk has not come up since its node died.
@@ -176,6 +184,7 @@ impl World {
             self.follow_resync(ix, volume, old);
             self.follow_pairs(ix, volume);
         }
+        self.follow_quorum(ix);
         if self.nodes[ix].role() == Role::Primary {
             self.check_one_primary(ix);
             if before.role != Role::Primary {

@@ -14,9 +14,13 @@ struct Case {
     checks: &'static [&'static str],
 }
 
+/// Seeds with these kinds of faults draw quorum.
+const WITH_QUORUM: &[&str] = &["isolate"];
+
 fn run(seed: u64, kinds: &[&str], mutation: Option<Mutation>) -> Result<(), Box<Failure>> {
     let number = |kind: &&str| Fault::KINDS.iter().position(|k| k == kind).expect("a kind of fault");
-    let run = Run { kinds: kinds.iter().map(number).collect(), ..Run::of(seed) };
+    let quorum = kinds == WITH_QUORUM;
+    let run = Run { kinds: kinds.iter().map(number).collect(), quorum, ..Run::of(seed) };
     set(mutation);
     let result = capture(|| run.run());
     set(None);
@@ -174,6 +178,11 @@ fn sim_mutation_skip_attaching() {
 #[test]
 fn sim_mutation_stay_prepared() {
     found(Mutation::StayPrepared, &["crash", "cut", "isolate"], 40, &["convergence", "stuck"]);
+}
+
+#[test]
+fn sim_mutation_ignore_quorum() {
+    found(Mutation::IgnoreQuorum, WITH_QUORUM, 40, &["quorum"]);
 }
 
 /// Everything is decided by the seed: a core that is not shows in its trace.

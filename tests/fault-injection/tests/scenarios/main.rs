@@ -15,6 +15,7 @@ mod hostile;
 mod integrity;
 mod last_writes;
 mod marks;
+mod quorum;
 mod resync;
 mod verify;
 mod versions;

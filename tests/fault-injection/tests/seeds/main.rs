@@ -285,6 +285,11 @@ fn sim_seeds_pass() {
 }
 
 #[test]
+fn sim_quorum_seeds_pass() {
+    report(&runner::run(&Plan { quorum: true, ..Plan::new(1, 40) }, || {}, |_, _, _| {}));
+}
+
+#[test]
 fn sim_84_seeds_pass() {
     let stands = ["pause", "clock-jump", "slow-disk", "slow-stream", "stall", "cut", "reset"];
     let number = |kind: &&str| Fault::KINDS.iter().position(|k| k == kind).expect("a kind of fault");

@@ -224,7 +224,7 @@ impl Core for Mirror {
             Input::LinkDown { peer, .. } => self.link_down(peer, out),
             Input::Timer | Input::DigestDone { .. } => {}
         }
-        out.push(Action::Event(Event::Role { role: self.role }));
+        out.push(Action::Event(Event::Role { role: self.role, suspended_quorum: false }));
     }
 
     fn deadline(&self) -> Option<Time> {
@@ -258,6 +258,8 @@ impl Core for Mirror {
             volume: VolumeNr(0),
             disk: DiskState::UpToDate,
             size_sectors: self.size_sectors,
+            quorum: true,
+            no_quorum: None,
             current_uuid: 1,
             requests_in_flight: self.waiting.len() as u64,
             read_bytes: 0,
@@ -268,6 +270,7 @@ impl Core for Mirror {
         Status {
             node_id: self.config.node_id,
             role: self.role,
+            suspended_quorum: false,
             // Its disk comes up in one step: before there is no device.
             devices: self.attached.then_some(device).into_iter().collect(),
             connections: connections.collect(),

@@ -257,9 +257,9 @@ fn control_events_give_the_state_and_then_changes() {
     assert_eq!(
         lines,
         [
-            "exists resource name:r0 role:Secondary",
+            "exists resource name:r0 role:Secondary suspended:no",
             "exists connection name:r0 peer-node-id:1 conn-name:bravo connection:Connecting role:Unknown",
-            "exists device name:r0 volume:0 disk:Inconsistent size:0",
+            "exists device name:r0 volume:0 disk:Inconsistent quorum:yes size:0",
             "exists peer-device name:r0 peer-node-id:1 conn-name:bravo volume:0 replication:Off peer-disk:DUnknown",
             "exists -"
         ]
@@ -268,7 +268,7 @@ fn control_events_give_the_state_and_then_changes() {
     let mut client = Client::connect(&node.socket).unwrap();
     client.call::<Done>(&Request::Promote { name: "r0".into(), force: true }).unwrap();
     let change = listener.next_event().unwrap();
-    let role = EventBody::Resource { role: Some("Primary".into()) };
+    let role = EventBody::Resource { role: Some("Primary".into()), suspended: Some("no".into()) };
     assert_eq!((change.action, change.name.as_str(), change.body), (EventAction::Change, "r0", role));
     drop(listener);
     let mut unknown = Client::connect(&node.socket).unwrap();

@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use zea_node::api::{Done, Failure, Request, ResourceStatus, StatusReply, Version};
-use zea_node::config::{Address, Disk, MetaDisk, Net, Peer, ResourceFile, Size, Volume};
+use zea_node::config::{Address, Disk, MetaDisk, Net, Options, Peer, ResourceFile, Size, Volume};
 use zea_node::control::{Client, ClientError};
 
 pub(crate) use nbd::NbdClient;
@@ -260,6 +260,7 @@ impl Cluster {
             name: "r0".into(),
             net: Net { ping_timeout_ms: 3000, ..Net::default() },
             disk: Disk::default(),
+            options: Options::default(),
             nodes: (0..).zip(&self.addresses).map(peer).collect(),
             volumes: vec![Volume {
                 nr: 0,
