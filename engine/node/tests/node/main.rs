@@ -6,6 +6,7 @@ mod bad_wire;
 mod clients;
 mod common;
 mod crashes;
+mod quorum;
 mod recordings;
 mod three_daemons;
 mod verify;

@@ -91,6 +91,16 @@ impl NbdClient {
         assert_eq!(self.request(CMD_WRITE, offset, data.len(), data), 0, "write at {offset}");
     }
 
+    /// Whether a write fails.
+    pub(crate) fn write_error(&mut self, offset: u64, data: &[u8]) -> bool {
+        self.request(CMD_WRITE, offset, data.len(), data) != 0
+    }
+
+    /// Whether a read fails.
+    pub(crate) fn read_error(&mut self, offset: u64, len: usize) -> bool {
+        self.request(CMD_READ, offset, len, &[]) != 0
+    }
+
     /// Everything that was written is stable.
     pub(crate) fn flush(&mut self) {
         assert_eq!(self.request(CMD_FLUSH, 0, 0, &[]), 0, "flush");
