@@ -41,7 +41,9 @@ impl Resize {
         let size = self.size_sectors;
         let message = match largest.filter(|largest| *largest < size) {
             Some(largest) => format!("{size} sectors are wanted: the smallest disk of all nodes has {largest}"),
-            None => "another node cannot grow now: it is busy with a resync, or not connected to all of them".to_owned(),
+            None => {
+                "another node cannot grow now: it is busy with a resync, or not connected to all of them".to_owned()
+            }
         };
         AdminError { code: ss::CW_FAILED_BY_PEER, message }
     }
@@ -248,7 +250,12 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         if size > v.size_sectors {
             v.size_sectors = size;
-            cx.out.push(Action::Event(Event::Device { volume: v.nr, disk: v.disk, size_sectors: size, quorum: v.standing.has_quorum() }));
+            cx.out.push(Action::Event(Event::Device {
+                volume: v.nr,
+                disk: v.disk,
+                size_sectors: size,
+                quorum: v.standing.has_quorum(),
+            }));
         }
     }
 
@@ -278,7 +285,12 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         v.growing -= 1;
         v.retry_waiters = true;
-        cx.out.push(Action::Event(Event::Device { volume: v.nr, disk: v.disk, size_sectors: v.size_sectors, quorum: v.standing.has_quorum() }));
+        cx.out.push(Action::Event(Event::Device {
+            volume: v.nr,
+            disk: v.disk,
+            size_sectors: v.size_sectors,
+            quorum: v.standing.has_quorum(),
+        }));
         if growth.is_told {
             return self.tell_growth(cx, vidx, growth);
         }
