@@ -106,6 +106,30 @@ fn sim_s3_one_side_discards_its_data() {
     }
 }
 
+/// S3: of three that wrote apart one gives up its changes to both others. What it has got from the first is not among them.
+#[test]
+fn sim_s3_what_was_got_in_exchange_is_not_discarded() {
+    let mut w = split_brain(3);
+    w.isolate(2);
+    w.run_ms(1_000);
+    w.must(2, Command::Promote { force: true });
+    w.write_ok(1, 8, 8);
+    w.write_ok(2, 8, 8);
+    demote_both(&mut w);
+    w.must(2, Command::Demote);
+    w.rejoin(0);
+    w.rejoin(2);
+    let pairs = [(0, 1), (0, 2), (1, 2)];
+    w.expect("all stand alone", |w| pairs.iter().all(|&(a, b)| stand_alone(w, a, b)));
+    w.model.forgive(2);
+    for peer in [0, 1] {
+        reconnect(&mut w, peer, 2, false);
+        reconnect(&mut w, 2, peer, true);
+    }
+    let of_one = |w: &World, a, b| w.mutually_in_sync(a, 2, V0) && stand_alone(w, b, 2);
+    w.expect("node 2 has the data of one, and is no friend of the other", |w| of_one(w, 0, 1) || of_one(w, 1, 0));
+}
+
 /// S3: both want to give up theirs: nobody's data wins, they stand alone.
 #[test]
 fn sim_s3_both_sides_discard_their_data() {
