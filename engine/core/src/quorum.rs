@@ -33,10 +33,41 @@ pub(crate) enum Vote {
     Unknown,
 }
 
+/// Votes by kind: they are counted after every input, so nothing is allocated for them.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Votes([u32; 5]);
+
+impl Votes {
+    pub(crate) fn add(&mut self, vote: Vote) {
+        self.0[vote as usize] += 1;
+    }
+
+    pub(crate) fn of(&self, vote: Vote) -> u32 {
+        self.0[vote as usize]
+    }
+
+    /// Those of this node and of connected ones.
+    pub(crate) fn here(&self) -> u32 {
+        self.of(Vote::UpToDate) + self.of(Vote::Present)
+    }
+
+    pub(crate) fn all(&self) -> u32 {
+        self.0.iter().sum()
+    }
+}
+
+impl FromIterator<Vote> for Votes {
+    fn from_iter<I: IntoIterator<Item = Vote>>(votes: I) -> Votes {
+        let mut all = Votes::default();
+        votes.into_iter().for_each(|vote| all.add(vote));
+        all
+    }
+}
+
 /// Everything that counts.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Electorate {
-    pub(crate) votes: Vec<Vote>,
+    pub(crate) votes: Votes,
     /// Nodes that keep no disk on purpose, and those of them that are connected: together they break a tie.
     pub(crate) diskless: u32,
     pub(crate) diskless_here: u32,
@@ -91,10 +122,9 @@ pub(crate) fn count(options: &QuorumOptions, e: &Electorate) -> Rule {
     if e.quorate_server {
         return Rule::Server;
     }
-    let of = |vote: Vote| e.votes.iter().filter(|v| **v == vote).count() as u32;
-    let (up_to_date, outdated) = (of(Vote::UpToDate), of(Vote::Outdated));
-    let here = up_to_date + of(Vote::Present);
-    let (mut unknown, mut quorumless) = (of(Vote::Unknown), of(Vote::Quorumless));
+    let (up_to_date, outdated) = (e.votes.of(Vote::UpToDate), e.votes.of(Vote::Outdated));
+    let here = e.votes.here();
+    let (mut unknown, mut quorumless) = (e.votes.of(Vote::Unknown), e.votes.of(Vote::Quorumless));
     if !e.had_quorum {
         // Who has none itself knows nothing of the others'.
         unknown += std::mem::take(&mut quorumless);

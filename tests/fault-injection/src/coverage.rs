@@ -271,7 +271,7 @@ mod tests {
         coverage.decided("connect", false);
         let text = coverage.to_string();
         assert!(text.contains("role         1 of  2; never: Primary to Secondary"), "{text}");
-        assert!(text.contains("two-phase    1 of 10; never: connect to commit"), "{text}");
+        assert!(text.contains("two-phase    1 of 12; never: connect to commit"), "{text}");
         let mut merged = Coverage::default();
         merged.merge(&coverage);
         assert_eq!(merged, coverage);

@@ -168,8 +168,8 @@ impl Resource {
 
     /// Peers that lack something of which they could not be told: the bits are set, and tell when bitmaps are exchanged again.
     pub(crate) fn tell_by_bitmaps(&mut self, cx: &mut Ctx<'_>) {
-        for cidx in self.up_conns() {
-            if self.conns[cidx].pds.iter().any(|pd| pd.untold) {
+        for cidx in 0..self.conns.len() {
+            if self.conns[cidx].is_up() && self.conns[cidx].pds.iter().any(|pd| pd.untold) {
                 self.reconnect(cx, cidx, "it lacks writes, and this version of the protocol has no word for them");
             }
         }

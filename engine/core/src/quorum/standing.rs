@@ -74,10 +74,10 @@ impl Resource {
         let v = &self.volumes[vidx];
         let mut e = Electorate { had_quorum: v.standing.has_quorum(), ..Electorate::default() };
         match (v.has_disk(), v.disk) {
-            (true, DiskState::UpToDate) => e.votes.push(Vote::UpToDate),
-            (true, _) => e.votes.push(Vote::Present),
+            (true, DiskState::UpToDate) => e.votes.add(Vote::UpToDate),
+            (true, _) => e.votes.add(Vote::Present),
             // A disk that is coming up, or that was here.
-            (false, _) if v.attaching.is_some() || v.left_as.is_some() => e.votes.push(Vote::Present),
+            (false, _) if v.attaching.is_some() || v.left_as.is_some() => e.votes.add(Vote::Present),
             _ => {}
         }
         for node in (0..32).map(NodeId).filter(|node| *node != self.config.node_id) {
@@ -86,8 +86,8 @@ impl Resource {
                     e.diskless += 1;
                     e.diskless_here += u32::from(self.conns[cidx].is_up() && view != View::Without(cidx));
                 }
-                Some(cidx) => e.votes.push(self.vote_of(cidx, vidx, view)),
-                None if v.slot(node).is_some() => e.votes.push(self.vote_of_absent(node)),
+                Some(cidx) => e.votes.add(self.vote_of(cidx, vidx, view)),
+                None if v.slot(node).is_some() => e.votes.add(self.vote_of_absent(node)),
                 None => {}
             }
         }
@@ -308,8 +308,8 @@ impl Resource {
     /// How many votes are missing, whose, and what to do.
     pub(crate) fn no_quorum_text(&self, vidx: usize) -> String {
         let (options, e) = (&self.config.quorum, self.electorate(vidx, View::Now));
-        let here = e.votes.iter().filter(|v| matches!(v, Vote::UpToDate | Vote::Present)).count();
-        let needed = options.quorum.needed(e.votes.len() as u32);
+        let here = e.votes.here();
+        let needed = options.quorum.needed(e.votes.all());
         let away = self.conns.iter().filter(|c| !c.is_up() && c.config.net.bitmap);
         let names: Vec<&str> = away.map(|c| c.config.name.as_str()).collect();
         let nr = self.volumes[vidx].nr;

@@ -13,7 +13,7 @@ struct Row {
 }
 
 fn row(what: &'static str, quorum: Quorum, votes: &[Vote], rule: &'static str) -> Row {
-    let e = Electorate { votes: votes.to_vec(), had_quorum: true, ..Electorate::default() };
+    let e = Electorate { votes: votes.iter().copied().collect(), had_quorum: true, ..Electorate::default() };
     Row { what, quorum, redundancy: Off, e, rule }
 }
 
@@ -120,7 +120,11 @@ fn quorum_of_a_majority_is_in_one_group_only() {
             let side = |here: usize| {
                 let mut votes = vec![UpToDate; here];
                 votes.resize(size, Unknown);
-                count(&options, &Electorate { votes, had_quorum: true, ..Electorate::default() }).has_quorum()
+                count(
+                    &options,
+                    &Electorate { votes: votes.into_iter().collect(), had_quorum: true, ..Electorate::default() },
+                )
+                .has_quorum()
             };
             assert!(!(side(group) && side(size - group)), "{group} and {} of {size}", size - group);
         }
