@@ -184,22 +184,23 @@ impl Resource {
         agreed: Agreed,
         asked: Option<AdminTag>,
     ) {
-        let vidx = volume.and_then(|nr| self.vidx(nr)).filter(|&v| self.volumes[v].size_sectors < agreed.size_sectors);
-        let Some(vidx) = vidx else {
+        let answer = |cx: &mut Ctx<'_>, result| {
             if let Some(tag) = asked {
-                cx.reply(tag, Ok(()));
+                cx.reply(tag, result);
             }
-            return;
         };
-        if !self.volumes[vidx].has_disk() {
-            return self.grows_without_disk(cx, vidx, agreed.size_sectors);
-        }
-        if agreed.size_sectors > self.volumes[vidx].attached.as_ref().expect("a disk").layout.usable_sectors {
+        let vidx = volume.and_then(|nr| self.vidx(nr)).filter(|&v| self.volumes[v].size_sectors < agreed.size_sectors);
+        let Some(vidx) = vidx else { return answer(cx, Ok(())) };
+        let Some(a) = self.volumes[vidx].attached.as_ref().filter(|_| self.volumes[vidx].has_disk()) else {
+            self.grows_without_disk(cx, vidx, agreed.size_sectors);
+            let message = "the volume has grown, but the disk here is gone: it grows when it is attached again".into();
+            return answer(cx, Err(AdminError { code: ss::NO_LOCAL_DISK, message }));
+        };
+        if agreed.size_sectors > a.layout.usable_sectors {
             // Not what this node has agreed to. The peers notice that it has not grown when they connect.
-            return cx.notice(
-                Severity::Error,
-                format!("volume {}: the disk here is too small to grow", self.volumes[vidx].nr),
-            );
+            let message = format!("volume {}: the disk here is too small to grow", self.volumes[vidx].nr);
+            cx.notice(Severity::Error, message.clone());
+            return answer(cx, Err(AdminError { code: ss::NO_LOCAL_DISK, message }));
         }
         let cap = (agreed.user_size > 0).then_some(agreed.user_size);
         self.grow(cx, vidx, agreed.size_sectors, cap, Growth { asked, resync: !agreed.assume_clean, is_told: false });

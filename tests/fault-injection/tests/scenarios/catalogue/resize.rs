@@ -190,6 +190,25 @@ fn sim_z7_a_node_dies_while_all_grow() {
     assert!((10..140).contains(&grown), "{grown} of 150 have grown");
 }
 
+/// The others grow all the same: whoever asked is told what has become of it.
+#[test]
+fn sim_z7_the_node_that_is_asked_lets_its_disk_go_while_all_grow() {
+    for step in 0..30 {
+        let mut w = small(&Cluster::new(3));
+        let asked = w.admin(0, resize(LARGE));
+        let until = w.now + step * 20_000;
+        while w.step(until) {}
+        w.must(0, Command::Detach { volume: V0, force: true });
+        w.expect("an answer", |w| w.replies.contains_key(&asked));
+        w.attach(0);
+        w.settle();
+        let sizes = sizes(&mut w);
+        assert!(sizes.iter().all(|size| *size == sizes[0]), "step {step}: {sizes:?}");
+        w.write_ok(0, sizes[0] - 64, 64);
+        w.settle();
+    }
+}
+
 #[test]
 fn sim_z7_a_link_breaks_while_all_grow() {
     for seed in 0..60 {
