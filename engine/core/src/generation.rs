@@ -396,9 +396,15 @@ impl Resource {
         if !v.has_disk() || v.disk == DiskState::Inconsistent {
             return false;
         }
+        let had_no_past = matches!(v.uuids.current & !1, 0 | uuid::JUST_CREATED);
         let adopted =
             matches!(v.uuids.received_new_datagen(&rotate, current, weak, being_synced), NewDatagen::Adopted { .. });
         if adopted {
+            if had_no_past && let Some(told) = &self.conns[cidx].pds[vidx].says.uuids {
+                // Whoever is at an older generation of that node's is at an older one of this one's, too.
+                let past = told.history.iter().rev().copied().chain(told.bitmap_uuids.iter().map(|(_, uuid)| uuid));
+                past.for_each(|uuid| v.uuids.push_history(uuid));
+            }
             v.set_flag(DeviceFlags::ZEA_LOST_WRITES | DeviceFlags::ZEA_BEHIND, false);
             v.meta.push(Step::SuperBlock);
         }
