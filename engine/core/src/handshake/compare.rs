@@ -89,11 +89,13 @@ impl Resource {
             UuidView::from_packet(peer_id, peer),
         ];
         let [sent, now, peer] = &views;
-        let quorate = (pd.sent_quorum != state.quorum && self.counts_votes()).then_some(pd.sent_quorum);
+        let protocol_a_or_b = c.config.net.protocol != Protocol::C;
+        let tells = self.quorums_overlap() && !protocol_a_or_b && pd.sent_quorum != state.quorum;
+        let quorate = tells.then_some(pd.sent_quorum);
         let cx = uuid::Context {
             quorate,
             agreed_version: link.negotiated.version,
-            protocol_a_or_b: c.config.net.protocol != Protocol::C,
+            protocol_a_or_b,
             resolve_conflicts: link.resolve_conflicts,
             sent: Some(sent),
             // Of three nodes, the third one could be with the victim.

@@ -69,6 +69,17 @@ impl Resource {
         self.config.quorum.quorum != Quorum::Off
     }
 
+    /// Two groups with quorum have a node in common: what one has acknowledged with protocol C, the other has as well. Of a number that the
+    /// administrator chose that may not be so.
+    pub(crate) fn quorums_overlap(&self) -> bool {
+        let voters = 1 + self.conns.iter().filter(|c| c.config.net.bitmap).count();
+        match self.config.quorum.quorum {
+            Quorum::Off => false,
+            Quorum::Majority | Quorum::All => true,
+            Quorum::Number(needed) => 2 * usize::from(needed) > voters,
+        }
+    }
+
     /// The nodes with a bitmap slot, and those that are to have one, and what they count for.
     pub(super) fn electorate(&self, vidx: usize, view: View) -> Electorate {
         let v = &self.volumes[vidx];
@@ -247,6 +258,10 @@ impl Resource {
         // A cluster of kernels that splits is told the other side.
         self.quorum.members = if reached.contains(own) { reached } else { before.without(reached) };
         self.quorum.members.insert(own);
+        // Whoever is only away to connect again may have met others meanwhile.
+        for c in self.conns.iter().filter(|c| c.back_by.is_some() && before.contains(c.node())) {
+            self.quorum.members.insert(c.node());
+        }
         if self.quorum.members != before && self.counts_votes() {
             (0..self.volumes.len()).for_each(|vidx| self.store_members(vidx));
         }

@@ -13,7 +13,7 @@ use super::{FIRST_OF_9, JUST_CREATED, NODES, PRIMARY, is_generation, is_zero, sa
 /// What both nodes know of the connection when they compare.
 #[derive(Debug, Clone, Copy)]
 pub struct Context<'a> {
-    /// Exactly one of the two said that it has quorum: whether it is this node.
+    /// Exactly one of the two said that it has quorum, which no other group has without what it acknowledged: whether it is this node.
     pub quorate: Option<bool>,
     /// Agreed protocol version: below 110 the rules of 8.4 hold.
     pub agreed_version: u32,
