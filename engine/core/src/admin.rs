@@ -316,7 +316,9 @@ impl Resource {
             let forced = force && !self.has_data(vidx);
             let v = &mut self.volumes[vidx];
             v.new_uuid_needed = true;
+            v.by_force = forced;
             v.former.clear();
+            v.withdrawn.clear();
             v.writes_lost = false;
             self.serve_peers_data(vidx);
             let v = &mut self.volumes[vidx];

@@ -582,7 +582,8 @@ impl Resource {
 
 fn uuids_of(sb: &SuperBlock) -> Uuids {
     let mut uuids = Uuids { current: sb.current_uuid, history: sb.history_uuids, ..Uuids::default() };
-    for (n, peer) in sb.peers.iter().enumerate() {
+    let own = sb.node_id.map(usize::from);
+    for (n, peer) in sb.peers.iter().enumerate().filter(|(n, _)| Some(*n) != own) {
         uuids.bitmap[n] = peer.bitmap_uuid;
         uuids.bitmap_dagtag[n] = peer.bitmap_dagtag;
     }

@@ -383,6 +383,8 @@ impl Resource {
         }
         if self.follow_generation(vidx, cidx, current, weak) {
             self.send_uuids(cx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY);
+        } else if self.volumes[vidx].disk == DiskState::Inconsistent {
+            self.remember_unfinished(vidx, current);
         }
     }
 

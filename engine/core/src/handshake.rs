@@ -71,6 +71,7 @@ impl Resource {
                 .then(|| self.uuids_for(cidx, vidx, UuidFlags::EMPTY, NodeMask::EMPTY));
             self.conns[cidx].pds[vidx].sent_uuids = sent;
             self.tell_exposed_uuid(cx, cidx, vidx);
+            self.tell_unfinished(cx, cidx, vidx);
             self.conns[cidx].pds[vidx].sent_shown = self.shown_uuids(vidx);
             self.conns[cidx].pds[vidx].sent_state = (self.role, self.volumes[vidx].disk);
             self.conns[cidx].pds[vidx].sent_quorum = self.volumes[vidx].standing.has_quorum();
@@ -419,6 +420,7 @@ impl Resource {
             Decision::Source { full, copy_from } => {
                 self.wait_for_bitmap_as_source(cidx, vidx, full, copy_from);
                 self.compare_exposed_uuid(vidx, cidx, state);
+                self.heed_moved_on(vidx, cidx, state);
             }
             Decision::Target { full } => self.wait_for_bitmap_as_target(cx, cidx, vidx, full),
             Decision::Retry | Decision::Refuse(_) => unreachable!("not committed"),
@@ -445,6 +447,7 @@ impl Resource {
     /// WFBitMapT.
     pub(crate) fn wait_for_bitmap_as_target(&mut self, cx: &Ctx<'_>, cidx: usize, vidx: usize, full: bool) {
         self.conns[cidx].pds[vidx].repl = ReplState::WFBitMapT;
+        self.remember_source(cidx, vidx);
         let v = &mut self.volumes[vidx];
         if v.disk > DiskState::Outdated {
             v.disk = DiskState::Outdated;
@@ -534,7 +537,7 @@ impl Resource {
         }
         // A Primary that serves a later generation does not go back to a former one: another peer may know the later one already.
         let former = self.serves_peers(vidx) && mine != self.volumes[vidx].exposed_uuid & !1;
-        let lacks = former || self.awaits_resync(vidx);
+        let lacks = former || self.awaits_resync(vidx) || self.lacks_unfinished(cidx, vidx);
         let v = &mut self.volumes[vidx];
         if peer_current == Some(mine) {
             if v.dirty_bits(node) == 0 && v.uuids.bitmap[usize::from(node.0)] != 0 {
@@ -623,14 +626,16 @@ impl Resource {
         behind
     }
 
-    /// A Secondary without a disk has seen a generation that this node knows nothing of: its data moved on elsewhere (5.7). True if
-    /// this disk is behind.
+    /// A Secondary without a disk, or with one that is on its way to it, has seen a generation that this node knows nothing of: its data moved
+    /// on elsewhere (5.7). True if this disk is behind.
     fn heed_moved_on(&mut self, vidx: usize, cidx: usize, state: StateWord) -> bool {
         let told = self.conns[cidx].pds[vidx].says.current_uuid.map_or(0, |u| u & !1);
         let v = &mut self.volumes[vidx];
         let known = v.uuids.bitmap.iter().chain(&v.uuids.history).chain([&v.uuids.current]);
         let known = known.into_iter().any(|uuid| uuid & !1 == told);
-        if told == 0 || known || state.role != Role::Secondary || v.disk < DiskState::Consistent {
+        // Somebody has decided for this disk.
+        let decided = self.role == Role::Primary && v.by_force;
+        if told == 0 || known || decided || state.role != Role::Secondary || v.disk < DiskState::Consistent {
             return false;
         }
         v.disk = DiskState::Outdated;

@@ -10,6 +10,7 @@ mod parting;
 mod standing;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::state::DiskState;

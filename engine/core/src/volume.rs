@@ -139,6 +139,8 @@ pub(crate) struct Volume {
     pub(crate) new_uuid_needed: bool,
     /// The new current UUID that is being written was made by force.
     pub(crate) forced: bool,
+    /// This Primary serves a disk that was not good without force.
+    pub(crate) by_force: bool,
     /// The last run of this disk ended as Primary without a clean stop.
     pub(crate) crashed_primary: bool,
     /// The current UUID when the running resync began.
@@ -210,6 +212,7 @@ impl Volume {
             writes_lost: false,
             new_uuid_needed: false,
             forced: false,
+            by_force: false,
             crashed_primary: false,
             resync_start_uuid: 0,
             new_uuid_running: false,
@@ -371,7 +374,8 @@ impl Volume {
         sb.current_uuid = self.uuids.current;
         sb.history_uuids = self.uuids.history;
         sb.effective_size_sectors = self.size_sectors;
-        for (n, peer) in sb.peers.iter_mut().enumerate() {
+        let own = sb.node_id.map(usize::from);
+        for (n, peer) in sb.peers.iter_mut().enumerate().filter(|(n, _)| Some(*n) != own) {
             peer.bitmap_uuid = self.uuids.bitmap[n];
             peer.bitmap_dagtag = self.uuids.bitmap_dagtag[n];
         }

@@ -171,6 +171,7 @@ impl Resource {
     /// Count, and do what a change brings about.
     pub(crate) fn quorum_step(&mut self, cx: &mut Ctx<'_>) {
         self.count_votes();
+        self.finish_unfinished();
         let mut changed = false;
         for vidx in 0..self.volumes.len() {
             let now = (self.volumes[vidx].standing.has_quorum(), self.is_sure_of_quorum(vidx));

@@ -111,6 +111,15 @@ pub struct Uuids110 {
     pub history: Vec<u64>,
 }
 
+impl Uuids110 {
+    /// The sender is at this generation, or has been at it.
+    pub fn knows(&self, generation: u64) -> bool {
+        let bitmap = self.bitmap_uuids.iter().map(|(_, uuid)| uuid);
+        let mut known = bitmap.chain(self.history.iter().copied()).chain([self.current]);
+        known.any(|uuid| uuid & !1 == generation & !1)
+    }
+}
+
 const FIXED_LEN: usize = 40;
 
 impl Body for Uuids110 {
