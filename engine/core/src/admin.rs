@@ -384,6 +384,7 @@ impl Resource {
         // The last writes are confirmed soon: until then their receivers do not know who has them.
         self.close_epoch();
         self.send_peer_ack(cx);
+        self.withdraw_generations();
         self.role = Role::Secondary;
         self.state_changed = true;
         // What it wrote past a peer that peer gets elsewhere, from now on, and is UpToDate then.

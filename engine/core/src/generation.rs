@@ -237,12 +237,20 @@ impl Resource {
         if broken!(KeepUuid) || v.uuids.rotate_current_into_bitmap(&rotate, forced, random).is_none() {
             return false;
         }
+        // Who is at one of those lacks what is written from now on.
+        std::mem::take(&mut v.withdrawn).into_iter().for_each(|uuid| v.uuids.push_history(uuid));
+        self.begin_generation(vidx, before);
+        true
+    }
+
+    /// The current UUID is new: before it is stable and told nothing is acknowledged.
+    pub(crate) fn begin_generation(&mut self, vidx: usize, before: u64) {
+        let v = &mut self.volumes[vidx];
         v.leave_generation(before);
         v.set_flag(DeviceFlags::ZEA_LOST_WRITES | DeviceFlags::ZEA_BEHIND, false);
         v.new_uuid_running = true;
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::NewUuid));
-        true
     }
 
     /// A Primary without a disk: its peers keep the new UUID for it (5.8).
@@ -343,6 +351,7 @@ impl Resource {
             return;
         }
         if self.knows_generation(&self.conns[cidx], vidx) {
+            self.volumes[vidx].known_generation = self.volumes[vidx].served_uuid() & !1;
             self.confirmed_by(cx, vidx, self.conns[cidx].node());
         }
         if self.volumes[vidx].attached.is_none() {

@@ -39,6 +39,7 @@ impl Resource {
     pub(crate) fn handshake_send(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         self.handshake_reset_decisions(cidx);
         self.conns[cidx].refusal = None;
+        self.withdraw_generations();
         let deadline = cx.now.plus_ms(10 * self.conns[cidx].config.net.ping_timeout_ms);
         let link = self.conns[cidx].link.as_mut().expect("a link that connects");
         link.states_sent = true;

@@ -11,6 +11,7 @@ mod standing;
 #[cfg(test)]
 mod tests;
 mod unfinished;
+mod withdraw;
 
 use rkyv::{Archive, Deserialize, Serialize};
 use zea_wire::state::DiskState;

@@ -98,6 +98,10 @@ pub(crate) struct Volume {
     /// Generations before the one that this Primary serves, oldest first, since when it has acknowledged nothing: data of one
     /// of them is as good.
     pub(crate) former: Vec<u64>,
+    /// Generations after the current one that this Primary has withdrawn ([`Resource::withdraw_generations`](crate::resource::Resource)).
+    pub(crate) withdrawn: Vec<u64>,
+    /// The last generation that this Primary was in when a peer said that it is, too.
+    pub(crate) known_generation: u64,
     /// Nodes that were lost before they confirmed a write that others have: what they hold of such a generation is not as good.
     pub(crate) lacking: NodeMask,
     /// Targets that were lost when they had everything: this generation may be theirs, too. Their bitmap UUIDs do not speak for them.
@@ -188,6 +192,8 @@ impl Volume {
             left_as: None,
             exposed_weak: NodeMask::EMPTY,
             former: Vec::new(),
+            withdrawn: Vec::new(),
+            known_generation: 0,
             lacking: NodeMask::EMPTY,
             may_have_finished: NodeMask::EMPTY,
             unconfirmed: NodeMask::EMPTY,

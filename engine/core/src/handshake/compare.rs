@@ -23,10 +23,13 @@ impl Resource {
             }
             Err(decision) => return decision,
         };
-        if decided.outcome == Outcome::Disconnect(Reason::TargetIsPrimary)
-            && let Some(decision) = self.settle_by_quorum(cx, vidx, state)
-        {
-            return decision;
+        if decided.outcome == Outcome::Disconnect(Reason::TargetIsPrimary) {
+            if self.takes_up_generation(cx, cidx, vidx) {
+                return Decision::Retry;
+            }
+            if let Some(decision) = self.settle_by_quorum(cx, vidx, state) {
+                return decision;
+            }
         }
         let (volume, node) = (self.volumes[vidx].nr, self.conns[cidx].node());
         let (strategy, rule) = (decided.by_table.as_str(), decided.rule);

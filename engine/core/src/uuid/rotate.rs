@@ -303,6 +303,14 @@ impl Uuids {
         outdated
     }
 
+    /// Back to the first of `former`, the generations that led to the current one, oldest first.
+    pub fn go_back(&mut self, former: &[u64]) {
+        let Some(&first) = former.first() else { return };
+        let undone = |uuid: &u64| former.iter().any(|former| same(*uuid, *former));
+        self.bitmap.iter_mut().filter(|uuid| undone(uuid)).for_each(|uuid| *uuid = 0);
+        self.set_current(first, self.current & PRIMARY != 0);
+    }
+
     /// The bitmap UUID towards `node` is not needed any more: the resync to it has ended, or it has connected without
     /// one at the same generation.
     pub fn retire_bitmap_uuid(&mut self, node: NodeId) {

@@ -428,3 +428,67 @@ fn sim_q_a_vote_that_is_lost_and_not_missed_yet_does_not_count() {
     assert!(w.conn(0, 1) == ConnState::Connected && is_open(&w, write), "nobody has noticed, and it waits");
     assert_eq!(w.wait(write), Err(IoError::Io));
 }
+
+/// A Primary begins a generation without the node that it has lost, and loses the other one before that hears of it. Those two go on from
+/// the generation before, which is no split brain: nothing was acknowledged in the one that only the old Primary knows.
+#[test]
+fn sim_q8_a_generation_that_nobody_else_knows_is_withdrawn() {
+    for alone in [false, true] {
+        let mut w = cluster(3, majority(OnNoQuorum::IoError)).synced();
+        w.write_ok(0, 0, 8);
+        let before = w.generation(0);
+        w.stall(0, 1);
+        w.stall(1, 0);
+        w.cut(0, 2);
+        let write = w.write(0, 8, 8);
+        while w.generation(0) == before {
+            w.run_ms(1);
+        }
+        assert_eq!(w.wait(write), Err(IoError::Io));
+        w.cut(0, 1);
+        w.expect("it is noticed", |w| w.is_apart(0, 1) && w.is_apart(0, 2) && w.is_connected(1, 2));
+        w.must(1, PROMOTE);
+        w.write_ok(1, 16, 8);
+        if alone {
+            // Whom the old Primary meets has no quorum, either.
+            w.isolate(1);
+            w.heal(0, 2);
+            w.run_ms(A_WHILE_MS);
+            w.heal(1, 2);
+        }
+        goes_back(&mut w, 0);
+    }
+}
+
+/// The target of a resync votes for a write whose only good copy is the Primary's. Whoever it meets after that lacks the write, and is
+/// Outdated by its word, also after its power was cut.
+#[test]
+fn sim_q_the_target_of_a_resync_keeps_its_word() {
+    for crashes in [false, true] {
+        let mut w = cluster(3, majority(OnNoQuorum::IoError)).synced();
+        w.isolate(1);
+        for sector in (0..32_768).step_by(1024) {
+            w.write_ok(0, sector, 1024);
+        }
+        w.slow_disk(1, V0, 100);
+        w.heal(0, 1);
+        w.expect("a resync runs", |w| w.disk(1) == DiskState::Inconsistent);
+        w.part(0, 2);
+        w.write_ok(0, 0, 8);
+        assert_eq!(w.disk(1), DiskState::Inconsistent, "the resync has not ended");
+        w.part(0, 1);
+        if crashes {
+            w.crash(1, Crash::Power);
+            w.start(1);
+        }
+        w.heal(1, 2);
+        w.expect("they are connected", |w| w.is_connected(1, 2));
+        w.run_ms(A_WHILE_MS);
+        assert_eq!(w.disk(2), DiskState::Outdated);
+        for ix in [1, 2] {
+            w.command(ix, PROMOTE).expect_err("no good disk");
+        }
+        w.heal_all();
+        w.settle();
+    }
+}

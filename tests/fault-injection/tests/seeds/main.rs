@@ -284,6 +284,31 @@ fn sim_seeds_pass() {
     report(&runner::run(&plan, || {}, |_, _, _| {}));
 }
 
+/// Seeds with quorum and isolated nodes.
+const QUORUM_REGRESSIONS: &[(u64, &str)] = &[
+    (1, "a generation in which nothing was acknowledged made a split brain of a Primary that had lost quorum"),
+    (20, "a Primary withdrew a generation that a peer had taken over, and refused that peer for good"),
+    (
+        23,
+        "who was just created and followed a generation had no past, and was unrelated to a resync that had been interrupted",
+    ),
+    (55, "with a number of votes that two groups can have, one group's writes were given up"),
+    (202, "with protocol A, one group's writes were given up"),
+    (283, "a target voted for a write, and was resynced by a node that lacked it"),
+    (366, "a peer that was to connect again was taken for one without quorum, and this node for the last man standing"),
+];
+
+#[test]
+fn sim_quorum_seeds_that_failed_once_pass() {
+    let isolate = Fault::KINDS.iter().position(|k| *k == "isolate").expect("a kind of fault");
+    for (seed, wrong) in QUORUM_REGRESSIONS {
+        let run = Run { quorum: true, kinds: vec![isolate], ..Run::of(*seed) };
+        if let Err(failed) = capture(|| run.run()) {
+            panic!("seed {seed} fails again ({wrong}): {}", failed.message);
+        }
+    }
+}
+
 #[test]
 fn sim_quorum_seeds_pass() {
     report(&runner::run(&Plan { quorum: true, ..Plan::new(1, 40) }, || {}, |_, _, _| {}));
