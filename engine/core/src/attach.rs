@@ -232,6 +232,9 @@ impl Resource {
         sb.node_id = Some(self.config.node_id.0);
         if was_in_use(sb) {
             sb.flags.insert(DeviceFlags::ZEA_LOST_WRITES);
+            if sb.flags.contains(DeviceFlags::CRASHED_PRIMARY) {
+                sb.flags.insert(DeviceFlags::ZEA_WAS_PRIMARY);
+            }
         }
         sb.flags.remove(DeviceFlags::AL_CLEAN);
         let v = &mut self.volumes[vidx];

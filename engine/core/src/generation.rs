@@ -16,6 +16,10 @@ use crate::resource::{Ctx, Resource};
 use crate::twopc::Change;
 use crate::uuid::{self, NewDatagen, NodeSlot, RotateContext};
 
+/// What Zea marks of a copy in a generation.
+const GENERATION_MARKS: DeviceFlags =
+    DeviceFlags(DeviceFlags::ZEA_LOST_WRITES.0 | DeviceFlags::ZEA_WAS_PRIMARY.0 | DeviceFlags::ZEA_BEHIND.0);
+
 impl Resource {
     /// This node is no neighbour of a Primary, or is Primary itself.
     pub(crate) fn is_stable(&self) -> bool {
@@ -29,6 +33,7 @@ impl Resource {
         flags.set(UuidFlags::DISCARD_MY_DATA, c.discard_my_data);
         flags.set(UuidFlags::CRASHED_PRIMARY, v.crashed_primary);
         flags.set(UuidFlags::ZEA_LOST_WRITES, c.keeps_bits() && v.lost_writes());
+        flags.set(UuidFlags::ZEA_WAS_PRIMARY, c.keeps_bits() && v.was_primary());
         flags.set(UuidFlags::PRIMARY_LOST_QUORUM, v.lost_quorum());
         flags.set(UuidFlags::INCONSISTENT, v.disk == DiskState::Inconsistent);
         flags.set(UuidFlags::STABLE, self.is_stable());
@@ -247,7 +252,7 @@ impl Resource {
     pub(crate) fn begin_generation(&mut self, vidx: usize, before: u64) {
         let v = &mut self.volumes[vidx];
         v.leave_generation(before);
-        v.set_flag(DeviceFlags::ZEA_LOST_WRITES | DeviceFlags::ZEA_BEHIND, false);
+        v.set_flag(GENERATION_MARKS, false);
         v.new_uuid_running = true;
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::NewUuid));
@@ -416,7 +421,7 @@ impl Resource {
                 let past = told.history.iter().rev().copied().chain(told.bitmap_uuids.iter().map(|(_, uuid)| uuid));
                 past.for_each(|uuid| v.uuids.push_history(uuid));
             }
-            v.set_flag(DeviceFlags::ZEA_LOST_WRITES | DeviceFlags::ZEA_BEHIND, false);
+            v.set_flag(GENERATION_MARKS, false);
             v.meta.push(Step::SuperBlock);
         }
         adopted

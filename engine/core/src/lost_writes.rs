@@ -1,6 +1,7 @@
 //! How long a disk counts as one that lost writes ([`DeviceFlags::ZEA_LOST_WRITES`]). A copy that lived on may have what it lacks, and
 //! is the source then (`uuid/keep_bits.rs`). When every copy there is has become equal none has more; a mark that stayed would make
-//! a copy that lives on from then on count no more than one that loses writes later.
+//! a copy that lives on from then on count no more than one that loses writes later. Likewise [`DeviceFlags::ZEA_WAS_PRIMARY`]: with
+//! protocols A and B the disk of the last Primary is the source, until all have what it has.
 
 use zea_meta::flags::DeviceFlags;
 use zea_wire::ids::NodeId;
@@ -20,7 +21,8 @@ impl Resource {
             self.cidx(node).is_some_and(|c| self.is_equal_copy(&self.conns[c], vidx, source == Some(node)))
         };
         let all_equal = v.disk == DiskState::UpToDate && copies.into_iter().all(equal);
-        if all_equal && self.volumes[vidx].set_flag(DeviceFlags::ZEA_LOST_WRITES, false) {
+        let marks = DeviceFlags::ZEA_LOST_WRITES | DeviceFlags::ZEA_WAS_PRIMARY;
+        if all_equal && self.volumes[vidx].set_flag(marks, false) {
             self.volumes[vidx].meta.push(Step::SuperBlock);
         }
     }

@@ -180,10 +180,11 @@ impl Resource {
         self.dagtag_arrived(cx);
     }
 
-    /// A peer writes here: after a crash the activity log must be replayed.
+    /// A peer writes here: after a crash the activity log must be replayed. That peer's disk has what no other need have from here on.
     fn set_primary_ind(&mut self, _cx: &mut Ctx<'_>, vidx: usize) {
-        if self.volumes[vidx].set_flag(DeviceFlags::PRIMARY_IND, true) {
-            self.volumes[vidx].meta.push(crate::meta_queue::Step::SuperBlock);
+        let v = &mut self.volumes[vidx];
+        if v.set_flag(DeviceFlags::PRIMARY_IND, true) | v.set_flag(DeviceFlags::ZEA_WAS_PRIMARY, false) {
+            v.meta.push(crate::meta_queue::Step::SuperBlock);
         }
     }
 

@@ -523,6 +523,7 @@ impl Resource {
         v.set_flag(DeviceFlags::CRASHED_PRIMARY, self.role == Role::Primary);
         v.set_flag(DeviceFlags::ZEA_BEHIND, !complete);
         v.set_flag(DeviceFlags::ZEA_LOST_WRITES, u.uuid_flags.contains(UuidFlags::ZEA_LOST_WRITES));
+        v.set_flag(DeviceFlags::ZEA_WAS_PRIMARY, u.uuid_flags.contains(UuidFlags::ZEA_WAS_PRIMARY));
         v.crashed_primary = false;
         v.meta.push(Step::SuperBlock);
         v.meta.push(Step::Then(Then::ResyncFinished(node)));

@@ -349,6 +349,11 @@ impl Volume {
         self.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::ZEA_LOST_WRITES))
     }
 
+    /// This is the disk of a Primary that died in this generation, or was resynced from it.
+    pub(crate) fn was_primary(&self) -> bool {
+        self.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::ZEA_WAS_PRIMARY))
+    }
+
     /// This node was Primary when it lost quorum, and has not had it since.
     pub(crate) fn lost_quorum(&self) -> bool {
         self.attached.as_ref().is_some_and(|a| a.sb.flags.contains(DeviceFlags::PRIMARY_LOST_QUORUM))

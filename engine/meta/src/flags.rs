@@ -124,6 +124,8 @@ flag_set! {
         ZEA_LOST_WRITES = 0x0100_0000;
         /// Zea's own: has got its generation from a neighbour of a Primary that this node does not see, and that goes on in it.
         ZEA_BEHIND = 0x0200_0000;
+        /// Zea's own: the disk of a Primary that died, or one that was resynced from it; in the generation of its death.
+        ZEA_WAS_PRIMARY = 0x0400_0000;
     }
 }
 

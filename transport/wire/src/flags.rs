@@ -62,6 +62,8 @@ flag_word! {
         HAS_UNALLOC = 0x1000,
         /// Zea's own, sent to Zea only: the sender died while writes were in flight and may lack acknowledged ones.
         ZEA_LOST_WRITES = 1 << 48,
+        /// Zea's own, sent to Zea only: the sender was Primary when it died, or was resynced from such a node.
+        ZEA_WAS_PRIMARY = 1 << 49,
     }
 }
 

@@ -7,12 +7,13 @@ use zea_wire::packet::{BitmapUuids, Uuids, Uuids110};
 use crate::resource::Resource;
 
 /// Flags that both ends of such a connection understand; the last one only Zea.
-const FLAGS: [UuidFlags; 5] = [
+const FLAGS: [UuidFlags; 6] = [
     UuidFlags::DISCARD_MY_DATA,
     UuidFlags::CRASHED_PRIMARY,
     UuidFlags::INCONSISTENT,
     UuidFlags::SKIP_INITIAL_SYNC,
     UuidFlags::ZEA_LOST_WRITES,
+    UuidFlags::ZEA_WAS_PRIMARY,
 ];
 
 /// What P_UUIDS says, in the shape of P_UUIDS110: of the sender's bitmap UUID towards `receiver`. There is no third node whose

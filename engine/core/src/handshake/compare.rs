@@ -129,7 +129,7 @@ impl Resource {
         if broken!(SkipResync | ClearBitsOnHandshake) {
             return Ok(decision);
         }
-        Ok(uuid::keep_bits(decision, &own_sent, &peer_side, c.keeps_bits()))
+        Ok(uuid::keep_bits(decision, &cx, &own_sent, &peer_side, c.keeps_bits()))
     }
 
     /// This node is to become the target of a peer, and has the data of a connected Primary, which acknowledges on the strength of

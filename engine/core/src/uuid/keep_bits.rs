@@ -7,7 +7,7 @@
 use zea_wire::flags::UuidFlags;
 use zea_wire::state::DiskState;
 
-use super::compare::{Rule, Strategy};
+use super::compare::{Context, Rule, Strategy};
 use super::decide::{BitmapPrep, Decision, Outcome, Reason, Side, outcome_of};
 use super::{is_generation, is_zero, same};
 
@@ -15,18 +15,25 @@ use super::{is_generation, is_zero, same};
 /// be what was sent to the peer.
 ///
 /// * No sync, but a node with Outdated or better data has bits: a bitmap resync. The better disk is the source, of
-///   equal disks the only Primary, else the only neighbour of a Primary, else the only one that has not lost writes in a
-///   crash, else the only node with bits, else the lower node id. If the target would be a Primary that serves its
+///   equal disks the only Primary, else the only neighbour of a Primary, else the one that outlived the other in a crash (see
+///   below), else the only node with bits, else the lower node id. If the target would be a Primary that serves its
 ///   data: disconnect. If the reason is a split brain that is overlooked for now: retry.
 /// * Likewise without bits, if an Outdated node asks for it and the other one is UpToDate.
 /// * Not so between UpToDate neighbours of one Primary that has a good disk: there the bits stay until the Primary settles them.
-/// * A node that lost writes in a crash is no source for one at the same generation that did not.
+/// * A node that lost writes in a crash is no source for one at the same generation that did not. With protocols A and B a Primary
+///   that died, or a node resynced from it, is the source: what it acknowledged early and flushed need not be anywhere else.
 /// * No split brain with a disk without changes of its own, because its resync was interrupted or the other one had all of them, if the
 ///   other's history is full: a full resync.
 /// * With a peer that is not Zea: the strategy stays, the decision is `unverified`.
 /// * A strategy that replaces bits of an UpToDate node by others adds the others instead.
 #[must_use]
-pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_zea: bool) -> Decision {
+pub fn keep_bits(
+    mut decision: Decision,
+    cx: &Context<'_>,
+    own: &Side<'_>,
+    peer: &Side<'_>,
+    both_zea: bool,
+) -> Decision {
     let own_bits = own.view.dirty_bits > 0;
     match &mut decision.bitmap {
         _ if !own_bits || own.disk != DiskState::UpToDate => {}
@@ -47,7 +54,7 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
         better_is_source(&decision, own, peer)
             .or_else(|| discarded_is_target(&decision, own, peer))
             .or_else(|| neighbour_is_no_target(&decision, own, peer))
-            .or_else(|| survivor_is_source(&decision, own, peer))
+            .or_else(|| survivor_is_source(&decision, cx, own, peer))
             .or_else(|| unchanged_is_target(&decision, own, peer))
     };
     if both_zea && let Some(reversed) = reversed() {
@@ -72,7 +79,7 @@ pub fn keep_bits(mut decision: Decision, own: &Side<'_>, peer: &Side<'_>, both_z
     if have_common_primary(own, peer) {
         return decision;
     }
-    let own_is_source = own_is_source(own, peer);
+    let own_is_source = own_is_source(cx, own, peer);
     decision.strategy = if own_is_source { Strategy::SourceUseBitmap } else { Strategy::TargetUseBitmap };
     let target = if own_is_source { peer } else { own };
     decision.outcome =
@@ -173,15 +180,15 @@ fn neighbour_is_no_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) 
 }
 
 /// A node that died with writes in flight has lost what its disk had not made stable, and more so the nodes that were
-/// resynced from it. At the same generation a copy that lived on has all of it, and is the source.
-fn survivor_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
+/// resynced from it. At the same generation a copy that lived on has all of it, and is the source; with protocols A and B the last
+/// Primary's is.
+fn survivor_is_source(decision: &Decision, cx: &Context<'_>, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
     let (source, target) = match decision.outcome {
         Outcome::Source => (own, peer),
         Outcome::Target => (peer, own),
         _ => return None,
     };
-    let overwritten = lost_writes(source)
-        && !lost_writes(target)
+    let overwritten = outlives(cx, target, source)
         && same(source.view.current, target.view.current)
         && source.disk >= DiskState::Consistent
         && target.disk >= DiskState::Outdated
@@ -219,8 +226,15 @@ fn unchanged_is_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> 
     Some(Decision { strategy, outcome, bitmap, kept_bits: true, ..*decision })
 }
 
-fn lost_writes(side: &Side<'_>) -> bool {
-    side.view.flags.contains(UuidFlags::ZEA_LOST_WRITES)
+/// Of two copies of a generation, this one has what the other may have lost in a crash, or, acknowledged early, never got.
+fn outlives(cx: &Context<'_>, side: &Side<'_>, other: &Side<'_>) -> bool {
+    let was_primary = |side: &Side<'_>| side.view.flags.contains(UuidFlags::ZEA_WAS_PRIMARY);
+    let lost_writes = |side: &Side<'_>| side.view.flags.contains(UuidFlags::ZEA_LOST_WRITES);
+    if cx.protocol_a_or_b && was_primary(side) != was_primary(other) {
+        was_primary(side)
+    } else {
+        lost_writes(other) && !lost_writes(side)
+    }
 }
 
 /// Nothing speaks for either direction but what the disks hold.
@@ -229,7 +243,7 @@ fn may_be_overwritten(side: &Side<'_>) -> bool {
     !side.is_primary() && !flags.contains(UuidFlags::SYNC_TARGET) && !flags.contains(UuidFlags::DISCARD_MY_DATA)
 }
 
-fn own_is_source(own: &Side<'_>, peer: &Side<'_>) -> bool {
+fn own_is_source(cx: &Context<'_>, own: &Side<'_>, peer: &Side<'_>) -> bool {
     let (own_bits, peer_bits) = (own.view.dirty_bits > 0, peer.view.dirty_bits > 0);
     // Consistent is UpToDate that has not been confirmed yet.
     let rank = |side: &Side<'_>| if side.disk == DiskState::Consistent { DiskState::UpToDate } else { side.disk };
@@ -237,7 +251,7 @@ fn own_is_source(own: &Side<'_>, peer: &Side<'_>) -> bool {
     let neighbour = |side: &Side<'_>| !side.view.flags.contains(UuidFlags::STABLE);
     let survived = |side: &Side<'_>, other: &Side<'_>| {
         let free = may_be_overwritten(other) && !neighbour(other);
-        side.disk >= DiskState::Outdated && lost_writes(other) && !lost_writes(side) && free
+        side.disk >= DiskState::Outdated && outlives(cx, side, other) && free
     };
     if survived(own, peer) != survived(peer, own) {
         survived(own, peer)
@@ -247,8 +261,8 @@ fn own_is_source(own: &Side<'_>, peer: &Side<'_>) -> bool {
         own.is_primary()
     } else if neighbour(own) != neighbour(peer) {
         neighbour(own)
-    } else if lost_writes(own) != lost_writes(peer) {
-        lost_writes(peer)
+    } else if outlives(cx, own, peer) != outlives(cx, peer, own) {
+        outlives(cx, own, peer)
     } else if own_bits != peer_bits {
         own_bits
     } else {

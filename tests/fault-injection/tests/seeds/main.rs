@@ -234,6 +234,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[2, 3, 5, 9],
         wrong: "a disk that was detached lost the writes of a peer that had been confirmed, and waited for their turn",
     },
+    Once {
+        seed: 200_997,
+        only: &[0, 1, 2, 3, 4, 6],
+        wrong: "with protocol A a Primary that had died was overwritten by a peer that had never got what it had flushed",
+    },
 ];
 
 #[test]

@@ -23,6 +23,7 @@ const QUORUM: UuidFlags = UuidFlags::PRIMARY_LOST_QUORUM;
 const DISCARD: UuidFlags = UuidFlags::DISCARD_MY_DATA;
 const TARGET: UuidFlags = UuidFlags::SYNC_TARGET;
 const LOST: UuidFlags = UuidFlags::ZEA_LOST_WRITES;
+const WAS_PRIMARY: UuidFlags = UuidFlags::ZEA_WAS_PRIMARY;
 
 fn just_created(t: &mut Table, cx: Context<'_>) {
     t.heading("5.3 rules 0 to 3");
@@ -217,7 +218,19 @@ fn keeping_bits(t: &mut Table, cx: Context<'_>) {
     t.row("ZEA", "the same with an unconfirmed survivor", cx, &lost, &survivor.clone().disk(DiskState::Consistent));
     t.row("ZEA", "I crashed as Primary, the peer was shut down in order", cx, &lost.clone().flag(CRASHED), &p(A));
     t.row("ZEA", "but I am Primary again", cx, &lost.clone().primary(), &survivor);
-    t.row("ZEA", "both lost writes", cx, &lost, &survivor.flag(LOST));
+    t.row("ZEA", "both lost writes", cx, &lost, &survivor.clone().flag(LOST));
+    let a_or_b = Context { protocol_a_or_b: true, ..cx };
+    let last_primary = n(A).flag(LOST).flag(WAS_PRIMARY).bits(9);
+    t.row("ZEA", "I died as Primary, with protocol C", cx, &last_primary, &survivor);
+    t.row("ZEA", "the same with protocols A and B", a_or_b, &last_primary, &survivor);
+    t.row(
+        "ZEA",
+        "the same, and the peer has missed the end of my resync",
+        a_or_b,
+        &last_primary,
+        &survivor.clone().bitmap(0, B),
+    );
+    t.row("ZEA", "the same, but the peer is Primary", a_or_b, &last_primary, &survivor.clone().primary());
     let neighbour = |node: Node| node.neighbour_of(2).bits(4);
     t.row("ZEA", "both are neighbours of one Primary: it will settle the bits", cx, &neighbour(n(A)), &neighbour(p(A)));
     t.row("ZEA", "I missed the end of a resync, and am Inconsistent", cx, &inconsistent(n(A)).bitmap(1, B), &p(A));

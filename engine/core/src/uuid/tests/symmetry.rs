@@ -28,6 +28,7 @@ fn flags() -> impl Strategy<Value = UuidFlags> {
         UuidFlags::PRIMARY_LOST_QUORUM,
         UuidFlags::SYNC_TARGET,
         UuidFlags::ZEA_LOST_WRITES,
+        UuidFlags::ZEA_WAS_PRIMARY,
     ]);
     let flags = prop::collection::vec(flag, 0..4);
     flags.prop_map(|flags| UuidFlags(flags.iter().fold(UuidFlags::STABLE.0, |all, f| all ^ f.0)))
@@ -95,6 +96,19 @@ fn cx() -> impl Strategy<Value = Context<'static>> {
     })
 }
 
+/// Same generation, good data, nobody Primary or asked to discard, nobody marked by a crash.
+fn of_a_generation(a: &mut Node, b: &mut Node) {
+    b.view.current = a.view.current;
+    for node in [a, b] {
+        node.role = Role::Secondary;
+        node.disk = node.disk.max(DiskState::Consistent);
+        node.view.primaries = NodeMask::EMPTY;
+        let marks = UuidFlags::ZEA_LOST_WRITES.0 | UuidFlags::ZEA_WAS_PRIMARY.0;
+        let ignored = UuidFlags::DISCARD_MY_DATA.0 | UuidFlags::SYNC_TARGET.0 | marks;
+        node.view.flags = UuidFlags(node.view.flags.0 & !ignored | UuidFlags::STABLE.0);
+    }
+}
+
 fn mirrored(cx: Context<'_>) -> Context<'_> {
     Context { resolve_conflicts: !cx.resolve_conflicts, ..cx }
 }
@@ -144,8 +158,8 @@ proptest! {
     #[test]
     fn uuid_bits_are_never_ignored((a, b) in pair(), cx in cx(), connecting: bool, both_zea: bool) {
         let (at_a, at_b) = both(&cx, &a, &b, connecting);
-        let final_a = keep_bits(at_a, &a.side(), &b.side(), both_zea);
-        let final_b = keep_bits(at_b, &b.side(), &a.side(), both_zea);
+        let final_a = keep_bits(at_a, &cx, &a.side(), &b.side(), both_zea);
+        let final_b = keep_bits(at_b, &cx, &b.side(), &a.side(), both_zea);
         fit_together(&final_a, &final_b);
 
         let has_bits = |node: &Node| node.disk == DiskState::UpToDate && node.view.dirty_bits > 0;
@@ -174,9 +188,12 @@ proptest! {
                 return Ok(());
             }
         };
-        // Consistent is UpToDate that has not been confirmed. A copy that lost writes in a crash follows one that did not.
+        // Consistent is UpToDate that has not been confirmed. A copy that lost writes in a crash follows one that did not, or with
+        // protocols A and B that of the last Primary.
         let lost = |node: &Node| node.view.flags.contains(UuidFlags::ZEA_LOST_WRITES);
-        let survived = source.disk == DiskState::Outdated && lost(target) && !lost(source);
+        let was_primary = |node: &Node| node.view.flags.contains(UuidFlags::ZEA_WAS_PRIMARY);
+        let followed = (lost(target) && !lost(source)) || (cx.protocol_a_or_b && was_primary(source) && !was_primary(target));
+        let survived = source.disk == DiskState::Outdated && followed;
         prop_assert!(source.disk >= target.disk || source.disk == DiskState::Consistent || survived);
         prop_assert!(target.role != Role::Primary || target.disk < DiskState::Consistent);
     }
@@ -185,19 +202,27 @@ proptest! {
     fn uuid_survivors_are_not_overwritten_by_the_crashed(
         (mut a, mut b) in pair(), cx in cx(), connecting: bool,
     ) {
-        // Same generation, good data, nobody Primary or asked to discard: node 0 died with writes in flight, node 1 did not.
-        b.view.current = a.view.current;
-        for node in [&mut a, &mut b] {
-            node.role = Role::Secondary;
-            node.disk = node.disk.max(DiskState::Consistent);
-            node.view.primaries = NodeMask::EMPTY;
-            let ignored = UuidFlags::DISCARD_MY_DATA.0 | UuidFlags::SYNC_TARGET.0 | UuidFlags::ZEA_LOST_WRITES.0;
-            node.view.flags = UuidFlags(node.view.flags.0 & !ignored | UuidFlags::STABLE.0);
-        }
+        // Node 0 died with writes in flight, node 1 did not.
+        of_a_generation(&mut a, &mut b);
         a.view.flags.set(UuidFlags::ZEA_LOST_WRITES, true);
         let (at_a, _) = both(&cx, &a, &b, connecting);
-        let decided = keep_bits(at_a, &a.side(), &b.side(), true);
+        let decided = keep_bits(at_a, &cx, &a.side(), &b.side(), true);
         prop_assert!(decided.outcome != Outcome::Source, "{:?}", decided);
+    }
+
+    #[test]
+    fn uuid_the_last_primarys_copy_is_not_overwritten_where_it_acknowledged_early(
+        (mut a, mut b) in pair(), cx in cx(), connecting: bool, b_lost_writes: bool,
+    ) {
+        // Node 0 was Primary when it died, or was resynced from it; with protocol A or B.
+        of_a_generation(&mut a, &mut b);
+        a.view.flags.set(UuidFlags::ZEA_LOST_WRITES, true);
+        a.view.flags.set(UuidFlags::ZEA_WAS_PRIMARY, true);
+        b.view.flags.set(UuidFlags::ZEA_LOST_WRITES, b_lost_writes);
+        let cx = Context { protocol_a_or_b: true, ..cx };
+        let (at_a, _) = both(&cx, &a, &b, connecting);
+        let decided = keep_bits(at_a, &cx, &a.side(), &b.side(), true);
+        prop_assert!(decided.outcome != Outcome::Target, "{:?}", decided);
     }
 
     #[test]
@@ -206,9 +231,9 @@ proptest! {
         b.view.history = std::array::from_fn(|n| if is_generation(b.view.history[n]) { b.view.history[n] } else { A + 32 * n as u64 + 2 });
         b.disk = if b.disk == DiskState::DUnknown { DiskState::UpToDate } else { b.disk.max(DiskState::Outdated) };
         let (at_a, at_b) = both(&cx, &a, &b, connecting);
-        let decided = keep_bits(at_a, &a.side(), &b.side(), true);
+        let decided = keep_bits(at_a, &cx, &a.side(), &b.side(), true);
         prop_assert!(decided.outcome != Outcome::Disconnect(Reason::SplitBrain), "{:?}", decided);
-        prop_assert_eq!(decided.outcome.mirrored(), keep_bits(at_b, &b.side(), &a.side(), true).outcome);
+        prop_assert_eq!(decided.outcome.mirrored(), keep_bits(at_b, &cx, &b.side(), &a.side(), true).outcome);
     }
 
     #[test]
@@ -218,9 +243,9 @@ proptest! {
         (a.view.bitmap[b.view.node.index()], b.view.bitmap[a.view.node.index()]) = (0, A);
         b.view.history = std::array::from_fn(|n| if is_generation(b.view.history[n]) { b.view.history[n] } else { A + 32 * n as u64 + 2 });
         let (at_a, at_b) = both(&cx, &a, &b, connecting);
-        let decided = keep_bits(at_a, &a.side(), &b.side(), true);
+        let decided = keep_bits(at_a, &cx, &a.side(), &b.side(), true);
         prop_assert!(decided.outcome != Outcome::Disconnect(Reason::SplitBrain), "{:?}", decided);
-        prop_assert_eq!(decided.outcome.mirrored(), keep_bits(at_b, &b.side(), &a.side(), true).outcome);
+        prop_assert_eq!(decided.outcome.mirrored(), keep_bits(at_b, &cx, &b.side(), &a.side(), true).outcome);
     }
 
     #[test]

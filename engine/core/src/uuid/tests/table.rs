@@ -94,12 +94,14 @@ impl Node {
     }
 }
 
-const FLAGS: [(UuidFlags, &str); 5] = [
+const FLAGS: [(UuidFlags, &str); 7] = [
     (UuidFlags::DISCARD_MY_DATA, "DISCARD_MY_DATA"),
     (UuidFlags::CRASHED_PRIMARY, "CRASHED_PRIMARY"),
     (UuidFlags::RECONNECT, "RECONNECT"),
     (UuidFlags::PRIMARY_LOST_QUORUM, "PRIMARY_LOST_QUORUM"),
     (UuidFlags::SYNC_TARGET, "SYNC_TARGET"),
+    (UuidFlags::ZEA_LOST_WRITES, "LOST_WRITES"),
+    (UuidFlags::ZEA_WAS_PRIMARY, "WAS_PRIMARY"),
 ];
 
 fn name(uuid: u64) -> String {
@@ -156,8 +158,8 @@ impl Table {
 
     pub(super) fn row_at(&mut self, number: &str, what: &str, cx: Context<'_>, own: &Node, peer: &Node) {
         let decision = decide(&cx, &own.side(), &peer.side());
-        let kernel_peer = keep_bits(decision, &own.side(), &peer.side(), false);
-        let zea_peer = keep_bits(decision, &own.side(), &peer.side(), true);
+        let kernel_peer = keep_bits(decision, &cx, &own.side(), &peer.side(), false);
+        let zea_peer = keep_bits(decision, &cx, &own.side(), &peer.side(), true);
         let mut line = |label: &str, text: &str| {
             writeln!(self.text, "     {label:<6} {text}").expect("a string");
         };
