@@ -445,7 +445,13 @@ impl Model {
 
     /// A resync has ended, and its target is only Outdated: it has the changes that its source has, and lacks the last of them.
     pub fn resynced_outdated(&mut self, target: usize, source: usize, volume: u16) {
-        self.lineage.resynced(target, source, volume);
+        let open = self.changes_under_way(volume);
+        self.lineage.resynced(target, source, &open, volume);
+    }
+
+    fn changes_under_way(&self, volume: u16) -> Vec<lineage::Change> {
+        let open = self.under_way.iter().map(|index| &self.writes[*index as usize]);
+        open.filter(|write| write.key.0 == volume).map(|write| write.change).collect()
     }
 
     /// The replicas have changes that the other does not have, on both sides.
@@ -477,7 +483,7 @@ impl Model {
         let now = self.tick();
         let forgiven = self.forgiven.remove(&(target, volume));
         let mut lost = None;
-        self.lineage.resynced(target, source, volume);
+        self.resynced_outdated(target, source, volume);
         let ids: Vec<Id> = self.ids_of(volume).collect();
         for id in ids {
             let (tag, result) = (at_source(self.sectors[id].key.1), at_target(self.sectors[id].key.1));
@@ -534,7 +540,7 @@ impl Model {
     /// writes later knows who holds that.
     pub fn joined(&mut self, a: usize, b: usize, volume: u16, connected: u64) {
         let now = self.tick();
-        self.lineage.joined(a, b, volume);
+        self.lineage.joined(a, b, &self.changes_under_way(volume), volume);
         let ids: Vec<Id> = self.ids_of(volume).collect();
         for id in ids {
             for (to, from) in [(a, b), (b, a)] {

@@ -35,6 +35,13 @@ struct Volume {
     may_have: Clocks,
 }
 
+impl Volume {
+    fn need_not_have(&mut self, replica: usize, change: Change) {
+        let has = &mut self.has[replica][change.writer];
+        *has = (*has).min(change.number - 1);
+    }
+}
+
 /// All volumes.
 #[derive(Debug)]
 pub(super) struct Lineage {
@@ -106,8 +113,7 @@ impl Lineage {
 
     /// A replica was thought to have a change, and may not.
     pub(super) fn may_lack(&mut self, replica: usize, change: Change, volume: u16) {
-        let has = &mut self.of(volume).has[replica][change.writer];
-        *has = (*has).min(change.number - 1);
+        self.of(volume).need_not_have(replica, change);
     }
 
     /// A replica that lacks what the others have becomes the truth on its node: each has changes now that the other lacks.
@@ -123,17 +129,24 @@ impl Lineage {
         take_over(&mut self.of(volume).may_have, target, source);
     }
 
-    pub(super) fn resynced(&mut self, target: usize, source: usize, volume: u16) {
+    /// What is `open` has been written at its source, and may still be on its way to the target.
+    pub(super) fn resynced(&mut self, target: usize, source: usize, open: &[Change], volume: u16) {
         let v = self.of(volume);
         v.has[target] = v.has[source].clone();
         v.may_have[target] = v.may_have[source].clone();
+        open.iter().for_each(|change| v.need_not_have(target, *change));
     }
 
-    pub(super) fn joined(&mut self, a: usize, b: usize, volume: u16) {
+    /// Likewise what is `open`.
+    pub(super) fn joined(&mut self, a: usize, b: usize, open: &[Change], volume: u16) {
         let v = self.of(volume);
+        let before = [a, b].map(|replica| (replica, v.has[replica].clone()));
         for clocks in [&mut v.has, &mut v.may_have] {
             take_over(clocks, a, b);
             take_over(clocks, b, a);
+        }
+        for (replica, had) in before {
+            open.iter().filter(|c| c.number > had[c.writer]).for_each(|change| v.need_not_have(replica, *change));
         }
     }
 
@@ -165,7 +178,7 @@ mod tests {
         l.attempt(1, &[1], 0);
         assert!(l.diverged(0, 1, 0));
         assert!(!l.diverged(0, 1, 1), "another volume");
-        l.resynced(1, 0, 0);
+        l.resynced(1, 0, &[], 0);
         assert!(!l.diverged(0, 1, 0));
         assert!(!l.diverged(1, 2, 0));
     }
@@ -201,6 +214,28 @@ mod tests {
         assert!(l.diverged(0, 1, 0), "nobody has said that node 1 has the first");
         l.shared(0, first, None, &[0, 1], 0);
         assert!(!l.diverged(0, 1, 0), "node 1 has both");
+    }
+
+    #[test]
+    fn sim_lineage_of_a_resync_with_a_write_under_way() {
+        let mut l = Lineage::new(2);
+        let open = l.attempt(0, &[0], 0);
+        l.resynced(1, 0, &[open], 0);
+        l.attempt(1, &[1], 0);
+        assert!(l.diverged(0, 1, 0), "node 1 need not have it");
+        l.shared(0, open, None, &[0, 1], 0);
+        assert!(!l.diverged(0, 1, 0), "node 1 has it");
+    }
+
+    #[test]
+    fn sim_lineage_of_replicas_that_are_joined_with_a_write_under_way() {
+        let mut l = Lineage::new(2);
+        let open = l.attempt(0, &[0], 0);
+        l.joined(0, 1, &[open], 0);
+        l.attempt(1, &[1], 0);
+        assert!(l.diverged(0, 1, 0), "node 1 need not have it");
+        l.joined(0, 1, &[], 0);
+        assert!(!l.diverged(0, 1, 0));
     }
 
     #[test]

@@ -239,6 +239,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 1, 2, 3, 4, 6],
         wrong: "with protocol A a Primary that had died was overwritten by a peer that had never got what it had flushed",
     },
+    Once {
+        seed: 301_073,
+        only: &[0, 1, 2, 4, 5, 7, 8, 11, 12, 13],
+        wrong: "the simulator took a write that was on its way when a resync ended for known to be there, and called a split brain false",
+    },
 ];
 
 #[test]
