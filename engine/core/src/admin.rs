@@ -279,6 +279,10 @@ impl Resource {
             self.check_quorum()?;
         }
         for (vidx, v) in self.volumes.iter().enumerate() {
+            if v.disk != DiskState::UpToDate && self.up_to_date_peers_disagree(vidx) {
+                let why = "connected nodes with UpToDate data are at different generations, and resync each other first: try again";
+                return Err(refuse(ss::IN_TRANSIENT_STATE, format!("volume {}: {why}", v.nr)));
+            }
             if self.has_data(vidx) || (force && v.has_disk()) {
                 continue;
             }

@@ -325,6 +325,15 @@ impl Resource {
         })
     }
 
+    /// Connected nodes call data of different generations UpToDate: some have not met yet who has the newest. Of peers that are not
+    /// Zea the last generation is not always known.
+    pub(crate) fn up_to_date_peers_disagree(&self, vidx: usize) -> bool {
+        let up_to_date = |c: &&Connection| c.is_up() && c.keeps_bits() && c.pds[vidx].disk == DiskState::UpToDate;
+        let told = |c: &Connection| c.pds[vidx].says.uuids.as_ref().map(|u| u.current & !1);
+        let mut generations = self.conns.iter().filter(up_to_date).filter_map(told);
+        generations.next().is_some_and(|first| generations.any(|other| other != first))
+    }
+
     /// This node is connected and UpToDate.
     pub(crate) fn is_up_to_date(&self, node: NodeId, vidx: usize) -> bool {
         self.cidx(node).is_some_and(|c| self.conns[c].is_up() && self.conns[c].pds[vidx].disk == DiskState::UpToDate)

@@ -471,10 +471,13 @@ impl Resource {
         }
         let own = self.config.node_id;
         let role = self.role;
-        let i = self.twopc.initiator().expect("above");
         let becomes_primary = matches!(change, Change::Promote { .. });
-        if becomes_primary && !(i.sums.primary & !own.mask()).is_empty() && !broken!(TwoPrimaries) {
-            i.verdict = Verdict::No;
+        // What it rests on may have gone while all were asked.
+        let stands = !becomes_primary || self.change_check(cx, change).is_ok();
+        let i = self.twopc.initiator().expect("above");
+        let another = becomes_primary && !(i.sums.primary & !own.mask()).is_empty() && !broken!(TwoPrimaries);
+        if another || !stands {
+            i.verdict = if another { Verdict::No } else { Verdict::Retry };
             return self.twopc_abort(cx);
         }
         if becomes_primary || (role == Role::Primary && change != Change::Demote) {

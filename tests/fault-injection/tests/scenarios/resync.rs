@@ -340,3 +340,25 @@ fn sim_a_disk_is_not_invalidated_before_a_peer_knows_its_generation() {
     w.rejoin(2);
     w.settle();
 }
+
+#[test]
+fn sim_a_target_is_not_promoted_beside_peers_that_do_not_know_its_source() {
+    let mut w = Cluster { volume_sectors: vec![65_536], ..Cluster::new(3) }.synced();
+    w.must(0, Command::Demote);
+    lose(&mut w, 2, &[0, 1]);
+    w.must(2, Command::Promote { force: false });
+    for mib in 0..16 {
+        w.write_ok(2, mib * 2048, 2048);
+    }
+    w.must(2, Command::Demote);
+    // Node 1 is UpToDate, and lacks what node 0 is getting.
+    w.heal(0, 2);
+    w.expect("node 0 is being resynced", |w| w.disk(0) == DiskState::Inconsistent);
+    assert_eq!(w.disk(1), DiskState::UpToDate);
+    let refused = w.command(0, Command::Promote { force: false }).expect_err("two generations are at hand");
+    assert!(refused.message.contains("different generations"), "{}", refused.message);
+    w.heal(1, 2);
+    w.settle();
+    w.must(0, Command::Promote { force: false });
+    w.read_ok(0, 0, 2048);
+}
