@@ -415,6 +415,7 @@ impl Resource {
         }
         self.state_changed = true;
         for cidx in 0..self.conns.len() {
+            self.call_off_resync_reads(cx, cidx, vidx);
             let pd = &mut self.conns[cidx].pds[vidx];
             if pd.repl > ReplState::Established {
                 pd.repl = ReplState::Established;

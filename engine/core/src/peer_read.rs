@@ -147,6 +147,19 @@ impl Resource {
         }
     }
 
+    /// This node is the source no more. What waits for a dagtag waits for nothing: nobody tells it when that arrives.
+    pub(crate) fn call_off_resync_reads(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
+        let node = self.conns[cidx].node();
+        let waits = |p: &PeerReq| {
+            (p.kind, p.stage, p.node, p.vidx) == (Kind::ResyncRead, Stage::Dagtag, node, vidx) && !p.orphan
+        };
+        let waiting: Vec<usize> = self.peer_reqs.iter().filter(|(_, p)| waits(p)).map(|(index, _)| index).collect();
+        for index in waiting {
+            let p = self.peer_req_end(cx, index);
+            self.send_ack(cx, cidx, vidx, p.sector, p.len, p.block_id, AckKind::Cancel);
+        }
+    }
+
     pub(crate) fn peer_read_done(
         &mut self,
         cx: &mut Ctx<'_>,

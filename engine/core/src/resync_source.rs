@@ -45,6 +45,7 @@ impl Resource {
             pd.disk = state.disk;
             pd.resync_total_bits = 0;
             self.state_changed = true;
+            self.call_off_resync_reads(cx, cidx, vidx);
             let end = if state.disk > DiskState::Inconsistent { "is complete" } else { "ended: its disk is gone" };
             cx.notice(Severity::Info, format!("volume {}: resync of node {node} {end}", self.volumes[vidx].nr));
             self.volumes[vidx].meta.push(Step::Bitmap);

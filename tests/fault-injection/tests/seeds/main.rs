@@ -248,6 +248,9 @@ const REGRESSIONS: &[Once] = &[
         seed: 301_073,
         only: &[0, 1, 2, 4, 5, 7, 8, 11, 12, 13],
         wrong: "the simulator took a write that was on its way when a resync ended for known to be there, and called a split brain false",
+        seed: 405_010,
+        only: &[0, 1, 2, 4, 6, 8, 10, 12, 13, 15],
+        wrong: "a read for a resync that had ended waited for writes of a lost Primary, and the disk that was to be detached for the read",
     },
 ];
 
