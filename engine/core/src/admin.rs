@@ -12,7 +12,7 @@ use crate::limits;
 use crate::meta_queue::{Step, Then};
 use crate::resize::Resize;
 use crate::resource::{Ctx, Resource};
-use crate::twopc::{Change, ss, two_primaries};
+use crate::twopc::{Change, Wanted, ss, two_primaries};
 use crate::volume::Volume;
 
 fn refuse(code: i32, message: impl Into<String>) -> AdminError {
@@ -204,9 +204,23 @@ impl Resource {
             self.close_epoch();
             return self.want(Change::Disconnect(peer), Some(tag));
         }
+        self.disconnect_without_asking(cx, cidx);
+        cx.reply(tag, Ok(()));
+    }
+
+    fn disconnect_without_asking(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         self.disconnected_by_us(cx, cidx);
         self.give_up_suspended(cx);
-        cx.reply(tag, Ok(()));
+    }
+
+    /// Nobody is there whose consent a change needs. A peer that was lost while it was asked to part is parted from.
+    pub(crate) fn change_without_asking(&mut self, cx: &mut Ctx<'_>, wanted: Wanted) {
+        if let Change::Disconnect(peer) = wanted.change
+            && let Some(cidx) = self.cidx(peer).filter(|&c| self.conns[c].state != ConnState::StandAlone)
+        {
+            self.disconnect_without_asking(cx, cidx);
+        }
+        self.change_over(cx, wanted, Ok(()));
     }
 
     /// This node asked to be disconnected: StandAlone, without a complaint.

@@ -272,7 +272,7 @@ impl Resource {
     /// Local checks, then P_TWOPC_PREPARE to everybody who is connected.
     fn twopc_start(&mut self, cx: &mut Ctx<'_>, wanted: Wanted) {
         match self.change_check(cx, wanted.change) {
-            Ok(false) => return self.change_over(cx, wanted, Ok(())),
+            Ok(false) => return self.change_without_asking(cx, wanted),
             _ if self.promotes_too_soon(&wanted) => {
                 self.twopc.not_before = Some(cx.now.plus_ms(limits::PROMOTE_RETRY_MS));
                 return self.twopc.queue.push_back(Wanted { tries: wanted.tries + 1, ..wanted });

@@ -288,7 +288,13 @@ impl Resource {
             Some(Running::Initiator(i)) if i.waiting.contains(node) => {
                 i.waiting.remove(node);
                 i.verdict = i.verdict.max(Verdict::Retry);
+                let parts = i.wanted.change == Change::Disconnect(node);
                 self.twopc_abort(cx);
+                if parts {
+                    // It is gone: at once, before it is connected again.
+                    self.twopc.not_before = None;
+                    self.again = true;
+                }
             }
             Some(Running::Participant(p)) if p.parent == node && broken!(StayPrepared) => {}
             Some(Running::Participant(p)) if p.parent == node => {

@@ -280,3 +280,15 @@ fn sim_bitmaps_travel_as_they_are_without_run_lengths() {
     w.must(0, Command::Connect { peer: node_id(1), discard_my_data: false });
     w.settle();
 }
+
+#[test]
+fn sim_a_peer_that_is_lost_while_it_is_asked_to_part_is_parted_from() {
+    let mut w = Cluster::new(2).synced();
+    w.half_open(0, 1);
+    w.must(1, Command::Disconnect { peer: node_id(0), force: false });
+    assert_eq!(w.conn(1, 0), ConnState::StandAlone);
+    w.run_ms(5_000);
+    assert_eq!(w.conn(1, 0), ConnState::StandAlone, "{}", w.summary());
+    w.must(1, Command::Connect { peer: node_id(0), discard_my_data: false });
+    w.settle();
+}

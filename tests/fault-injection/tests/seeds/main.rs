@@ -252,6 +252,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[0, 1, 2, 4, 6, 8, 10, 12, 13, 15],
         wrong: "a read for a resync that had ended waited for writes of a lost Primary, and the disk that was to be detached for the read",
     },
+    Once {
+        seed: 121_997,
+        only: &[9, 10, 11, 12],
+        wrong: "a disconnect whose peer was lost meanwhile was carried out on the next connection, or never",
+    },
 ];
 
 #[test]
