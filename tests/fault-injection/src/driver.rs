@@ -339,7 +339,12 @@ impl Driver {
             return false;
         }
         self.world.run_ms(HELP_MS);
-        self.world.is_calm()
+        let calm = self.world.is_calm();
+        if !calm {
+            // The people around it have waited meanwhile. Without them nothing may happen any more.
+            self.drive();
+        }
+        calm
     }
 
     /// Who stands alone connects again. Where that does not help it is a split brain: it is resolved in favour of a Primary,
