@@ -107,6 +107,11 @@ impl Resource {
         extra: UuidFlags,
         node_mask: NodeMask,
     ) {
+        let c = &self.conns[cidx];
+        if c.is_up() && !c.speaks_84() && self.volumes[vidx].names_generation() {
+            // All connected peers are told when it is stable.
+            return;
+        }
         let uuids = self.volumes[vidx].attached.is_some().then(|| self.uuids_for(cidx, vidx, extra, node_mask));
         if let Some(uuids) = &uuids {
             self.conns[cidx].pds[vidx].told_bits = uuids.dirty_bits > 0;

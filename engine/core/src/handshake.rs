@@ -315,6 +315,7 @@ impl Resource {
                 _ if pd.sent_shown != self.shown_uuids(vidx) => Verdict::Retry,
                 _ if pd.sent_state != (self.role, self.volumes[vidx].disk) => Verdict::Retry,
                 _ if self.former_is_past(cidx, vidx) => Verdict::Retry,
+                _ if self.volumes[vidx].names_generation() && !c.speaks_84() => Verdict::Retry,
                 _ => Verdict::Yes,
             });
         }

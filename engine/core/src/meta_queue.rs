@@ -103,6 +103,11 @@ impl MetaQueue {
         self.steps.push_back(step);
     }
 
+    /// This is to happen when everything queued before is stable.
+    pub(crate) fn leads_to(&self, then: Then) -> bool {
+        self.steps.contains(&Step::Then(then))
+    }
+
     /// Nothing is queued or in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.steps.is_empty() && self.outstanding == 0

@@ -16,7 +16,7 @@ use crate::config::VolumeConfig;
 use crate::interval::{IntervalId, IntervalSet};
 use crate::io::{AdminTag, Backing, Request, Time};
 use crate::limits;
-use crate::meta_queue::MetaQueue;
+use crate::meta_queue::{MetaQueue, Then};
 use crate::quorum::{Rule, Standing};
 use crate::uuid::Uuids;
 
@@ -248,6 +248,12 @@ impl Volume {
     /// Likewise, or it still takes those of peers that came before it was to be let go: they may have been acknowledged already.
     pub(crate) fn takes_last_writes(&self) -> bool {
         self.has_disk() || (self.disk == DiskState::Detaching && self.attached.is_some())
+    }
+
+    /// The generation of this disk is being written to it, and a loss of power would take it back: nobody hears of it before, since
+    /// one who has it would be ahead of the node that began it.
+    pub(crate) fn names_generation(&self) -> bool {
+        self.meta.leads_to(Then::NewUuid)
     }
 
     /// Nothing may be acknowledged: the generation that it belongs to has no name yet that is stable.

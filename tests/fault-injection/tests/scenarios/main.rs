@@ -11,6 +11,7 @@ mod dialect84_old;
 mod dialect84_resize;
 mod disk;
 mod diskless;
+mod generations;
 mod hostile;
 mod integrity;
 mod last_writes;

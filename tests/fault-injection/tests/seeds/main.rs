@@ -257,6 +257,11 @@ const REGRESSIONS: &[Once] = &[
         only: &[9, 10, 11, 12],
         wrong: "a disconnect whose peer was lost meanwhile was carried out on the next connection, or never",
     },
+    Once {
+        seed: 120_923,
+        only: &[0, 1, 4, 5],
+        wrong: "a Primary told a peer that connected of a generation that its own disk lost with the power: a false split brain",
+    },
 ];
 
 #[test]
