@@ -285,9 +285,9 @@ impl World {
         {
             self.model.resynced_outdated(ix, *source, volume.0);
         }
-        // A resync that waited for another one does not begin when that has made the disk UpToDate.
+        // A resync that waited for another one does not begin when that has made the disk UpToDate, also if a Primary is lost then.
         if let Some(source) = source
-            && disk != DiskState::UpToDate
+            && disk < DiskState::Consistent
             && self.nodes[ix].target_of.get(&volume).is_none_or(|(s, _)| *s != source)
         {
             let began = self.model.instant();

@@ -253,6 +253,11 @@ const REGRESSIONS: &[Once] = &[
         wrong: "a read for a resync that had ended waited for writes of a lost Primary, and the disk that was to be detached for the read",
     },
     Once {
+        seed: 416_359,
+        only: &[0, 1, 3, 4, 5, 6, 7, 10],
+        wrong: "the simulator took a resync that had only waited, and lost its link when its target was Consistent, for one that had ended",
+    },
+    Once {
         seed: 121_997,
         only: &[9, 10, 11, 12],
         wrong: "a disconnect whose peer was lost meanwhile was carried out on the next connection, or never",
