@@ -180,10 +180,24 @@ pub enum Command {
         #[arg(long)]
         assume_clean: bool,
     },
+    /// Pause resyncs with one peer, or with all, until `zea resume-sync`; what is written is replicated all the same
+    #[command(after_help = "Example:\n  zea pause-sync r0 bravo --volume 0")]
+    PauseSync(Resyncs),
+    /// Let resyncs go on that `zea pause-sync` has paused on this node
+    ResumeSync(Resyncs),
     /// Throw away this node's copy of a volume and fetch all of it from a peer
     Invalidate {
         /// Resource
         name: String,
+        /// Volume number
+        volume: u16,
+    },
+    /// Have a peer throw away its copy of a volume and fetch all of it from this node
+    InvalidateRemote {
+        /// Resource
+        name: String,
+        /// Peer, by name or node id
+        peer: String,
         /// Volume number
         volume: u16,
     },
@@ -251,6 +265,18 @@ docs/reference/dissect.md explains the columns and the fields.")]
 Exit code 1: the recording is damaged or cannot be replayed to its end, or the state machine panicked, as the recorded one did.
 docs/reference/flight-recorder.md explains recordings.")]
     Replay(Replay),
+}
+
+/// Which resyncs a command is about.
+#[derive(Debug, clap::Args)]
+pub struct Resyncs {
+    /// Resource
+    pub name: String,
+    /// Peer, by name or node id; all if left out
+    pub peer: Option<String>,
+    /// Volume number; all if left out
+    #[arg(long, value_name = "NR")]
+    pub volume: Option<u16>,
 }
 
 /// `zea replay`.
@@ -493,6 +519,7 @@ mod tests {
             vec!["zea", "promote"],
             vec!["zea", "demote", "r0", "--force"],
             vec!["zea", "invalidate", "r0"],
+            vec!["zea", "invalidate-remote", "r0", "0"],
             vec!["zea", "resize", "r0", "0"],
             vec!["zea", "resize", "r0", "0", "more"],
             vec!["zea", "verify", "r0", "--json"],

@@ -116,6 +116,7 @@ impl Finder {
     fn peer_device(&mut self, old: Option<&PeerDeviceStatus>, now: &PeerDeviceStatus) {
         self.field("replication-state", old.map(|d| d.repl), now.repl);
         self.field("peer-disk-state", old.map(|d| d.peer_disk), now.peer_disk);
+        self.field("resync-suspended", old.or(Some(now)).map(|d| d.paused_by), now.paused_by);
         let uuid = format_uuid(now.bitmap_uuid);
         self.field("bitmap-uuid", old.map(|d| format_uuid(d.bitmap_uuid)), uuid);
         if (now.out_of_sync_sectors == 0) != old.is_none_or(|d| d.out_of_sync_sectors == 0) {

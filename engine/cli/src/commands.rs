@@ -10,7 +10,7 @@ use zea_node::config;
 use zea_node::control::Client;
 use zea_node::store::{read_bounded, read_secret};
 
-use crate::args::{Args, Command, Resource};
+use crate::args::{Args, Command, Resource, Resyncs};
 use crate::exit::{self, CliError};
 use crate::{create, dissect, verify, view, wait};
 
@@ -46,7 +46,10 @@ pub(crate) fn run(args: Args) -> Result<(), CliError> {
         Command::Attach { name, volume } => Request::Attach { name, volume },
         Command::Detach { name, volume, force } => Request::Detach { name, volume, force },
         Command::Resize { name, volume, size, assume_clean } => Request::Resize { name, volume, size, assume_clean },
+        Command::PauseSync(Resyncs { name, peer, volume }) => Request::PauseSync { name, peer, volume },
+        Command::ResumeSync(Resyncs { name, peer, volume }) => Request::ResumeSync { name, peer, volume },
         Command::Invalidate { name, volume } => Request::Invalidate { name, volume },
+        Command::InvalidateRemote { name, peer, volume } => Request::InvalidateRemote { name, peer, volume },
         Command::Up { name } => Request::Up { name },
         Command::Down { name } => Request::Down { name },
     };

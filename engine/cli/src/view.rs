@@ -172,10 +172,16 @@ fn disk(state: &str) -> Cell {
 }
 
 fn replication(peer_device: &PeerDeviceStatus) -> Cell {
-    let state = &peer_device.replication_state;
+    let mut text = peer_device.replication_state.clone();
+    if let Some(percent) = peer_device.percent_resync_done {
+        let _ = write!(text, " {percent:.2}%");
+    }
+    if peer_device.resync_suspended != "no" {
+        let _ = write!(text, " (paused: {})", peer_device.resync_suspended);
+    }
     match peer_device.percent_resync_done {
-        Some(percent) => coloured(&format!("{state} {percent:.2}%"), Color::Yellow),
-        None => Cell::new(state),
+        Some(_) => coloured(&text, Color::Yellow),
+        None => Cell::new(text),
     }
 }
 

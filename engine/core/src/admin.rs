@@ -39,6 +39,7 @@ impl Resource {
             },
             Command::Down => return self.start_down(cx, tag),
             Command::Invalidate { volume } => return self.invalidate(cx, tag, volume),
+            Command::InvalidateRemote { peer, volume } => return self.invalidate_remote(peer, volume, tag),
             Command::Resize { volume, size_sectors, assume_clean } => {
                 return self.resize(cx, tag, Resize { volume, size_sectors, assume_clean });
             }
@@ -56,6 +57,7 @@ impl Resource {
                 self.quorum_gate_moved(cx);
                 Ok(())
             }
+            Command::PauseSync { peer, volume, paused } => self.pause_sync(cx, peer, volume, paused),
             Command::AddVolume(config) => self.add_volume(config),
             Command::RemoveVolume { volume } => self.remove_volume(volume),
             Command::Connect { peer, discard_my_data } => self.connect(cx, peer, discard_my_data),
@@ -235,47 +237,6 @@ impl Resource {
         c.retry_at = None;
         c.last_error = None;
         self.state_changed = true;
-    }
-
-    /// Throw the local data away: the next handshake makes this node the target of a full resync.
-    fn invalidate(&mut self, cx: &mut Ctx<'_>, tag: AdminTag, volume: zea_wire::ids::VolumeNr) {
-        let Some(vidx) = self.vidx(volume) else {
-            return cx.reply(tag, Err(refuse(0, format!("no volume {volume}"))));
-        };
-        if !self.volumes[vidx].has_disk() || self.up_to_date_peer(vidx).is_none() {
-            return cx.reply(
-                tag,
-                Err(refuse(ss::NO_UP_TO_DATE_DISK, "needs a local disk and a connected UpToDate peer to copy from")),
-            );
-        }
-        if self.volumes[vidx].disk == DiskState::UpToDate && !self.has_copy(vidx) {
-            let why = "no UpToDate peer has told yet that it knows the generation of this disk: try again";
-            return cx.reply(tag, Err(refuse(ss::IN_TRANSIENT_STATE, why)));
-        }
-        if self.peer_84().is_some() {
-            return self.invalidate_84(tag, volume);
-        }
-        let weak = self.not_replicated(vidx);
-        let v = &mut self.volumes[vidx];
-        if v.disk == DiskState::UpToDate {
-            (v.exposed_uuid, v.exposed_weak) = (v.uuids.current, weak);
-        }
-        v.becomes_inconsistent();
-        let peers: Vec<NodeId> = self.conns.iter().map(Connection::node).collect();
-        for node in peers {
-            self.set_full_bitmap(vidx, node);
-        }
-        let v = &mut self.volumes[vidx];
-        v.meta.push(Step::Then(Then::Reply(tag)));
-        v.meta.push(Step::Then(Then::Compare));
-        self.state_changed = true;
-    }
-
-    /// An UpToDate peer has what this UpToDate disk has, under the same name. One that is lost before it knows the name would be taken
-    /// for older than what is left here.
-    fn has_copy(&self, vidx: usize) -> bool {
-        let up_to_date = |c: &&Connection| c.is_up() && c.pds[vidx].disk == DiskState::UpToDate;
-        self.conns.iter().filter(up_to_date).any(|c| self.knows_generation(c, vidx))
     }
 
     // ---- roles -------------------------------------------------------------------------------------------------

@@ -410,6 +410,7 @@ impl Resource {
         // One that was being resynced may have finished.
         pd.is_behind &= pd.repl <= ReplState::Established;
         pd.repl = ReplState::Off;
+        pd.paused_by.peer = false;
         self.volumes[vidx].unconfirmed.remove(node);
         self.verify_interrupt(cx, cidx, vidx);
         let pd = &mut self.conns[cidx].pds[vidx];

@@ -10,6 +10,7 @@ use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateWord};
 
 use crate::config::PeerConfig;
 use crate::csums::DigestAlgs;
+use crate::event::PausedBy;
 use crate::handshake::Decision;
 use crate::interval::IntervalId;
 use crate::io::{LinkId, Time};
@@ -292,6 +293,8 @@ pub(crate) struct PeerDevice {
     pub(crate) bitmap_in: Option<zea_wire::bitmap::Receiver>,
     pub(crate) resync: Option<ResyncTarget>,
     pub(crate) resync_total_bits: u64,
+    /// Why a resync with this peer does not go on. What was said here outlasts the connection.
+    pub(crate) paused_by: PausedBy,
     pub(crate) verify: Verify,
     pub(crate) sent_sectors: u64,
     pub(crate) received_sectors: u64,
@@ -327,6 +330,7 @@ impl PeerDevice {
             bitmap_in: None,
             resync: None,
             resync_total_bits: 0,
+            paused_by: PausedBy::default(),
             verify: Verify::default(),
             sent_sectors: 0,
             received_sectors: 0,

@@ -258,6 +258,7 @@ impl Resource {
             return;
         }
         self.conns[cidx].pds[vidx].is_behind = is_behind(word.disk);
+        self.peer_pauses(cx, cidx, vidx, word);
         self.source_sees_state(cx, cidx, vidx, word);
         self.verify_sees_state(cx, cidx, vidx, word);
         self.target_waits_for_bitmap(cx, cidx, vidx, word);

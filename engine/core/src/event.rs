@@ -55,6 +55,8 @@ pub enum Event {
         repl: ReplState,
         /// The peer's disk.
         peer_disk: DiskState,
+        /// Why no resync with it goes on.
+        paused_by: PausedBy,
     },
     /// An online verify found different data.
     OutOfSync {
@@ -89,6 +91,17 @@ pub enum Event {
         /// Text, with the next step where one is needed.
         text: String,
     },
+}
+
+/// Why a resync does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
+pub struct PausedBy {
+    /// Somebody on this node.
+    pub user: bool,
+    /// The peer, for either of the other two reasons.
+    pub peer: bool,
+    /// Another volume is to be resynced before.
+    pub dependency: bool,
 }
 
 /// Snapshot of a resource.
@@ -169,6 +182,8 @@ pub struct PeerDeviceStatus {
     pub unverified: bool,
     /// Sectors that had to be resynced when the running resync began; 0 when none runs.
     pub resync_total_sectors: u64,
+    /// Why no resync with this peer goes on.
+    pub paused_by: PausedBy,
     /// The running online verify.
     pub verify: Option<VerifyStatus>,
     /// What came of the last one.

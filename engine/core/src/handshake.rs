@@ -169,6 +169,9 @@ impl Resource {
             conn,
             disk: self.volumes[vidx].disk,
             pdsk: pd.disk,
+            user_isp: pd.paused_by.user,
+            peer_isp: pd.paused_by.peer,
+            aftr_isp: pd.paused_by.dependency,
             quorum: self.volumes[vidx].standing.has_quorum(),
             ..StateWord::default()
         }
@@ -177,7 +180,8 @@ impl Resource {
 
     pub(crate) fn send_state(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let c = &self.conns[cidx];
-        let conn = if c.is_up() { ConnField::from(c.pds[vidx].repl) } else { ConnField::from(ConnState::Connecting) };
+        let conn =
+            if c.is_up() { ConnField::from(c.pds[vidx].shown_repl()) } else { ConnField::from(ConnState::Connecting) };
         let bits = self.state_word(cidx, vidx, conn);
         self.send_volume(cx, cidx, vidx, Packet::State(State { state: bits }));
     }
@@ -397,6 +401,7 @@ impl Resource {
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.disk = if stale { state.disk.min(DiskState::Outdated) } else { state.disk };
         pd.unverified = false;
+        pd.paused_by.peer = state.user_isp || state.aftr_isp;
         (pd.verify.found, pd.verify.due) = (false, None);
         pd.resync_total_bits = 0;
         match decision {

@@ -471,6 +471,22 @@ pub enum Command {
         /// Which volume.
         volume: VolumeNr,
     },
+    /// Have a peer throw away its data and resync all of it from this node. Answered when the peer has agreed.
+    InvalidateRemote {
+        /// Which peer.
+        peer: NodeId,
+        /// Which volume.
+        volume: VolumeNr,
+    },
+    /// Pause resyncs of a volume with a peer, in either direction, or let them go on.
+    PauseSync {
+        /// Which peer.
+        peer: NodeId,
+        /// Which volume.
+        volume: VolumeNr,
+        /// Pause.
+        paused: bool,
+    },
     /// Make a volume larger while it is in use, on all nodes.
     Resize {
         /// Which volume.

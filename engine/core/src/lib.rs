@@ -46,6 +46,7 @@ mod dispatch;
 mod epoch;
 pub mod event;
 mod flush;
+mod full_sync;
 mod generation;
 mod handshake;
 mod in_sync;
@@ -57,6 +58,7 @@ mod lost_writes;
 mod meta_queue;
 #[cfg(feature = "mutations")]
 pub mod mutation;
+mod pause;
 mod peer_ack;
 mod peer_epoch;
 mod peer_read;

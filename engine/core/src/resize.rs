@@ -238,7 +238,9 @@ impl Resource {
     pub(crate) fn resync_new_area(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let (c, v) = (&self.conns[cidx], &self.volumes[vidx]);
         let pd = &c.pds[vidx];
-        let source = pd.says.state.is_some_and(|state| state.conn.repl_state() == Some(ReplState::SyncSource));
+        let source = pd.says.state.is_some_and(|state| {
+            matches!(state.conn.repl_state(), Some(ReplState::SyncSource | ReplState::PausedSyncS))
+        });
         let idle = c.is_up() && pd.repl == ReplState::Established && self.sync_source_of(vidx).is_none();
         if pd.awaits_source && source && idle && v.has_disk() && v.growing == 0 {
             self.conns[cidx].pds[vidx].awaits_source = false;

@@ -52,8 +52,8 @@ impl Resource {
         {
             match self.conns[cidx].pds[vidx].repl {
                 ReplState::WFBitMapS => self.send_bitmap(cx, cidx, vidx),
-                ReplState::StartingSyncS => self.source_names_resync(cx, cidx, vidx),
-                _ => {}
+                ReplState::StartingSyncS if self.conns[cidx].speaks_84() => self.source_names_resync(cx, cidx, vidx),
+                _ => self.full_sync_goes_on(cx, cidx, vidx),
             }
         }
     }
@@ -197,7 +197,7 @@ impl Resource {
         cx.notice(Severity::Info, format!("volume {nr}: resync of node {node} begins: {kib} KiB"));
     }
 
-    /// One source at a time: the Primary, since what it has written nobody else can make up for, or the peer with the fewest dirty bits
+    /// One source at a time, one that is not paused if there is any: the Primary, since what it has written nobody else can make up for, or the peer with the fewest dirty bits
     /// (2.4 no. 6).
     pub(crate) fn resync_choose_target(&mut self, cx: &mut Ctx<'_>, vidx: usize) {
         if self.sync_source_of(vidx).is_some() || !self.volumes[vidx].has_disk() {
@@ -214,7 +214,7 @@ impl Resource {
             .min_by_key(|&c| {
                 let c = &self.conns[c];
                 let serves = c.role == Role::Primary && c.pds[vidx].disk == DiskState::UpToDate;
-                (!serves, self.volumes[vidx].dirty_bits(c.node()))
+                (c.pds[vidx].is_paused(), !serves, self.volumes[vidx].dirty_bits(c.node()))
             });
         if let Some(cidx) = best {
             self.resync_begin_target(cx, cidx, vidx);
@@ -263,14 +263,14 @@ impl Resource {
     fn resync_step(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let node = self.conns[cidx].node();
         let Some(slot) = self.volumes[vidx].slot(node) else { return };
-        let early = self.volumes[vidx].overclaims();
+        let rests = self.volumes[vidx].overclaims() || self.conns[cidx].pds[vidx].is_paused();
         let window = self.volumes[vidx].config.disk.resync_window_sectors;
         let mut wrapped = false;
         loop {
             let r = self.conns[cidx].pds[vidx].resync.as_ref().expect("checked by the caller");
             let full = r.in_flight_sectors >= window || r.in_flight.len() >= limits::MAX_RESYNC_REQUESTS;
             if full
-                || early
+                || rests
                 || r.begins.is_some()
                 || r.blocked
                 || r.end_ping.is_some()
@@ -452,7 +452,8 @@ impl Resource {
         let dirty = self.volumes[vidx].dirty_bits(node);
         let pd = &self.conns[cidx].pds[vidx];
         let Some(r) = pd.resync.as_ref() else { return };
-        if pd.repl != ReplState::SyncTarget || pd.finishing || r.begins.is_some() || !r.in_flight.is_empty() {
+        let runs = pd.repl == ReplState::SyncTarget && !pd.is_paused() && !pd.finishing;
+        if !runs || r.begins.is_some() || !r.in_flight.is_empty() {
             return;
         }
         if dirty > 0 {

@@ -45,8 +45,9 @@ impl Resource {
                 let per_bit = v.attached.as_ref().map_or(8, |a| a.bitmap.sectors_per_bit());
                 PeerDeviceStatus {
                     volume: v.nr,
-                    repl: pd.repl,
+                    repl: pd.shown_repl(),
                     peer_disk: pd.disk,
+                    paused_by: pd.paused_by,
                     out_of_sync_sectors: v.dirty_bits(c.node()) * per_bit,
                     unverified: pd.unverified,
                     resync_total_sectors: if pd.repl > ReplState::Established {
@@ -84,7 +85,8 @@ impl Resource {
         for c in &self.conns {
             events.push(Event::Connection { peer: c.node(), conn: c.state, role: c.role });
             for (pd, v) in c.pds.iter().zip(&self.volumes) {
-                events.push(Event::PeerDevice { peer: c.node(), volume: v.nr, repl: pd.repl, peer_disk: pd.disk });
+                let (repl, paused_by) = (pd.shown_repl(), pd.paused_by);
+                events.push(Event::PeerDevice { peer: c.node(), volume: v.nr, repl, peer_disk: pd.disk, paused_by });
             }
         }
         events

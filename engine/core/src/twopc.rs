@@ -13,6 +13,7 @@ use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits};
 use crate::connection::LinkPhase;
 use crate::dialect::request::Request;
 use crate::event::Severity;
+use crate::full_sync::FullSync;
 use crate::io::{AdminError, AdminTag, Time};
 use crate::limits;
 use crate::resize::Resize;
@@ -52,8 +53,8 @@ pub(crate) enum Change {
     Disconnect(NodeId),
     /// Established to VerifyS, for the target to VerifyT.
     Verify(VerifyPlan),
-    /// This node becomes the target of a resync of everything. Of a peer that speaks 8.4; elsewhere it connects again.
-    Invalidate(VolumeNr),
+    /// One of two nodes gets all data from the other.
+    FullSync(FullSync),
     /// A volume grows.
     Resize(Resize),
     /// No change: learn who is Primary after a peer was lost.
@@ -66,7 +67,7 @@ impl Change {
         match self {
             Change::Verify(plan) => Some(plan.volume),
             Change::Resize(wanted) => Some(wanted.volume),
-            Change::Invalidate(volume) => Some(volume),
+            Change::FullSync(plan) => Some(plan.volume),
             _ => None,
         }
     }
@@ -76,6 +77,7 @@ impl Change {
         match self {
             Change::Connect(n) | Change::Disconnect(n) => Some(n),
             Change::Verify(plan) => Some(plan.peer),
+            Change::FullSync(plan) => Some(plan.peer),
             _ => None,
         }
     }
@@ -355,7 +357,8 @@ impl Resource {
                 (mask | StateBits::CONN, val | StateBits::of_conn(ConnState::Disconnecting))
             }
             Change::Verify(_) => (StateBits(StateBits::CONN.0), StateBits::of_conn(ReplState::VerifyS)),
-            Change::Invalidate(_) | Change::Resize(_) => unreachable!("asked for otherwise"),
+            Change::FullSync(plan) => (StateBits(StateBits::CONN.0), StateBits::of_conn(plan.wanted())),
+            Change::Resize(_) => unreachable!("asked for otherwise"),
             Change::Empty => (StateBits(0), StateBits(0)),
         }
     }
@@ -393,7 +396,7 @@ impl Resource {
                 (Some(cidx), Some(vidx)) => self.verify_check(cidx, vidx).map(|_| true),
                 _ => Ok(false),
             },
-            Change::Invalidate(volume) => self.invalidate_check(volume),
+            Change::FullSync(plan) => self.full_sync_check(plan).map(|()| true),
             Change::Resize(wanted) => self.resize_check(wanted).map(|grows| grows.is_some()),
             Change::Empty => Ok(true),
         }
@@ -516,6 +519,9 @@ impl Resource {
         if let Change::Promote { force: true } = i.wanted.change {
             request.flags.set(TwopcFlags::PRI_INCAPABLE, (0..self.volumes.len()).any(|v| !self.has_data(v)));
         }
+        if let Change::FullSync(plan) = i.wanted.change {
+            self.full_sync_announced(cx, plan);
+        }
         self.send_to_all(cx, i.asked, i.wanted.change.volume(), &Packet::TwopcCommit(Box::new(request)));
         self.members_agreed(if splits { i.sums.reachable } else { reachable }, i.losses);
         self.change_committed(cx, i.wanted, i.sums.primary);
@@ -537,7 +543,7 @@ impl Resource {
                 self.disconnected_by_us(cx, cidx);
             }
             Change::Verify(plan) => self.verify_begin(cx, plan),
-            Change::Invalidate(volume) => self.invalidate_agreed(volume),
+            Change::FullSync(plan) => self.full_sync_agreed(cx, plan),
             Change::Resize(resize) => {
                 return self.resize_agreed(cx, Some(resize.volume), resize.agreed(primaries), wanted.reply);
             }

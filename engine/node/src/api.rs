@@ -131,10 +131,37 @@ pub enum Request {
         /// No resync of what is new.
         assume_clean: bool,
     },
+    /// Pause resyncs with one peer or with all, or let them go on. Reply: [`Done`].
+    PauseSync {
+        /// Resource.
+        name: String,
+        /// Peer, by name or node id.
+        peer: Option<String>,
+        /// Volume; all if left out.
+        volume: Option<u16>,
+    },
+    /// See [`Request::PauseSync`].
+    ResumeSync {
+        /// Resource.
+        name: String,
+        /// Peer, by name or node id.
+        peer: Option<String>,
+        /// Volume; all if left out.
+        volume: Option<u16>,
+    },
     /// Throw away the data of a volume on this node and resync all of it. Reply: [`Done`].
     Invalidate {
         /// Resource.
         name: String,
+        /// Volume.
+        volume: u16,
+    },
+    /// Have a peer throw away its data of a volume and resync all of it from this node. Reply: [`Done`].
+    InvalidateRemote {
+        /// Resource.
+        name: String,
+        /// Peer, by name or node id.
+        peer: String,
         /// Volume.
         volume: u16,
     },

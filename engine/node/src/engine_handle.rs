@@ -72,6 +72,22 @@ pub enum Command {
         /// No resync of what is new.
         assume_clean: bool,
     },
+    /// Pause resyncs of a volume with a peer, or let them go on.
+    PauseSync {
+        /// Node id of the peer.
+        peer: u8,
+        /// Volume.
+        volume: u16,
+        /// Pause.
+        paused: bool,
+    },
+    /// Have a peer throw away its data of a volume and resync it from this node.
+    InvalidateRemote {
+        /// Node id of the peer.
+        peer: u8,
+        /// Volume.
+        volume: u16,
+    },
     /// Throw away the data of a volume and resync it.
     Invalidate {
         /// Volume.

@@ -112,6 +112,7 @@ fn connection(peer: &Peer, volumes: &[Volume]) -> ConnectionStatus {
         out_of_sync: 0,
         has_sync_details: false,
         has_online_verify_details: false,
+        resync_suspended: "no".into(),
         percent_in_sync: 100.0,
         rs_total: None,
         percent_resync_done: None,
@@ -171,12 +172,17 @@ impl Engine for FakeEngine {
         match command {
             Command::Attach { volume } => device_of(resource, volume)?.disk_state = "Inconsistent".into(),
             Command::Resize { volume, size_sectors, .. } => device_of(resource, volume)?.size = size_sectors / 2,
+            Command::PauseSync { peer, volume, paused } => {
+                let suspended = if paused { "user" } else { "no" };
+                peer_device_of(resource, peer, volume)?.resync_suspended = suspended.into();
+            }
+            Command::InvalidateRemote { peer, volume } => {
+                peer_device_of(resource, peer, volume)?.peer_disk_state = "Inconsistent".into();
+            }
             Command::Invalidate { volume } => device_of(resource, volume)?.disk_state = "Inconsistent".into(),
             Command::Detach { volume, .. } => device_of(resource, volume)?.disk_state = "Diskless".into(),
             Command::Verify { peer, volume, .. } => {
-                let connection = connection_of(resource, peer)?;
-                let found = connection.peer_devices.iter_mut().find(|it| it.volume == volume);
-                found.ok_or_else(|| Failure::failed("no such volume"))?.replication_state = "VerifyS".into();
+                peer_device_of(resource, peer, volume)?.replication_state = "VerifyS".into();
             }
             Command::Connect { peer, .. } => connection_of(resource, peer)?.connection_state = "Connecting".into(),
             Command::Disconnect { peer, .. } => connection_of(resource, peer)?.connection_state = "StandAlone".into(),
@@ -211,6 +217,11 @@ fn device_of(resource: &mut ResourceStatus, nr: u16) -> Result<&mut DeviceStatus
 fn connection_of(resource: &mut ResourceStatus, peer: u8) -> Result<&mut ConnectionStatus, Failure> {
     let found = resource.connections.iter_mut().find(|connection| connection.peer_node_id == peer);
     found.ok_or_else(|| Failure::failed("no such peer"))
+}
+
+fn peer_device_of(resource: &mut ResourceStatus, peer: u8, nr: u16) -> Result<&mut PeerDeviceStatus, Failure> {
+    let found = connection_of(resource, peer)?.peer_devices.iter_mut().find(|it| it.volume == nr);
+    found.ok_or_else(|| Failure::failed("no such volume"))
 }
 
 /// A resource of two nodes, 0 `alpha` and 1 `bravo`, with one volume of 4 MiB in a file of `dir`.

@@ -177,7 +177,10 @@ impl Node {
                 self.verify(&name, peer.as_deref(), volume, (start, stop))
             }
             Request::Resize { name, volume, size, assume_clean } => self.resize(&name, volume, size, assume_clean),
+            Request::PauseSync { name, peer, volume } => self.pause_sync(&name, peer.as_deref(), volume, true),
+            Request::ResumeSync { name, peer, volume } => self.pause_sync(&name, peer.as_deref(), volume, false),
             Request::Invalidate { name, volume } => self.invalidate(&name, volume),
+            Request::InvalidateRemote { name, peer, volume } => self.invalidate_remote(&name, &peer, volume),
             Request::Up { name } => self.up(&name),
             Request::Down { name } => self.down(&name),
             Request::Version | Request::ResourceList | Request::Status { .. } | Request::Events { .. } => {

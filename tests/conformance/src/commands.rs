@@ -64,6 +64,8 @@ pub enum Done {
     },
     /// The local data is thrown away.
     Invalidate,
+    /// Resyncs with all peers are paused, or go on.
+    PauseSync(bool),
     /// The disk is given up.
     Detach,
     /// The disk is taken again.
@@ -223,6 +225,8 @@ fn administration(command: &str) -> Option<Done> {
             Done::Verify { start_sector: sectors("--start="), stop_sector: sectors("--stop=") }
         }
         "invalidate" => Done::Invalidate,
+        "pause-sync" => Done::PauseSync(true),
+        "resume-sync" => Done::PauseSync(false),
         "resize" => Done::Resize { assume_clean: has("--assume-clean") },
         "detach" => Done::Detach,
         "attach" => Done::Attach,
@@ -244,13 +248,13 @@ mod tests {
                   | 3.000007 f = 0 (0.000001)
 00:00:01.500000 [+  0.600] network$ cable of nodeb pulled (its port taken out of the bridge)
 00:00:04.000000 [+  3.100] nodea: snapshot 01-connected
-00:00:05.000000 [+  4.100] nodea$ drbdadm pause-sync r0   -> rc=0 (0.1 s)
+00:00:05.000000 [+  4.100] nodea$ drbdadm suspend-io r0   -> rc=0 (0.1 s)
 00:00:06.000000 [+  5.100] nodeb$ drbdadm -- --start=16384s --stop=24576s verify r0   -> rc=0 (0.1 s)
 ";
         let read = parse(text, 0).unwrap();
         let done: Vec<&Done> = read.iter().map(|c| &c.done).collect();
         let write = Io::Write { offset: 4096, len: 512, tag: "A".into(), fua: false };
-        let unknown = Done::Unknown("drbdadm pause-sync r0".into());
+        let unknown = Done::Unknown("drbdadm suspend-io r0".into());
         let verify = Done::Verify { start_sector: Some(16384), stop_sector: Some(24576) };
         let expected = [
             &Done::Promote { force: true },

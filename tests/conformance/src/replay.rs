@@ -435,6 +435,11 @@ impl<'a> Replay<'a> {
                 let (size_sectors, assume_clean) = (size.expect("a size is configured"), *assume_clean);
                 self.node.admin(io::Command::Resize { volume, size_sectors, assume_clean });
             }
+            Done::PauseSync(paused) => {
+                for peer in peers() {
+                    self.node.admin(io::Command::PauseSync { peer, volume, paused: *paused });
+                }
+            }
             Done::Invalidate => self.node.admin(io::Command::Invalidate { volume }),
             Done::Detach => self.node.admin(io::Command::Detach { volume, force: false }),
             Done::Attach => self.node.attach(volume),
@@ -503,15 +508,17 @@ fn shows(done: &Done, packet: &Packet) -> bool {
             mask.names(StateBits::CONN) && val.conn().and_then(|c| c.conn_state()) == Some(ConnState::Disconnecting)
         })
     };
+    let begins = |wanted| {
+        let conn = |(_, val): (StateBits, StateBits)| val.conn().and_then(|conn| conn.repl_state());
+        asked.and_then(conn) == Some(wanted)
+    };
     match done {
         Done::Promote { .. } => role(Role::Primary),
         Done::Demote => role(Role::Secondary),
         Done::Disconnect => leaves(),
         Done::Down => leaves() || role(Role::Secondary),
-        Done::Verify { .. } => {
-            let conn = |(_, val): (StateBits, StateBits)| val.conn().and_then(|conn| conn.repl_state());
-            asked.and_then(conn) == Some(ReplState::VerifyS)
-        }
+        Done::Verify { .. } => begins(ReplState::VerifyS),
+        Done::Invalidate => begins(ReplState::StartingSyncT),
         Done::Resize { .. } => matches!(packet, Packet::TwopcPrepRsz(_)),
         Done::NewCurrentUuid => match packet {
             Packet::Uuids110(u) => u.uuid_flags.contains(UuidFlags::SKIP_INITIAL_SYNC),

@@ -214,7 +214,6 @@ pub const EXPECTED_FAILURES: &[Expected] = &[
     Expected { recording: "07-", node: "", why: "no quorum, no tie-breaker; and set bits are kept (docs/adr/0002)" },
     Expected { recording: "07b-", node: "", why: "no quorum; UUIDs of a Primary without a disk" },
     Expected { recording: "08-", node: "nodeb", why: "set bits are kept (docs/adr/0002)" },
-    Expected { recording: "09a-", node: "", why: "invalidate connects again (docs/adr/0005)" },
     Expected {
         recording: "09b-",
         node: "",
@@ -222,11 +221,12 @@ pub const EXPECTED_FAILURES: &[Expected] = &[
     },
     Expected { recording: "09c-", node: "", why: "options that are changed later: `drbdadm adjust` is not replayed" },
     Expected { recording: "09d-", node: "", why: "options that are changed later: `drbdadm adjust` is not replayed" },
-    Expected { recording: "09e-", node: "", why: "no thin resync; invalidate connects again (docs/adr/0005)" },
+    Expected { recording: "09e-", node: "", why: "no thin resync" },
     Expected { recording: "10b-", node: "nodeb", why: "a generation begins with a write, not with a promotion" },
     Expected { recording: "12-", node: "", why: "no volume is added to a connection that is up" },
     Expected { recording: "13-", node: "", why: "no two primaries" },
-    Expected { recording: "14-", node: "", why: "no pause of a resync; invalidate connects again (docs/adr/0005)" },
+    Expected { recording: "14-", node: "nodea", why: "no resync without replication" },
+    Expected { recording: "14-", node: "nodeb", why: "no resync-rate that makes requests short" },
     Expected {
         recording: "15-",
         node: "",

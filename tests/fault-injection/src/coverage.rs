@@ -25,18 +25,34 @@ const CONNECTIONS: Table<ConnState> = {
 
 const REPLICATION: Table<ReplState> = {
     use ReplState::{
-        Established, Off, PausedSyncS, PausedSyncT, SyncSource, SyncTarget, VerifyS, VerifyT, WFBitMapS, WFBitMapT,
+        Established, Off, PausedSyncS, PausedSyncT, StartingSyncT, SyncSource, SyncTarget, VerifyS, VerifyT, WFBitMapS,
+        WFBitMapT,
     };
     &[
         (Off, &[Established, WFBitMapS, WFBitMapT]),
-        (Established, &[Off, VerifyS, VerifyT, WFBitMapS, WFBitMapT, SyncSource, SyncTarget]),
+        (
+            Established,
+            &[
+                Off,
+                VerifyS,
+                VerifyT,
+                WFBitMapS,
+                WFBitMapT,
+                SyncSource,
+                SyncTarget,
+                PausedSyncS,
+                PausedSyncT,
+                StartingSyncT,
+            ],
+        ),
+        (StartingSyncT, &[Off, Established, SyncTarget, PausedSyncT]),
         (VerifyS, &[Off, Established]),
         (VerifyT, &[Off, Established]),
         (WFBitMapS, &[Off, Established, SyncSource, PausedSyncS]),
         (WFBitMapT, &[Off, Established, SyncTarget, PausedSyncT]),
-        (SyncSource, &[Off, Established]),
-        (SyncTarget, &[Off, Established]),
-        (PausedSyncS, &[Off, Established]),
+        (SyncSource, &[Off, Established, PausedSyncS]),
+        (SyncTarget, &[Off, Established, PausedSyncT]),
+        (PausedSyncS, &[Off, Established, SyncSource]),
         (PausedSyncT, &[Off, Established, SyncTarget]),
     ]
 };
@@ -103,6 +119,7 @@ const CHANGES: Table<&str> = &[
     ("demote", &["commit", "abort"]),
     ("disconnect", &["commit", "abort"]),
     ("empty", &["commit", "abort"]),
+    ("full-sync", &["commit", "abort"]),
     ("resize", &["commit", "abort"]),
 ];
 
@@ -271,7 +288,7 @@ mod tests {
         coverage.decided("connect", false);
         let text = coverage.to_string();
         assert!(text.contains("role         1 of  2; never: Primary to Secondary"), "{text}");
-        assert!(text.contains("two-phase    1 of 12; never: connect to commit"), "{text}");
+        assert!(text.contains("two-phase    1 of 14; never: connect to commit"), "{text}");
         let mut merged = Coverage::default();
         merged.merge(&coverage);
         assert_eq!(merged, coverage);

@@ -3,29 +3,14 @@
 //! (handshake-and-states.md 4.1, 8.1).
 
 use zea_meta::flags::DeviceFlags;
-use zea_wire::ids::VolumeNr;
 use zea_wire::state::{DiskState, ReplState};
 
-use crate::io::{AdminError, AdminTag};
+use crate::full_sync::FullSync;
+use crate::io::AdminError;
 use crate::resource::Resource;
 use crate::twopc::{Change, ss};
 
 impl Resource {
-    /// `invalidate` next to a peer that speaks 8.4: it is asked, and becomes the source.
-    pub(crate) fn invalidate_84(&mut self, tag: AdminTag, volume: VolumeNr) {
-        self.want(Change::Invalidate(volume), Some(tag));
-    }
-
-    /// Whether this node may ask.
-    pub(crate) fn invalidate_check(&self, volume: VolumeNr) -> Result<bool, AdminError> {
-        let (cidx, vidx) = (self.peer_84(), self.vidx(volume));
-        let Some((cidx, vidx)) = cidx.zip(vidx) else {
-            let message = "the peer that the data was to come from is gone: try again".into();
-            return Err(AdminError { code: ss::NEED_CONNECTION, message });
-        };
-        self.full_resync_check(cidx, vidx, false).map(|()| true)
-    }
-
     /// Whether everything may be copied now, from this node or to it.
     pub(crate) fn full_resync_check(&self, cidx: usize, vidx: usize, as_source: bool) -> Result<(), AdminError> {
         let (pd, v) = (&self.conns[cidx].pds[vidx], &self.volumes[vidx]);
@@ -71,19 +56,10 @@ impl Resource {
         v.set_flag(DeviceFlags::WAS_UP_TO_DATE, false);
     }
 
-    /// The peer agreed to give all its data, if it has not begun to already (P_SYNC_UUID may overtake its answer).
-    pub(crate) fn invalidate_agreed(&mut self, volume: VolumeNr) {
-        if let Some((cidx, vidx)) = self.peer_84().zip(self.vidx(volume))
-            && self.full_resync_check(cidx, vidx, false).is_ok()
-        {
-            self.full_resync_begins(cidx, vidx, false);
-        }
-    }
-
     /// P_SYNC_UUID has come while the answer to `invalidate` is on its way.
     pub(crate) fn sync_uuid_is_the_answer(&mut self, cidx: usize, vidx: usize) {
-        let nr = self.volumes[vidx].nr;
-        let asked = self.asked_for().is_some_and(|wanted| wanted.change == Change::Invalidate(nr));
+        let plan = FullSync { peer: self.conns[cidx].node(), volume: self.volumes[vidx].nr, as_source: false };
+        let asked = self.asked_for().is_some_and(|wanted| wanted.change == Change::FullSync(plan));
         if asked && self.full_resync_check(cidx, vidx, false).is_ok() {
             self.full_resync_begins(cidx, vidx, false);
         }

@@ -218,7 +218,7 @@ fn request_for(change: Change) -> ReqState {
         Change::Promote { force: true } => (StateBits::ROLE.0 | StateBits::DISK.0, role | UP_TO_DATE),
         Change::Promote { force: false } => (StateBits::ROLE.0, role),
         Change::Verify(_) => conn(ReplState::VerifyS.into()),
-        Change::Invalidate(_) => conn(ReplState::StartingSyncT.into()),
+        Change::FullSync(plan) => conn(plan.wanted().into()),
         _ => conn(ConnState::Disconnecting.into()),
     };
     ReqState { mask: StateBits(mask), val: StateBits(val) }

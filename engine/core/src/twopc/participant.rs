@@ -7,6 +7,7 @@ use zea_wire::state::{ConnState, DiskState, Role, StateBits};
 
 use super::{Change, Participant, Running, Sums, Verdict, is_connect, is_disconnect, is_resize, is_verify, prepare};
 use crate::connection::LinkPhase;
+use crate::full_sync::starts_full_sync;
 use crate::resize::Agreed;
 use crate::resource::{Ctx, Resource};
 
@@ -109,6 +110,10 @@ impl Resource {
             let vidx = volume.and_then(|nr| self.vidx(nr));
             let can = vidx.is_some_and(|vidx| self.verify_check(cidx, vidx).is_ok());
             return if can { Verdict::Yes } else { Verdict::No };
+        }
+        if let Some(wanted) = starts_full_sync(request).filter(|_| request.target_node_id == Some(self.config.node_id))
+        {
+            return self.full_sync_vote(cidx, volume, wanted);
         }
         if let TwopcBody::PrepareResize { user_size, .. } = request.body {
             return self.resize_vote(volume, user_size);
@@ -235,6 +240,10 @@ impl Resource {
         } else if is_verify(request) {
             if let Some(vidx) = volume.and_then(|nr| self.vidx(nr)).filter(|_| about_us) {
                 self.verify_begin_target(cx, cidx, vidx);
+            }
+        } else if let Some(wanted) = starts_full_sync(request) {
+            if about_us {
+                self.full_sync_by_peer(cx, cidx, volume, wanted);
             }
         } else if mask.names(StateBits::CONN) {
             if about_us {

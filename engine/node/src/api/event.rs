@@ -83,6 +83,8 @@ pub enum EventBody {
         replication: String,
         /// State of the peer's disk.
         peer_disk: String,
+        /// `no`, or why no resync with this peer goes on.
+        resync_suspended: String,
     },
     /// An online verify found different data.
     OutOfSync {
@@ -162,6 +164,7 @@ impl Event {
                     volume: peer_device.volume,
                     replication: peer_device.replication_state.clone(),
                     peer_disk: peer_device.peer_disk_state.clone(),
+                    resync_suspended: peer_device.resync_suspended.clone(),
                 })
             }));
         }
@@ -213,11 +216,13 @@ impl fmt::Display for Event {
                 let quorum = yes_or_no(*quorum);
                 write!(f, "{action} device name:{name} volume:{volume} disk:{disk} quorum:{quorum} size:{size}")
             }
-            EventBody::PeerDevice { peer_node_id, conn_name, volume, replication, peer_disk } => write!(
-                f,
-                "{action} peer-device name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} volume:{volume} \
-                 replication:{replication} peer-disk:{peer_disk}"
-            ),
+            EventBody::PeerDevice { peer_node_id, conn_name, volume, replication, peer_disk, resync_suspended } => {
+                write!(
+                    f,
+                    "{action} peer-device name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} volume:{volume} \
+                     replication:{replication} peer-disk:{peer_disk} resync-suspended:{resync_suspended}"
+                )
+            }
             EventBody::OutOfSync { peer_node_id, conn_name, volume, start, size } => write!(
                 f,
                 "{action} out-of-sync name:{name} peer-node-id:{peer_node_id} conn-name:{conn_name} volume:{volume} \

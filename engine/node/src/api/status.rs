@@ -155,6 +155,8 @@ pub struct PeerDeviceStatus {
     pub sent: u64,
     /// KiB that differ or may differ.
     pub out_of_sync: u64,
+    /// Why no resync with this peer goes on: `no`, or a list of `user`, `peer` and `dependency`.
+    pub resync_suspended: String,
     /// A resync or verify runs: `rs-total` and `percent-resync-done` are there.
     pub has_sync_details: bool,
     /// An online verify runs: `ov-left` and `ov-skipped` are there.

@@ -92,6 +92,12 @@ pub(super) fn command(command: &Command) -> Option<CoreCommand> {
         Command::Resize { volume, size_sectors, assume_clean } => {
             CoreCommand::Resize { volume: VolumeNr(volume), size_sectors, assume_clean }
         }
+        Command::PauseSync { peer, volume, paused } => {
+            CoreCommand::PauseSync { peer: NodeId(peer), volume: VolumeNr(volume), paused }
+        }
+        Command::InvalidateRemote { peer, volume } => {
+            CoreCommand::InvalidateRemote { peer: NodeId(peer), volume: VolumeNr(volume) }
+        }
         Command::Invalidate { volume } => CoreCommand::Invalidate { volume: VolumeNr(volume) },
     })
 }
@@ -206,6 +212,7 @@ fn peer_device(status: &Status, it: &CorePeerDevice) -> PeerDeviceStatus {
         received: it.received_sectors / 2,
         sent: it.sent_sectors / 2,
         out_of_sync: it.out_of_sync_sectors / 2,
+        resync_suspended: it.paused_by.to_string(),
         has_sync_details: progress.is_some(),
         has_online_verify_details: verify.is_some(),
         percent_in_sync: PeerDeviceStatus::percent_in_sync(size_sectors, it.out_of_sync_sectors),
@@ -246,12 +253,13 @@ pub(super) fn event(event: &CoreEvent, file: Option<&ResourceFile>) -> EventBody
             connection: conn.to_string(),
             role: role.to_string(),
         },
-        CoreEvent::PeerDevice { peer, volume, repl, peer_disk } => EventBody::PeerDevice {
+        CoreEvent::PeerDevice { peer, volume, repl, peer_disk, paused_by } => EventBody::PeerDevice {
             peer_node_id: peer.0,
             conn_name: name_of(peer),
             volume: volume.0,
             replication: repl.to_string(),
             peer_disk: peer_disk.to_string(),
+            resync_suspended: paused_by.to_string(),
         },
         CoreEvent::OutOfSync { peer, volume, sector, sectors } => EventBody::OutOfSync {
             peer_node_id: peer.0,
@@ -326,6 +334,7 @@ mod tests {
                 role: Role::Secondary,
                 version: 122,
                 peer_devices: vec![CorePeerDevice {
+                    paused_by: Default::default(),
                     volume: VolumeNr(0),
                     repl: ReplState::SyncSource,
                     peer_disk: DiskState::Inconsistent,
@@ -359,6 +368,7 @@ mod tests {
             complete,
         };
         let it = CorePeerDevice {
+            paused_by: Default::default(),
             volume: VolumeNr(0),
             repl: ReplState::VerifyS,
             peer_disk: DiskState::UpToDate,

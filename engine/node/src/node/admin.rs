@@ -101,6 +101,37 @@ impl Node {
         Ok(Done::default())
     }
 
+    pub(super) fn invalidate_remote(&self, name: &str, peer: &str, volume: u16) -> Result<Done, Failure> {
+        let resource = self.running(name)?;
+        let saved = resource.saved();
+        volumes(&saved, Some(volume))?;
+        let about = format!("{name}/{volume}");
+        for peer in self.peers(&saved, Some(peer))? {
+            let command = Command::InvalidateRemote { peer, volume };
+            self.engine.command(name, command).map_err(|failure| failure.about(&about))?;
+        }
+        Ok(Done::default())
+    }
+
+    /// Pauses resyncs, or lets them go on.
+    pub(super) fn pause_sync(
+        &self,
+        name: &str,
+        peer: Option<&str>,
+        volume: Option<u16>,
+        paused: bool,
+    ) -> Result<Done, Failure> {
+        let resource = self.running(name)?;
+        let saved = resource.saved();
+        for peer in self.peers(&saved, peer)? {
+            for volume in volumes(&saved, volume)? {
+                let command = Command::PauseSync { peer, volume, paused };
+                self.engine.command(name, command).map_err(|failure| failure.about(&format!("{name}/{volume}")))?;
+            }
+        }
+        Ok(Done::default())
+    }
+
     /// Makes a volume larger, and then its file true.
     pub(super) fn resize(&self, name: &str, volume: u16, size: Size, assume_clean: bool) -> Result<Done, Failure> {
         let resource = self.running(name)?;

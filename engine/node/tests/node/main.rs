@@ -8,5 +8,6 @@ mod common;
 mod crashes;
 mod quorum;
 mod recordings;
+mod resync;
 mod three_daemons;
 mod verify;

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use zea_wire::packet::{Packet, TwopcBody, TwopcRequest};
-use zea_wire::state::{ConnState, DiskState, Role, StateBits};
+use zea_wire::state::{ConnState, DiskState, ReplState, Role, StateBits};
 
 use super::Check;
 use crate::net::NodeIx;
@@ -96,11 +96,17 @@ fn change_of(request: &TwopcRequest) -> &'static str {
     };
     match (val.conn().and_then(|c| c.conn_state()), val.role()) {
         (Some(ConnState::Connected), _) if mask.names(StateBits::CONN) => "connect",
+        _ if mask.names(StateBits::CONN) && starts_full_sync(val) => "full-sync",
         _ if mask.names(StateBits::CONN) => "disconnect",
         (_, Some(Role::Primary)) if mask.names(StateBits::ROLE) => "promote",
         _ if mask.names(StateBits::ROLE) => "demote",
         _ => "empty",
     }
+}
+
+fn starts_full_sync(val: StateBits) -> bool {
+    let repl = val.conn().and_then(|c| c.repl_state());
+    matches!(repl, Some(ReplState::StartingSyncS | ReplState::StartingSyncT))
 }
 
 impl World {

@@ -50,6 +50,24 @@ fn sim_84_invalidate_copies_everything_on_the_connection_that_is_up() {
 }
 
 #[test]
+fn sim_84_invalidate_remote_copies_everything_on_the_connection_that_is_up() {
+    for (kernel, loser) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+        let mut w = pair(kernel).synced();
+        w.write_ok(0, 0, 64);
+        w.flush_ok(0);
+        plant(&mut w, loser, &[3, 30_000]);
+        w.must(1 - loser, Command::InvalidateRemote { peer: node_id(loser), volume: V0 });
+        w.expect("its data is given up", |w| w.disk(loser) == DiskState::Inconsistent);
+        w.under_load(200, Mix::default());
+        w.settle();
+        let received = w.received(loser, 1 - loser);
+        assert!(received >= 32_768, "{received} sectors");
+        assert_eq!(drops(&w, 0) + drops(&w, 1), 0, "{:?}", w.nodes[loser].notices);
+        w.read_ok(0, 0, 2048);
+    }
+}
+
+#[test]
 fn sim_84_an_interrupted_invalidate_goes_on() {
     for seed in 0..10 {
         for loser in [0, 1] {

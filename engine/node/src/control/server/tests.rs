@@ -260,7 +260,7 @@ fn control_events_give_the_state_and_then_changes() {
             "exists resource name:r0 role:Secondary suspended:no",
             "exists connection name:r0 peer-node-id:1 conn-name:bravo connection:Connecting role:Unknown",
             "exists device name:r0 volume:0 disk:Inconsistent quorum:yes size:0",
-            "exists peer-device name:r0 peer-node-id:1 conn-name:bravo volume:0 replication:Off peer-disk:DUnknown",
+            "exists peer-device name:r0 peer-node-id:1 conn-name:bravo volume:0 replication:Off peer-disk:DUnknown resync-suspended:no",
             "exists -"
         ]
     );

@@ -11,6 +11,7 @@ mod requests;
 mod resize;
 mod resync;
 mod resync_many;
+mod resync_pauses;
 mod split_brain;
 mod table;
 

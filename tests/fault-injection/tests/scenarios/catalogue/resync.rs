@@ -5,7 +5,7 @@ use zea_core::io::{Command, IoError};
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::workload::Mix;
-use zea_sim::world::World;
+use zea_sim::world::{World, node_id};
 use zea_wire::state::{ConnState, DiskState, ReplState, Role};
 
 use super::{FULL, apart, connect, disconnect, write_blocks};
@@ -176,6 +176,83 @@ fn sim_r22_invalidate_syncs_everything_the_right_way() {
     w.write_ok(0, 0, 8);
     w.heal(0, 1);
     w.settle();
+}
+
+/// R22: the peer is synced in full from this node, if this node's copy is good, and there is somebody to be asked.
+#[test]
+fn sim_r22_invalidate_remote_has_the_peer_synced() {
+    for nodes in [2, 3] {
+        let mut w = Cluster::new(nodes).synced();
+        write_blocks(&mut w, 0, 0..10);
+        let ask = |ix: usize, peer: usize| (ix, Command::InvalidateRemote { peer: node_id(peer), volume: V0 });
+        for victim in [1, 0] {
+            w.model.gave_up(victim, 0);
+            let (ix, command) = ask(1 - victim, victim);
+            w.must(ix, command.clone());
+            w.expect("its data is given up", |w| w.disk(victim) == DiskState::Inconsistent);
+            w.command(victim, ask(victim, ix).1).expect_err("this is the only good copy of the two");
+            w.settle();
+            let received: u64 = (0..nodes).filter(|peer| *peer != victim).map(|peer| w.received(victim, peer)).sum();
+            assert!(received >= FULL, "{nodes} nodes: {received} sectors");
+        }
+        w.read_ok(0, 0, 640);
+        w.part(0, 1);
+        let (ix, command) = ask(0, 1);
+        w.command(ix, command).expect_err("nobody is there to be asked");
+        w.write_ok(0, 0, 8);
+        w.heal(0, 1);
+        w.settle();
+    }
+}
+
+/// R22: two that compare on the connection that is up, as kernels do, keep it.
+#[test]
+fn sim_r22_kernels_are_synced_on_the_connection_that_is_up() {
+    for (remote, victim) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+        let mut cluster = Cluster::new(2);
+        cluster.net.keep_bits = false;
+        let mut w = cluster.synced();
+        write_blocks(&mut w, 0, 0..10);
+        w.flush_ok(0);
+        w.model.gave_up(victim, 0);
+        let peer = node_id(victim);
+        if remote {
+            w.must(1 - victim, Command::InvalidateRemote { peer, volume: V0 });
+        } else {
+            w.must(victim, Command::Invalidate { volume: V0 });
+        }
+        w.expect("its data is given up", |w| w.disk(victim) == DiskState::Inconsistent);
+        w.under_load(100, Mix::default());
+        w.settle();
+        assert!(w.received(victim, 1 - victim) >= FULL);
+        let lost = |w: &World, ix: usize| w.nodes[ix].notices.iter().any(|n| n.contains("connection to node"));
+        assert!(!lost(&w, 0) && !lost(&w, 1), "{:?}", w.nodes[victim].notices);
+    }
+}
+
+/// R22: the same, with writes going on, while links break and nodes die at any moment.
+#[test]
+fn sim_r22_invalidate_remote_is_interrupted() {
+    for seed in 0..24 {
+        let mut w = Cluster { seed, disk_latency_ns: 500_000, ..Cluster::new(3) }.synced();
+        let victim = [1, 0][seed as usize % 2];
+        w.model.gave_up(victim, 0);
+        w.admin(2, Command::InvalidateRemote { peer: node_id(victim), volume: V0 });
+        let limit = w.now + seed * 700_000;
+        while w.step(limit) {}
+        match seed / 2 % 4 {
+            0 => w.reset_link(2, victim),
+            1 => w.crash(victim, Crash::Power),
+            2 => w.crash(2, Crash::Power),
+            _ => w.cut(0, 1),
+        }
+        if w.nodes[0].is_up() {
+            w.under_load(50, Mix::default());
+        }
+        w.heal(0, 1);
+        (0..3).for_each(|ix| w.start(ix));
+        w.settle();
+    }
 }
 
 /// R30: a resync of one block races with writes to the same block: none is lost.
