@@ -10,7 +10,8 @@ use crate::graph::{Graph, linked};
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// Crates that a write passes through.
-const DATA_PATH: [&str; 7] = ["zea-wire", "zea-meta", "zea-core", "zea-recorder", "zea-shard", "zea-tcp", "zea-nbd"];
+const DATA_PATH: [&str; 8] =
+    ["zea-wire", "zea-meta", "zea-core", "zea-recorder", "zea-shard", "zea-tcp", "zea-nbd", "zea-ublk"];
 
 /// A data-path crate links fewer crates of others than this.
 const BUDGET: usize = 40;
@@ -23,16 +24,17 @@ const NOT_IN_DETERMINISTIC: [&str; 6] = ["getrandom", "rand", "mio", "io-uring",
 const DETERMINISTIC: [&str; 4] = ["zea-wire", "zea-meta", "zea-core", "zea-nbd"];
 
 /// The layers: each crate, and the crates of this repository that it may depend on. Below, nothing knows what is above.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("zea-wire", &[]),
     ("zea-meta", &[]),
     ("zea-nbd", &[]),
+    ("zea-ublk", &[]),
     ("zea-capture", &["zea-wire"]),
     ("zea-core", &["zea-wire", "zea-meta"]),
     ("zea-recorder", &["zea-core", "zea-wire"]),
     ("zea-tcp", &["zea-wire"]),
-    ("zea-shard", &["zea-recorder", "zea-core", "zea-wire", "zea-meta", "zea-nbd"]),
-    ("zea-node", &["zea-shard", "zea-tcp", "zea-nbd", "zea-recorder", "zea-core", "zea-wire", "zea-meta"]),
+    ("zea-shard", &["zea-recorder", "zea-core", "zea-wire", "zea-meta", "zea-nbd", "zea-ublk"]),
+    ("zea-node", &["zea-shard", "zea-tcp", "zea-nbd", "zea-ublk", "zea-recorder", "zea-core", "zea-wire", "zea-meta"]),
     ("zea-cli", &["zea-node", "zea-capture", "zea-recorder", "zea-core", "zea-wire", "zea-meta"]),
     ("zea-sim", &["zea-core", "zea-wire", "zea-meta"]),
     ("zea-conformance", &["zea-capture", "zea-core", "zea-meta", "zea-sim", "zea-wire"]),

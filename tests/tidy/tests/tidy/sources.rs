@@ -11,7 +11,7 @@ use crate::assert_none;
 const DETERMINISTIC: [&str; 4] = ["transport/wire/src", "engine/meta/src", "engine/core/src", "frontend-ublk/nbd/src"];
 
 /// Crates that hand memory to the kernel.
-const UNSAFE: [&str; 2] = ["engine/shard", "bench"];
+const UNSAFE: [&str; 3] = ["engine/shard", "frontend-ublk/ublk", "bench"];
 
 fn below(path: &Path, folders: &[&str]) -> bool {
     folders.iter().any(|folder| path.starts_with(folder))
