@@ -12,6 +12,7 @@ use thiserror::Error;
 use zea_core::config::ResourceConfig;
 use zea_core::event::Status;
 use zea_core::io::{AdminError, Command};
+use zea_ublk::{Limits, Queue};
 use zea_wire::ids::{NodeId, VolumeNr};
 
 use crate::ResourceId;
@@ -115,6 +116,8 @@ pub(crate) enum Message {
     SetFault { id: ResourceId, volume: VolumeNr, fault: Option<Fault>, reply: ReplyTo<Result<(), ShardError>> },
     AddExport { id: ResourceId, volume: VolumeNr, name: String, reply: ReplyTo<Result<(), ShardError>> },
     CloseExports { id: ResourceId, reply: ReplyTo<()> },
+    DeviceLimits { id: ResourceId, volume: VolumeNr, reply: ReplyTo<Result<Option<Limits>, ShardError>> },
+    ServeDevice { id: ResourceId, volume: VolumeNr, queue: Queue, reply: ReplyTo<Result<(), ShardError>> },
     Listen { fd: std::os::fd::OwnedFd, reply: ReplyTo<Result<(), ShardError>> },
     AdoptNbd(Box<Transmission>),
     Stop,
@@ -261,6 +264,24 @@ impl ShardHandle {
     pub fn add_export(&self, id: ResourceId, volume: VolumeNr, name: impl Into<String>) -> Result<(), ShardError> {
         let name = name.into();
         self.call(|reply| Message::AddExport { id, volume, name, reply })?
+    }
+
+    /// What the block device of a volume has to look like; `None` while the volume cannot be used: its resource is not
+    /// Primary, or it has no size.
+    ///
+    /// # Errors
+    /// No such resource.
+    pub fn device_limits(&self, id: ResourceId, volume: VolumeNr) -> Result<Option<Limits>, ShardError> {
+        self.call(|reply| Message::DeviceLimits { id, volume, reply })?
+    }
+
+    /// Serves a volume as the block device that this queue is of, until the device is stopped. From the answer on the device
+    /// can be started. While it is there, [`Command::Demote`] and [`Command::Down`] are refused.
+    ///
+    /// # Errors
+    /// No such resource, or the shard has too many devices; the queue is closed.
+    pub fn serve_device(&self, id: ResourceId, volume: VolumeNr, queue: Queue) -> Result<(), ShardError> {
+        self.call(|reply| Message::ServeDevice { id, volume, queue, reply })?
     }
 
     /// Ends all clients' use of a resource: requests under way are answered, then the connections are closed. The answer

@@ -35,6 +35,11 @@ pub const NBD_MAX_UNSENT_BYTES: u64 = 16 << 20;
 pub const NBD_STAGING_BYTES: usize = 128 << 10;
 /// Longest read or write that an export offers, in bytes; less where the pool is small.
 pub const NBD_MAX_PAYLOAD: u32 = 8 << 20;
+/// Requests of one block device that are not answered.
+pub const DEVICE_DEPTH: u16 = 128;
+/// Tags of all block devices of a shard. Each has an operation in the kernel all the time, and half of all operations is left to
+/// what they cause.
+pub const MAX_DEVICE_TAGS: usize = CQ_ENTRIES as usize / 2;
 /// Front-end connections of a shard.
 pub const MAX_FRONT_ENDS: usize = 1024;
 /// Resources of a shard.

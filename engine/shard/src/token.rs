@@ -24,4 +24,6 @@ pub(crate) enum Token {
 pub(crate) enum FrontOp {
     Receive,
     Send,
+    /// The command of a block device's tag.
+    Tag(u16),
 }

@@ -136,6 +136,14 @@ impl Queue {
                 done => break done.map_err(failed)?,
             }
         };
+        Queue::of(file, device, depth).map_err(failed)
+    }
+
+    /// The queue of a file that shows descriptors as the driver does: the character device of a device.
+    ///
+    /// # Errors
+    /// It cannot be mapped.
+    pub fn of(file: File, device: u32, depth: u16) -> io::Result<Queue> {
         let page = 4096;
         let mapped = (usize::from(depth) * size_of::<IoDesc>()).next_multiple_of(page);
         // SAFETY: a new mapping at an address of the kernel's choice, of a file that is open.
@@ -150,9 +158,9 @@ impl Queue {
             )
         };
         if at == libc::MAP_FAILED {
-            return Err(failed(io::Error::last_os_error()));
+            return Err(io::Error::last_os_error());
         }
-        let descs = NonNull::new(at.cast()).ok_or_else(|| failed(io::Error::from_raw_os_error(libc::ENOMEM)))?;
+        let descs = NonNull::new(at.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         Ok(Queue { descs, mapped, file, device, depth })
     }
 

@@ -7,7 +7,7 @@ use zea_core::io::{Backing, DiskCmd};
 use zea_meta::placement::Placement;
 
 use super::fault::Fault;
-use super::open::{DiskFile, OpenError};
+use super::open::{DiskFile, Hints, OpenError};
 
 /// Where the meta data is, seen from the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +82,11 @@ impl Disk {
             discard: self.data.discards(),
             logical_block_bytes: self.data.logical_block_bytes(),
         }
+    }
+
+    /// What the data device says of itself.
+    pub fn hints(&self) -> Hints {
+        self.data.hints()
     }
 
     /// The data device's path.

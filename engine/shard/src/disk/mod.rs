@@ -11,4 +11,4 @@ mod tests;
 pub use device::{BackingPaths, Disk};
 pub(crate) use engine::{DiskDone, DiskId, Disks, Owner};
 pub use fault::{Fault, FaultKind};
-pub use open::{DiskFile, OpenError};
+pub use open::{DiskFile, Hints, OpenError};

@@ -57,6 +57,16 @@ pub struct DiskFile {
     block_device: bool,
     discard: bool,
     direct: bool,
+    hints: Hints,
+}
+
+/// What a device says of itself beside what has to be kept to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hints {
+    /// Unit that it writes without reading first.
+    pub physical_block_bytes: u32,
+    /// It turns.
+    pub rotational: bool,
 }
 
 impl DiskFile {
@@ -98,7 +108,13 @@ impl DiskFile {
             return Err(not_usable("it is empty".into()));
         }
         let discard = if block_device { device_discards(&fd) } else { file_punches(&fd, size_bytes) };
-        Ok(DiskFile { fd, path: path.to_owned(), size_bytes, logical_block_bytes, block_device, discard, direct })
+        let physical = block_device.then(|| queue_value(&fd, "physical_block_size")).flatten();
+        let hints = Hints {
+            physical_block_bytes: physical.map_or(4096, |bytes| bytes as u32).max(logical_block_bytes),
+            rotational: block_device && queue_value(&fd, "rotational").is_some_and(|turns| turns > 0),
+        };
+        let path = path.to_owned();
+        Ok(DiskFile { fd, path, size_bytes, logical_block_bytes, block_device, discard, direct, hints })
     }
 
     /// Opens `path`, or shares it with who opened it before: for meta data of several volumes.
@@ -145,6 +161,11 @@ impl DiskFile {
         self.discard
     }
 
+    /// What else it says of itself.
+    pub fn hints(&self) -> Hints {
+        self.hints
+    }
+
     /// I/O goes past the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct
@@ -186,12 +207,17 @@ fn file_punches(fd: &OwnedFd, size_bytes: u64) -> bool {
 }
 
 fn device_discards(fd: &OwnedFd) -> bool {
-    let Ok(stat) = fstat(fd) else { return false };
+    queue_value(fd, "discard_max_bytes").is_some_and(|max| max > 0)
+}
+
+/// A number of a block device's queue, as the kernel shows it.
+fn queue_value(fd: &OwnedFd, name: &str) -> Option<u64> {
+    let stat = fstat(fd).ok()?;
     let base = format!("/sys/dev/block/{}:{}", major(stat.st_rdev), minor(stat.st_rdev));
     // A partition has its queue in the directory of the whole device.
-    ["queue", "../queue"].iter().any(|queue| {
-        std::fs::read_to_string(format!("{base}/{queue}/discard_max_bytes"))
-            .is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|max| max > 0))
+    ["queue", "../queue"].iter().find_map(|queue| {
+        let text = std::fs::read_to_string(format!("{base}/{queue}/{name}")).ok()?;
+        text.trim().parse().ok()
     })
 }
 

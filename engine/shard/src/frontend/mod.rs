@@ -2,6 +2,7 @@
 
 mod exports;
 mod nbd;
+mod ublk;
 
 use zea_core::io::{IoError, Request, Time};
 
@@ -13,6 +14,7 @@ use crate::token::{FrontOp, Token};
 pub(crate) use exports::{Export, ExportState, Longest};
 pub use exports::{ExportDirectory, ExportError};
 pub(crate) use nbd::{NbdConnection, Transmission};
+pub(crate) use ublk::UblkDevice;
 
 /// What a front end has for its shard.
 #[derive(Debug)]
@@ -51,6 +53,11 @@ pub(crate) trait FrontEnd: std::fmt::Debug {
 
     /// Which resource it uses, if any yet.
     fn resource(&self) -> Option<ResourceId>;
+
+    /// Tags of a block device, each with an operation in the ring that only the device's end completes; 0 for all else.
+    fn device_tags(&self) -> usize {
+        0
+    }
 
     /// It ended: nothing of it is in the ring or in a core.
     fn is_over(&self) -> bool;

@@ -13,6 +13,7 @@
 //! accessed through raw copies, never through references, because the kernel may be writing next to them.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use thiserror::Error;
@@ -392,6 +393,34 @@ impl Pool {
         unsafe { std::ptr::copy_nonoverlapping(from.ptr, bytes.as_mut_ptr(), bytes.len()) }
     }
 
+    /// Fills the beginning of a buffer from a file that does not block.
+    ///
+    /// # Errors
+    /// The file's, or it has less there.
+    ///
+    /// # Panics
+    /// Where the buffer is free or too small.
+    pub fn read_file(&mut self, buf: Buf, file: BorrowedFd<'_>, offset: u64, len: u32) -> std::io::Result<()> {
+        let to = self.region(buf, 0, len);
+        // SAFETY: the range lies in the mapping, and no reference into it exists.
+        let moved = unsafe { libc::pread(file.as_raw_fd(), to.ptr.cast(), len as usize, offset as libc::off_t) };
+        whole(moved, len)
+    }
+
+    /// Writes the beginning of a buffer to a file that does not block.
+    ///
+    /// # Errors
+    /// The file's, or it takes less.
+    ///
+    /// # Panics
+    /// Where the buffer is free or too small.
+    pub fn write_file(&self, buf: Buf, file: BorrowedFd<'_>, offset: u64, len: u32) -> std::io::Result<()> {
+        let from = self.region(buf, 0, len);
+        // SAFETY: as in `read_file`.
+        let moved = unsafe { libc::pwrite(file.as_raw_fd(), from.ptr.cast(), len as usize, offset as libc::off_t) };
+        whole(moved, len)
+    }
+
     /// The digest of a part of a buffer.
     ///
     /// # Panics
@@ -414,6 +443,15 @@ impl Pool {
         let (from, to) = (self.region(from, from_offset, len), self.region(to, to_offset, len));
         // SAFETY: both ranges lie in the mapping; `copy` allows them to overlap.
         unsafe { std::ptr::copy(from.ptr, to.ptr, len as usize) }
+    }
+}
+
+/// What a system call moved, which has to be all of it.
+fn whole(moved: isize, len: u32) -> std::io::Result<()> {
+    match moved {
+        ..0 => Err(std::io::Error::last_os_error()),
+        moved if moved as u64 == u64::from(len) => Ok(()),
+        _ => Err(std::io::ErrorKind::UnexpectedEof.into()),
     }
 }
 

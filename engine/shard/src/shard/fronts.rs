@@ -5,13 +5,19 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use io_uring::opcode;
 use io_uring::types::Fd;
 use zea_core::io::{Input, IoError, ReqId, Time};
+use zea_core::limits::MAX_DISCARD_BYTES;
+use zea_ublk::{Limits, MIN_IO_BYTES, Queue};
+use zea_wire::ids::VolumeNr;
+use zea_wire::state::Role;
 
 use super::Shard;
+use super::resource::DEFAULT_BLOCK_BYTES;
 use crate::ResourceId;
-use crate::frontend::{FrontEnd, LOCAL_BITS, NbdConnection, Step, Transmission};
+use crate::frontend::{FrontEnd, LOCAL_BITS, NbdConnection, Step, Transmission, UblkDevice};
 use crate::handle::ShardError;
-use crate::limits::{HANDSHAKE_MS, MAX_FRONT_ENDS, MAX_LISTENERS};
+use crate::limits::{HANDSHAKE_MS, MAX_DEVICE_TAGS, MAX_FRONT_ENDS, MAX_LISTENERS};
 use crate::metrics::Metrics;
+use crate::pool::Pool;
 
 /// Time that accepting pauses after a failure, such as no descriptors left, in milliseconds.
 const ACCEPT_PAUSE_MS: u64 = 100;
@@ -56,6 +62,48 @@ impl Shard {
                 front.close();
             }
         }
+    }
+
+    /// Whether volumes of a resource are block devices.
+    pub(super) fn has_device(&self, id: ResourceId) -> bool {
+        self.fronts.iter().any(|(_, front)| front.device_tags() > 0 && front.resource() == Some(id))
+    }
+
+    /// What the block device of a volume has to look like; nothing while the volume cannot be used.
+    pub(super) fn device_limits(&self, id: ResourceId, volume: VolumeNr) -> Result<Option<Limits>, ShardError> {
+        let slot = self.resource_slot(id).ok_or(ShardError::NoResource)?;
+        let resource = &self.resources[slot];
+        let status = resource.core.status();
+        let device = status.devices.iter().find(|d| d.volume == volume).filter(|d| d.size_sectors > 0);
+        let Some(device) = device.filter(|_| status.role == Role::Primary) else {
+            return Ok(None);
+        };
+        let disk = resource.disks.get(&volume);
+        let logical_block_bytes = disk.map_or(DEFAULT_BLOCK_BYTES, |disk| disk.backing.logical_block_bytes);
+        Ok(Some(Limits {
+            size_sectors: device.size_sectors,
+            logical_block_bytes,
+            physical_block_bytes: disk.map_or(MIN_IO_BYTES, |disk| disk.hints.physical_block_bytes),
+            max_io_bytes: resource.core.max_bio_bytes().min(Pool::max_len()).max(MIN_IO_BYTES),
+            max_range_bytes: MAX_DISCARD_BYTES,
+            discard: disk.is_some_and(|disk| disk.backing.discard),
+            rotational: disk.is_some_and(|disk| disk.hints.rotational),
+            read_only: false,
+        }))
+    }
+
+    /// Serves the queue of a block device from the end of this turn on.
+    pub(super) fn serve_device(&mut self, id: ResourceId, volume: VolumeNr, queue: Queue) -> Result<(), ShardError> {
+        self.resource_slot(id).ok_or(ShardError::NoResource)?;
+        let tags: usize = self.fronts.iter().map(|(_, front)| front.device_tags()).sum();
+        if self.fronts.len() >= MAX_FRONT_ENDS || tags + usize::from(queue.depth()) > MAX_DEVICE_TAGS {
+            let most = MAX_DEVICE_TAGS / usize::from(queue.depth());
+            return Err(ShardError::Limit(format!(
+                "more than {most} block devices on a shard: give zead more of them (--shards)"
+            )));
+        }
+        self.add_front(Box::new(UblkDevice::new(queue, id, volume)));
+        Ok(())
     }
 
     fn add_front(&mut self, front: Box<dyn FrontEnd>) {

@@ -39,6 +39,10 @@ impl Shard {
                 self.close_exports(id);
                 self.closers.push((id, reply));
             }
+            Message::DeviceLimits { id, volume, reply } => drop(reply.try_send(self.device_limits(id, volume))),
+            Message::ServeDevice { id, volume, queue, reply } => {
+                drop(reply.try_send(self.serve_device(id, volume, queue)));
+            }
             Message::Listen { fd, reply } => drop(reply.try_send(self.listen(fd))),
             Message::AdoptNbd(arrived) => self.adopt(*arrived),
             Message::Stop => self.stopping = true,
@@ -111,8 +115,11 @@ impl Shard {
                 // From here on nobody new comes in; the core's answer publishes what is true then.
                 let clients: u32 = resource.exports.iter().map(|e| e.shut()).sum();
                 resource.changed = true;
+                let (id, name) = (resource.id, Arc::clone(&resource.name));
+                if self.has_device(id) {
+                    return Some((SS_DEVICE_IN_USE, format!("{name} has block devices: they have to go first")));
+                }
                 (clients > 0).then(|| {
-                    let name = &resource.name;
                     (
                         SS_DEVICE_IN_USE,
                         format!("{clients} clients use exports of {name}: unmount or disconnect them first"),
@@ -130,10 +137,10 @@ impl Shard {
             let _ = reply.try_send(Err(AdminError { code: 0, message }));
             return;
         }
-        let backing = disk.backing();
+        let (backing, hints) = (disk.backing(), disk.hints());
         if let Some(slot) = slot {
             let id = self.disks.attach(disk);
-            self.resources[slot].disks.insert(volume, OpenDisk { id, backing, used: false });
+            self.resources[slot].disks.insert(volume, OpenDisk { id, backing, hints, used: false });
         }
         self.admin(id, Command::Attach { volume, backing }, Some(volume), reply);
     }

@@ -255,6 +255,10 @@ impl Shard {
             }
         }
         tracing::info!(shard = self.config.index, "the shard stops");
+        if self.fronts.iter().any(|(_, front)| front.device_tags() > 0) {
+            // Nothing but the end of the process takes a device's commands out of the ring.
+            std::mem::forget(self);
+        }
     }
 
     fn dispatch(&mut self, done: Done<Token>) {

@@ -10,14 +10,14 @@ use zea_recorder::Recording;
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::state::Role;
 
-use crate::disk::DiskId;
+use crate::disk::{DiskId, Hints};
 use crate::frontend::{Export, ExportState};
 use crate::handle::{ReplyTo, ResourceStatus};
 use crate::link::{LinkSockets, SendTimeouts};
 use crate::{AdminResult, ResourceId};
 
 /// Sector size of an export whose volume has no local disk to ask.
-const DEFAULT_BLOCK_BYTES: u32 = 512;
+pub(super) const DEFAULT_BLOCK_BYTES: u32 = 512;
 
 /// A peer's connection, as far as it is the runtime's.
 #[derive(Debug)]
@@ -42,6 +42,7 @@ impl Peer {
 pub(super) struct OpenDisk {
     pub(super) id: DiskId,
     pub(super) backing: Backing,
+    pub(super) hints: Hints,
     /// The core gave it a command, so that the core also closes it.
     pub(super) used: bool,
 }

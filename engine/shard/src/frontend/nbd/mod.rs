@@ -175,6 +175,7 @@ impl FrontEnd for NbdConnection {
                 }
                 moved
             }),
+            FrontOp::Tag(_) => panic!("a connection has no tags"),
         };
         match moved {
             None | Some(Moved::Bytes(_)) => {}
