@@ -154,7 +154,7 @@ impl<'a> Printer<'a> {
         }
         let mut text = format!("\nstate after input {nr}:\n");
         let uuids = uuids(&resource);
-        let reply = StatusReply { resources: vec![resource], down: Vec::new(), broken: Vec::new() };
+        let reply = StatusReply { resources: vec![resource], ..StatusReply::default() };
         text.push_str(&view::status(&reply, false));
         text.push_str(&uuids);
         self.print(text.trim_end());

@@ -5,7 +5,9 @@ use std::io::IsTerminal;
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use serde::Serialize;
-use zea_node::api::{ConnectionStatus, DeviceStatus, Event, Listed, PeerDeviceStatus, ResourceStatus, StatusReply};
+use zea_node::api::{
+    BlockDevices, ConnectionStatus, DeviceStatus, Event, Listed, PeerDeviceStatus, ResourceStatus, StatusReply,
+};
 
 use crate::exit::{self, CliError};
 
@@ -55,6 +57,9 @@ pub(crate) fn status(reply: &StatusReply, verbose: bool) -> String {
     }
     for broken in &reply.broken {
         let _ = writeln!(text, "{} could not be read: {}", broken.name, broken.error);
+    }
+    if verbose && !text.is_empty() {
+        block_devices(&mut text, &reply.block_devices);
     }
     if text.is_empty() {
         text.push_str("no resources (zea resource create --help)\n");
@@ -222,10 +227,22 @@ fn notes(text: &mut String, resource: &ResourceStatus) {
     }
 }
 
+fn block_devices(text: &mut String, devices: &BlockDevices) {
+    if let Some(features) = &devices.features {
+        let _ = writeln!(text, "block devices by ublk, whose driver has: {features}");
+    }
+    if let Some(why) = &devices.missing {
+        let _ = writeln!(text, "no block devices: {why}");
+    }
+}
+
 fn details(text: &mut String, resource: &ResourceStatus) {
     let name = &resource.name;
     for device in &resource.devices {
         let nr = device.volume;
+        if let (Some(link), Some(node)) = (&device.device, &device.device_node) {
+            let _ = writeln!(text, "{name}/{nr}: {link} ({node})");
+        }
         let _ = writeln!(text, "{name}/{nr}: {}", device.export);
         let _ = writeln!(
             text,

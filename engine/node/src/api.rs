@@ -12,8 +12,8 @@ pub mod status;
 
 pub use event::{Event, EventAction, EventBody, suspended};
 pub use status::{
-    Broken, ConnectionStatus, DeviceStatus, PathStatus, PeerDeviceStatus, ResourceStatus, SocketAddress, StatusReply,
-    VerifyResult,
+    BlockDevices, Broken, ConnectionStatus, DeviceStatus, PathStatus, PeerDeviceStatus, ResourceStatus, SocketAddress,
+    StatusReply, VerifyResult,
 };
 
 /// Longest request line in bytes, the end of line included.

@@ -18,7 +18,7 @@ use zea_recorder::RingOptions;
 
 use crate::control::Server;
 use crate::control::server::bind;
-use crate::engine_handle::{Engine, ShardEngine, ShardOptions};
+use crate::engine_handle::{Engine, Frontend, ShardEngine, ShardOptions};
 use crate::hub::Hub;
 use crate::node::Node;
 use crate::store::Store;
@@ -62,6 +62,10 @@ pub struct Options {
     /// Number of shards: threads that move data
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub shards: u16,
+    /// How volumes are offered to this machine while their resource is Primary: as block devices (ublk) where the kernel can
+    /// (auto), as block devices or not at all (ublk), or as NBD exports only (export); exports are always there
+    #[arg(long, value_name = "auto|ublk|export", value_enum, default_value_t = Frontend::Auto, hide_possible_values = true)]
+    pub frontend: Frontend,
     /// Unix socket for NBD clients [default: nbd.sock in the state directory]
     #[arg(long, value_name = "PATH")]
     pub nbd_socket: Option<PathBuf>,
@@ -109,7 +113,13 @@ pub fn run(options: &Options) -> Result<()> {
     let (shard_ended, ended_shards) = channel();
     let recordings = (options.flight_recorder == Switch::On)
         .then(|| RingOptions { dir: store.recordings(), ring_bytes: options.flight_recorder_size << 20 });
-    let shard_options = ShardOptions { node_id: options.node_id, shards: options.shards, recordings };
+    let shard_options = ShardOptions {
+        node_id: options.node_id,
+        shards: options.shards,
+        recordings,
+        frontend: options.frontend,
+        state_dir: state_dir.clone(),
+    };
     let engine = ShardEngine::start(shard_options, &hub, &shard_ended)?;
     forward(ended_shards, end_sender)?;
     listen_nbd(&engine, &nbd_socket, options.nbd_listen)?;
@@ -206,5 +216,7 @@ mod tests {
         assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--nbd-listen", "localhost"]).is_err());
         assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--flight-recorder", "on"]).is_ok());
         assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--flight-recorder-size", "0"]).is_err());
+        assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--frontend", "ublk"]).is_ok());
+        assert!(parse(&["--node-id", "0", "--state-dir", "/d", "--frontend", "nbd"]).is_err());
     }
 }

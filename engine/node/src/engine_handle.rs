@@ -4,16 +4,19 @@
 //! methods may block for the time of a two-phase commit; they are called from client threads only.
 
 mod convert;
+mod devices;
 mod links;
 mod repeats;
 mod shards;
+mod users;
 
 use std::time::Duration;
 
 pub use convert::recorded_status;
+pub use devices::Frontend;
 pub use shards::{ShardEngine, ShardOptions};
 
-use crate::api::{Failure, ResourceStatus, Secret};
+use crate::api::{BlockDevices, Failure, ResourceStatus, Secret};
 use crate::config::ResourceFile;
 
 /// A command to a resource that is up.
@@ -122,6 +125,9 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// There is no such resource.
     fn reconfigure(&self, resource: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure>;
+
+    /// Whether volumes are block devices.
+    fn block_devices(&self) -> BlockDevices;
 
     /// Snapshot of a resource.
     ///

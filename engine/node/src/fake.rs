@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::api::{
-    ConnectionStatus, DeviceStatus, Event, EventAction, EventBody, Failure, PeerDeviceStatus, ResourceStatus, Secret,
+    BlockDevices, ConnectionStatus, DeviceStatus, Event, EventAction, EventBody, Failure, PeerDeviceStatus,
+    ResourceStatus, Secret,
 };
 use crate::config::{Disk, MetaDisk, Net, Options, Peer, ResourceFile, Size, Volume};
 use crate::control::Server;
@@ -92,6 +93,8 @@ fn device(volume: &Volume) -> DeviceStatus {
         open_count: 0,
         backing_dev: volume.disk.display().to_string(),
         export: String::new(),
+        device: None,
+        device_node: None,
         size: 0,
         read: 0,
         written: 0,
@@ -136,6 +139,10 @@ fn connection(peer: &Peer, volumes: &[Volume]) -> ConnectionStatus {
 }
 
 impl Engine for FakeEngine {
+    fn block_devices(&self) -> BlockDevices {
+        BlockDevices { features: None, missing: Some("this engine has no data".into()) }
+    }
+
     fn start(&self, resource: &ResourceFile, _secret: Option<&Secret>) -> Result<(), Failure> {
         let status = ResourceStatus {
             name: resource.name.clone(),

@@ -245,6 +245,7 @@ impl Node {
         }
         if only.is_none() {
             reply.broken.clone_from(&lock(&self.broken));
+            reply.block_devices = self.engine.block_devices();
         }
         Ok(reply)
     }

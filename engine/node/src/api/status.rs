@@ -1,7 +1,7 @@
 //! Status as JSON. Shape and key names are those of `drbdsetup status --json` (`tooling-contract.md` section 7.2).
 //!
 //! Keys that Zea cannot know (device minors, TLS, requests in flight per connection) are left out rather than made up;
-//! keys of its own are `no-quorum`, `open-count`, `backing-dev`, `export`, `current-uuid`, `bitmap-uuid`, `unverified`,
+//! keys of its own are `no-quorum`, `open-count`, `backing-dev`, `export`, `device`, `device-node`, `current-uuid`, `bitmap-uuid`, `unverified`,
 //! `last-verify`, `last-error`, `protocol-version`. Sizes are in KiB.
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,21 @@ pub struct StatusReply {
     pub down: Vec<String>,
     /// Resource files that could not be read.
     pub broken: Vec<Broken>,
+    /// Whether volumes are block devices.
+    #[serde(default)]
+    pub block_devices: BlockDevices,
+}
+
+/// Whether volumes are block devices on this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockDevices {
+    /// Features of the kernel's driver, by its names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<String>,
+    /// Why there are none, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
 }
 
 /// A resource file that the daemon could not use.
@@ -75,6 +90,12 @@ pub struct DeviceStatus {
     pub backing_dev: String,
     /// NBD address, `nbd+unix:///RESOURCE/VOLUME?socket=PATH`.
     pub export: String,
+    /// Link to the block device, while there is one: `/dev/zea/RESOURCE/VOLUME`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// What it links to: `/dev/ublkbN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_node: Option<String>,
     /// Usable size in KiB.
     pub size: u64,
     /// KiB read by front ends.

@@ -24,6 +24,8 @@ pub(super) struct Around<'a> {
     pub(super) own: u8,
     /// NBD clients of a volume.
     pub(super) open_count: &'a dyn Fn(u16) -> u32,
+    /// The block device of a volume: its link and the kernel's name.
+    pub(super) device: &'a dyn Fn(u16) -> Option<(String, String)>,
     /// Why a peer cannot be reached.
     pub(super) link_error: &'a dyn Fn(u8) -> Option<String>,
 }
@@ -140,13 +142,15 @@ pub(super) fn status(status: &Status, around: &Around<'_>) -> ResourceStatus {
 pub fn recorded_status(name: &str, status: &Status) -> ResourceStatus {
     let (net, disk, options, nodes, volumes) = Default::default();
     let file = ResourceFile { name: name.to_owned(), net, disk, options, nodes, volumes };
-    let around = Around { file: &file, own: status.node_id.0, open_count: &|_| 0, link_error: &|_| None };
+    let around =
+        Around { file: &file, own: status.node_id.0, open_count: &|_| 0, device: &|_| None, link_error: &|_| None };
     self::status(status, &around)
 }
 
 fn device(device: &zea_core::event::DeviceStatus, around: &Around<'_>) -> DeviceStatus {
     let nr = device.volume.0;
     let open_count = (around.open_count)(nr);
+    let device_paths = (around.device)(nr);
     DeviceStatus {
         volume: nr,
         disk_state: device.disk.to_string(),
@@ -157,6 +161,8 @@ fn device(device: &zea_core::event::DeviceStatus, around: &Around<'_>) -> Device
         backing_dev: around.file.volume(nr).map(|volume| volume.disk.display().to_string()).unwrap_or_default(),
         // The node knows its sockets.
         export: String::new(),
+        device: device_paths.as_ref().map(|(link, _)| link.clone()),
+        device_node: device_paths.map(|(_, node)| node),
         size: device.size_sectors / 2,
         read: device.read_bytes / 1024,
         written: device.written_bytes / 1024,
@@ -353,6 +359,7 @@ mod tests {
             file: &file,
             own: 0,
             open_count: &|_| 2,
+            device: &|_| None,
             link_error: &|_| Some("not shown when connected".into()),
         };
         insta::assert_json_snapshot!(status(&core, &around));

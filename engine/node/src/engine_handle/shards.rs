@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,10 +25,11 @@ use zea_tcp::ConnectorError;
 use zea_wire::ids::{NodeId, VolumeNr};
 
 use super::convert::{self, Around};
+use super::devices::{Device, DeviceError, Devices, Frontend, Owner, Table};
 use super::links::Links;
 use super::repeats::Repeats;
 use super::{Command, Engine};
-use crate::api::{Event, EventAction, Failure, ResourceStatus, Secret};
+use crate::api::{BlockDevices, Event, EventAction, Failure, ResourceStatus, Secret};
 use crate::config::ResourceFile;
 use crate::hub::Hub;
 use crate::meta_device::placement;
@@ -39,6 +41,8 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(120);
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a shard waits for memory that it may lock.
 const RING_TIMEOUT: Duration = Duration::from_secs(5);
+/// DRBD's code for a demotion while somebody has a volume open.
+const SS_DEVICE_IN_USE: i32 = -12;
 /// How often it looks.
 const LOCK_TICK: Duration = Duration::from_millis(50);
 /// How long a resource that is down may need for the last words of its links.
@@ -55,6 +59,10 @@ pub struct ShardOptions {
     pub shards: u16,
     /// Where flight recordings go; `None`: nothing is recorded.
     pub recordings: Option<RingOptions>,
+    /// How volumes are offered to this machine.
+    pub frontend: Frontend,
+    /// What tells this daemon from another one on this machine.
+    pub state_dir: PathBuf,
 }
 
 /// See the module.
@@ -63,6 +71,7 @@ pub struct ShardEngine {
     shards: Vec<ShardHandle>,
     links: Arc<Links>,
     exports: ExportDirectory,
+    devices: Arc<Devices>,
     /// Until the shards have ended.
     recorder: Mutex<Option<Writer>>,
     running: Arc<Mutex<Running>>,
@@ -76,6 +85,19 @@ struct Resource {
     id: ResourceId,
     shard: ShardHandle,
     file: Mutex<ResourceFile>,
+    /// Held while devices are made or removed, and while the role changes.
+    devices: Mutex<Table>,
+}
+
+impl Resource {
+    /// Makes the block devices what the volumes say now.
+    fn sync(&self, devices: &Devices, table: &mut Table) -> Result<(), DeviceError> {
+        let (name, volumes) = {
+            let file = lock(&self.file);
+            (file.name.clone(), file.volumes.iter().map(|volume| volume.nr).collect::<Vec<_>>())
+        };
+        devices.sync(Owner { name: &name, id: self.id, shard: &self.shard }, &volumes, table)
+    }
 }
 
 impl std::fmt::Debug for ShardEngine {
@@ -94,12 +116,14 @@ impl ShardEngine {
     /// # Errors
     /// A thread or a ring is not to be had.
     pub fn start(options: ShardOptions, hub: &Arc<Hub>, ended: &Sender<u16>) -> Result<Arc<ShardEngine>> {
+        let devices = Arc::new(Devices::probe(options.frontend, &options.state_dir)?);
         let links = Links::start().context("cannot start the connector")?;
         let exports = ExportDirectory::new();
         let recorder = options.recordings.as_ref().and_then(start_recorder);
         let recordings = recorder.as_ref().map(Writer::outlet);
         let running = Arc::new(Mutex::new(Running::new()));
         let stopping = Arc::new(AtomicBool::new(false));
+        let changed = follow(Arc::clone(&devices), Arc::clone(&running))?;
         let mut shards = Vec::new();
         for index in 0..options.shards {
             let config = || ShardConfig {
@@ -114,6 +138,7 @@ impl ShardEngine {
                 running: Arc::clone(&running),
                 stopping: Arc::clone(&stopping),
                 ended: ended.clone(),
+                changed: changed.clone(),
                 repeats: Repeats::default(),
             };
             thread::Builder::new()
@@ -123,7 +148,8 @@ impl ShardEngine {
             shards.push(shard);
         }
         let recorder = Mutex::new(recorder);
-        Ok(Arc::new(ShardEngine { own: options.node_id, shards, links, exports, recorder, running, stopping }))
+        let own = options.node_id;
+        Ok(Arc::new(ShardEngine { own, shards, links, exports, devices, recorder, running, stopping }))
     }
 
     /// Serves NBD clients of a listening socket.
@@ -171,6 +197,27 @@ impl ShardEngine {
         Ok(())
     }
 
+    /// Promotes, and then makes the block devices; or removes them, and then demotes.
+    fn change_role(&self, name: &str, resource: &Resource, command: CoreCommand) -> Result<(), Failure> {
+        let mut table = lock(&resource.devices);
+        let promote = matches!(command, CoreCommand::Promote { .. });
+        if !promote {
+            self.devices.remove(&mut table, false).map_err(|error| device_failure(&error))?;
+        }
+        let changed = ask(resource.shard.admin(resource.id, command));
+        // Also after a demotion that was refused: the resource is Primary as before.
+        match resource.sync(&self.devices, &mut table) {
+            Err(error) if promote && changed.is_ok() && self.devices.are_wanted() => {
+                Err(Failure::failed(format!("it is Primary now, but not a block device: {error}")))
+            }
+            Err(error) => {
+                warn!("{name}: {error}");
+                changed
+            }
+            Ok(()) => changed,
+        }
+    }
+
     fn attach(&self, resource: &Resource, volume: u16) -> Result<(), Failure> {
         let paths = {
             let file = lock(&resource.file);
@@ -190,6 +237,15 @@ impl ShardEngine {
         }
     }
 
+    /// Links and names of a resource's block devices. Empty while they are being made or removed, which may take long.
+    fn device_paths(&self, resource: &Resource) -> BTreeMap<u16, (String, String)> {
+        let paths = |device: &Device| (device.link().display().to_string(), device.node().display().to_string());
+        match resource.devices.try_lock() {
+            Ok(table) => table.iter().map(|(nr, device)| (*nr, paths(device))).collect(),
+            Err(_) => BTreeMap::new(),
+        }
+    }
+
     /// Waits until nothing of a resource that is down is left in the shard, and removes it there.
     fn dismantle(&self, name: &str, resource: &Resource) -> Result<(), Failure> {
         let end = Instant::now() + REMOVE_TIMEOUT;
@@ -204,6 +260,22 @@ impl ShardEngine {
         lock(&self.running).remove(name);
         Ok(())
     }
+}
+
+/// Starts the thread that follows changes of volumes with their block devices. It gets names of resources.
+fn follow(devices: Arc<Devices>, running: Arc<Mutex<Running>>) -> Result<SyncSender<String>> {
+    let (changed, names) = sync_channel::<String>(EVENT_QUEUE);
+    let follow = move || {
+        for name in names {
+            let Some(resource) = lock(&running).get(&name).cloned() else { continue };
+            let mut table = lock(&resource.devices);
+            if let Err(error) = resource.sync(&devices, &mut table) {
+                warn!("{name}: {error}");
+            }
+        }
+    };
+    thread::Builder::new().name("devices".into()).spawn(follow).context("cannot start a thread")?;
+    Ok(changed)
 }
 
 /// A node that cannot record works all the same.
@@ -251,7 +323,12 @@ impl Engine for ShardEngine {
         if lock(&self.running).contains_key(&file.name) {
             return Err(Failure::refused(0, "it is up already"));
         }
-        let resource = Arc::new(Resource { id: ResourceId::next(), shard, file: Mutex::new(file.clone()) });
+        let resource = Arc::new(Resource {
+            id: ResourceId::next(),
+            shard,
+            file: Mutex::new(file.clone()),
+            devices: Mutex::new(Table::new()),
+        });
         let paths: Vec<_> = file.peers(self.own).map(|peer| (peer.id, convert::path(file, own, peer))).collect();
         let added = self.links.add(resource.id, &resource.shard, &paths).map_err(|error| connector_failure(&error));
         added.and_then(|()| self.build(&resource, file, secret)).inspect_err(|_| {
@@ -267,6 +344,13 @@ impl Engine for ShardEngine {
     fn stop(&self, name: &str, grace: Option<Duration>) -> Result<(), Failure> {
         let resource = self.resource(name)?;
         let mut timeout = ADMIN_TIMEOUT;
+        let mut table = lock(&resource.devices);
+        let removed = self.devices.remove(&mut table, grace.is_some());
+        match removed {
+            Err(error) if grace.is_none() => return Err(device_failure(&error)),
+            Err(error) => warn!("{name}: {error}"),
+            Ok(()) => {}
+        }
         if let Some(grace) = grace {
             let begin = Instant::now();
             let closed = resource.shard.close_exports(resource.id).and_then(|pending| pending.wait_for(grace / 2));
@@ -275,13 +359,18 @@ impl Engine for ShardEngine {
             }
             timeout = grace.saturating_sub(begin.elapsed());
         }
-        wait(resource.shard.admin(resource.id, CoreCommand::Down), timeout)?;
+        wait(resource.shard.admin(resource.id, CoreCommand::Down), timeout).inspect_err(|_| {
+            if let Err(error) = resource.sync(&self.devices, &mut table) {
+                warn!("{name}: {error}");
+            }
+        })?;
         self.dismantle(name, &resource)
     }
 
     fn command(&self, name: &str, command: Command) -> Result<(), Failure> {
         let resource = self.resource(name)?;
         match (convert::command(&command), command) {
+            (Some(core), Command::Promote { .. } | Command::Demote) => self.change_role(name, &resource, core),
             (Some(command), _) => ask(resource.shard.admin(resource.id, command)),
             (None, Command::Attach { volume }) => self.attach(&resource, volume),
             (None, other) => unreachable!("{other:?} is a command of the core"),
@@ -303,17 +392,36 @@ impl Engine for ShardEngine {
         Ok(())
     }
 
+    fn block_devices(&self) -> BlockDevices {
+        match self.devices.driver() {
+            Ok(features) => BlockDevices { features: Some(features), missing: None },
+            Err(why) => BlockDevices { features: None, missing: Some(why) },
+        }
+    }
+
     fn status(&self, name: &str) -> Result<ResourceStatus, Failure> {
         let resource = self.resource(name)?;
         let status = resource.shard.status(resource.id).map_err(|error| convert::shard_failure(&error))?.status;
         let file = lock(&resource.file).clone();
+        let devices = self.device_paths(&resource);
         let around = Around {
             file: &file,
             own: self.own,
             open_count: &|volume| self.exports.open_count(resource.id, Some(VolumeNr(volume))),
+            device: &|volume| devices.get(&volume).cloned(),
             link_error: &|peer| self.links.error(resource.id, peer),
         };
         Ok(convert::status(&status, &around))
+    }
+}
+
+fn device_failure(error: &DeviceError) -> Failure {
+    match error {
+        DeviceError::InUse { .. } => {
+            let text = format!("Device is held open by someone: {error}; end that, then try again");
+            Failure::state_change(SS_DEVICE_IN_USE, &text)
+        }
+        other => Failure::failed(other.to_string()),
     }
 }
 
@@ -336,6 +444,8 @@ struct EventPump {
     running: Arc<Mutex<Running>>,
     stopping: Arc<AtomicBool>,
     ended: Sender<u16>,
+    /// Resources whose volumes changed.
+    changed: SyncSender<String>,
     repeats: Repeats,
 }
 
@@ -372,6 +482,10 @@ impl EventPump {
                 Severity::Warning => warn!("{name}: {text}{again}"),
                 Severity::Error => error!("{name}: {text}{again}"),
             }
+        }
+        if matches!(event.event, CoreEvent::Device { .. } | CoreEvent::Role { .. }) {
+            // With so many waiting, this one is among them.
+            self.changed.try_send(name.to_string()).ok();
         }
         let action = match event.event {
             CoreEvent::Notice { .. } | CoreEvent::OutOfSync { .. } | CoreEvent::VerifyDone { .. } => {
