@@ -27,18 +27,38 @@ const FOLDERS: [&str; 12] =
 /// # Errors
 /// A program is missing on this machine.
 pub(crate) fn build(kernel: &Kernel, programs: &[&str]) -> Result<Cpio> {
+    let mut archive = base(&PROGRAMS)?;
+    add_programs(&mut archive, programs)?;
+    add_modules(&mut archive, kernel.modules())?;
+    Ok(archive)
+}
+
+/// A file system with busybox and programs of this machine, without modules.
+pub(crate) fn base(programs: &[&str]) -> Result<Cpio> {
     let mut archive = Cpio::default();
     FOLDERS.iter().for_each(|folder| archive.directory(folder));
     archive.character_device("dev/console", 5, 1);
     archive.character_device("dev/null", 1, 3);
     archive.file("init", 0o755, INIT.as_bytes().to_vec());
     add_busybox(&mut archive)?;
-    for name in PROGRAMS.iter().chain(programs) {
-        let path = tool::find(name).with_context(|| format!("no {name} on this machine"))?;
-        add_program(&mut archive, &path)?;
-    }
-    add_modules(&mut archive, kernel.modules())?;
+    add_programs(&mut archive, programs)?;
     Ok(archive)
+}
+
+fn add_programs(archive: &mut Cpio, programs: &[&str]) -> Result<()> {
+    for name in programs {
+        let path = tool::find(name).with_context(|| format!("no {name} on this machine"))?;
+        add_program(archive, &path)?;
+    }
+    Ok(())
+}
+
+/// Adds a program under another path than it has here, without what a debugger wants.
+pub(crate) fn add_stripped(archive: &mut Cpio, path: &Path, name: &str) -> Result<()> {
+    let stripped = tempfile::NamedTempFile::new()?;
+    tool::succeed(tool::command("strip").arg("-o").arg(stripped.path()).arg(path))?;
+    archive.file(name, 0o755, fs::read(stripped.path())?);
+    add_libraries(archive, path)
 }
 
 fn add_busybox(archive: &mut Cpio) -> Result<()> {

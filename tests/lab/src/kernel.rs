@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::debian::cache_folder;
 use crate::tool;
 
 /// Debian's kernel in user mode: an ordinary program, with modules. It has DRBD 8.4, dm, nbd, ext4 and xfs.
@@ -81,12 +82,6 @@ impl Kernel {
         command.arg(format!("lab.name={name}")).arg(format!("lab.address={address}"));
         command.env("TMPDIR", folder);
     }
-}
-
-fn cache_folder() -> Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    Ok(cache.context("neither XDG_CACHE_HOME nor HOME is set")?.join("zea/lab"))
 }
 
 /// Downloads and unpacks the package, unless this version of it is there. Returns the folder.

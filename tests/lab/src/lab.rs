@@ -269,7 +269,7 @@ impl Lab {
 }
 
 /// A folder, and the lock in it that says that somebody lives there.
-fn own_folder() -> Result<(TempDir, File)> {
+pub(crate) fn own_folder() -> Result<(TempDir, File)> {
     // Nobody sweeps before the lock is held.
     let door = slot::lock_file("zea-lab.lock")?;
     door.lock()?;

@@ -9,12 +9,13 @@ mod pair;
 mod replicate;
 mod settings;
 mod split_brain;
+mod ublk;
 mod upkeep;
 mod versions;
 
 use anyhow::Result;
 
-use crate::Lab;
+use crate::{Lab, Linux, Vm};
 
 /// A scenario: what is done in a lab.
 pub type Run = fn(&mut Lab) -> Result<()>;
@@ -152,6 +153,47 @@ macro_rules! list {
     };
 }
 for_each_scenario!(list);
+
+/// A scenario in a machine of QEMU.
+pub type RunVm = fn(&mut Vm) -> Result<()>;
+
+/// Calls a macro with the paths of all scenarios with block devices.
+#[macro_export]
+macro_rules! for_each_ublk_scenario {
+    ($call:ident) => {
+        $call! {
+            ublk_device_is_there_while_its_node_is_primary,
+            ublk_fio_verifies_blocks_of_all_sizes,
+            ublk_flushes_fua_discards_and_zeroes,
+            ublk_file_systems_move_between_the_nodes,
+            ublk_device_grows,
+        }
+    };
+}
+
+pub use ublk::{
+    ublk_device_grows, ublk_device_is_there_while_its_node_is_primary, ublk_file_systems_move_between_the_nodes,
+    ublk_fio_verifies_blocks_of_all_sizes, ublk_flushes_fua_discards_and_zeroes,
+};
+
+macro_rules! list_ublk {
+    ($($name:ident),+ $(,)?) => {
+        /// All scenarios with block devices by name.
+        pub const ALL_UBLK: &[(&str, RunVm)] = &[$( (stringify!($name), $name) ),+];
+    };
+}
+for_each_ublk_scenario!(list_ublk);
+
+/// Boots a machine for a scenario.
+///
+/// # Errors
+/// It cannot be had.
+pub fn boot(linux: Linux) -> Result<Vm> {
+    Vm::boot(linux, VM_DISK_BYTES)
+}
+
+/// Disks of such a machine.
+const VM_DISK_BYTES: u64 = 128 << 20;
 
 /// What internal meta data of version 08 take of a disk of at most 128 MiB, in bytes.
 const META_BYTES: u64 = 40 << 10;

@@ -18,7 +18,7 @@ const STARTED: Duration = Duration::from_secs(90);
 const COMMAND_S: u32 = 180;
 
 /// The folder with zead and zea of the same build profile, up to date.
-fn programs() -> Result<&'static Path> {
+pub(crate) fn programs() -> Result<&'static Path> {
     static FOLDER: OnceLock<Result<PathBuf>> = OnceLock::new();
     FOLDER.get_or_init(build).as_deref().map_err(|error| anyhow::anyhow!("{error:#}"))
 }

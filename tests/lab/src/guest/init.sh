@@ -10,6 +10,9 @@ mount -t devtmpfs dev /dev
 mount -t tmpfs run /run
 mkdir -p /run/lock
 stty -echo -onlcr
+if [ -f /modules/order ]; then
+    while read -r module; do insmod "/modules/$module"; done </modules/order
+fi
 ip link set lo up
 for word in $(cat /proc/cmdline); do
     case $word in

@@ -1,0 +1,142 @@
+//! Block devices of the kernel. Two nodes run in one machine, on either of two kernels.
+
+use anyhow::{Result, ensure};
+
+use crate::{Linux, Vm};
+
+/// A volume that holds nothing for long.
+const SMALL: &str = "16M";
+
+/// What the device says of itself, who may remove it, and that it follows the Primary.
+pub fn ublk_device_is_there_while_its_node_is_primary(vm: &mut Vm) -> Result<()> {
+    vm.start_pair(SMALL)?;
+    let said = vm.run(
+        "Q=/sys/block/ublkb0/queue
+        [ $(readlink $D) = /dev/ublkb0 ]; has_size 16777216
+        for is in logical_block_size=512 rotational=1 fua=1 discard_max_bytes=134217728 write_zeroes_max_bytes=134217728 \
+            max_hw_sectors_kb=1024 chunk_sectors=2048; do
+            [ \"$(cat $Q/${is%=*})\" = ${is#*=} ] || { echo \"$is, not $(cat $Q/${is%=*})\"; exit 1; }
+        done
+        [ \"$(cat $Q/write_cache)\" = 'write back' ]
+        a status -v",
+    )?;
+    for wanted in ["/dev/zea/r0/0 (/dev/ublkb0)", "block devices by ublk", "user-recovery-reissue"] {
+        ensure!(said.contains(wanted), "no {wanted} in {said}");
+    }
+    vm.run(
+        "sleep 1000 <$D & echo $! >/run/user
+        fails a demote r0; grep -q \"sleep (process $(cat /run/user))\" /tmp/said
+        fails a down r0; grep -q 'in use' /tmp/said
+        kill $(cat /run/user); wait || true
+        a demote r0
+        [ ! -e /dev/ublkb0 ]; [ ! -e $D ]
+        b promote r0
+        [ -b $D ]; b demote r0; [ ! -e /sys/class/ublk-char/ublkc0 ]",
+    )?;
+    vm.step("the role moved");
+    // A daemon that ends in order leaves no device; one that is killed leaves it to the next.
+    vm.run(
+        "a promote r0; kill $(cat /run/a.pid)
+        until_true gone /sys/class/ublk-char/ublkc0",
+    )?;
+    vm.step("the daemon ended");
+    Ok(())
+}
+
+/// Blocks of all sizes, and both replicas equal.
+pub fn ublk_fio_verifies_blocks_of_all_sizes(vm: &mut Vm) -> Result<()> {
+    vm.start_pair("32M")?;
+    vm.run(
+        "fio --name=v --filename=$D --direct=1 --ioengine=io_uring --iodepth=16 --rw=randwrite --bsrange=512-4m \
+            --bs_unaligned=0 --blockalign=512 --size=100% --io_size=48m --verify=crc32c --verify_fatal=1 --randseed=7 \
+            --group_reporting --minimal",
+    )?;
+    vm.step("mixed blocks verified");
+    vm.run(
+        "for bs in 512 4k 64k 1m 4m; do
+            fio --name=v --filename=$D --direct=1 --ioengine=io_uring --iodepth=8 --rw=write --bs=$bs --offset=4m \
+                --size=4m --verify=md5 --verify_fatal=1 --minimal --number_ios=512
+        done",
+    )?;
+    vm.step("each block size verified");
+    unaligned_is_refused(vm)?;
+    replicas_are_equal(vm, 32 << 20)
+}
+
+fn unaligned_is_refused(vm: &mut Vm) -> Result<()> {
+    vm.run(
+        "fails /opt/dd if=/dev/zero of=$D bs=511 count=1 oflag=direct; grep -q 'Invalid argument' /tmp/said
+        fails /opt/dd if=$D of=/dev/null bs=513 count=1 iflag=direct; grep -q 'Invalid argument' /tmp/said
+        /opt/dd if=/dev/zero of=$D bs=512 count=1 oflag=direct",
+    )?;
+    vm.step("unaligned refused");
+    Ok(())
+}
+
+/// Demotes, so that nothing is under way, and compares the data on both disks.
+fn replicas_are_equal(vm: &mut Vm, bytes: u64) -> Result<()> {
+    vm.run("a wait r0 --for synced; a demote r0")?;
+    vm.compare(bytes)
+}
+
+/// Flush, FUA, discard and zeroes arrive, and do what they say.
+pub fn ublk_flushes_fua_discards_and_zeroes(vm: &mut Vm) -> Result<()> {
+    vm.start_pair(SMALL)?;
+    vm.run(
+        "dd if=/dev/urandom of=$D bs=1M count=16 conv=fsync
+        zero() { dd if=$D bs=64k skip=$1 count=$2 iflag=direct 2>/dev/null | cmp -s -n $(($2 * 65536)) - /dev/zero; }
+        /opt/blkdiscard -z -o 0 -l 1M $D; zero 0 16
+        ! zero 16 1
+        /opt/blkdiscard -o 2M -l 4M $D
+        /opt/blkdiscard -z -o 1049088 -l 512 $D; dd if=$D bs=512 skip=2049 count=1 iflag=direct 2>/dev/null | cmp -s -n 512 - /dev/zero
+        fails /opt/blkdiscard -o 17M -l 1M $D",
+    )?;
+    vm.step("discarded and zeroed");
+    vm.run(
+        "flushes() { awk '{print $16}' /sys/block/ublkb0/stat; }
+        before=$(flushes)
+        /opt/dd if=/dev/urandom of=$D bs=4k count=8 oflag=direct,dsync
+        dd if=/dev/urandom of=$D bs=4k seek=16 count=8 conv=fsync
+        [ $(flushes) -gt $before ]
+        fio --name=s --filename=$D --rw=randwrite --bs=4k --size=1m --fsync=4 --fdatasync=3 --verify=crc32c --minimal",
+    )?;
+    vm.step("flushed");
+    replicas_are_equal(vm, 16 << 20)
+}
+
+/// File systems: made, mounted, written, trimmed, checked, and found again from the other node.
+pub fn ublk_file_systems_move_between_the_nodes(vm: &mut Vm) -> Result<()> {
+    vm.start_pair("64M")?;
+    vm.run(
+        "mkfs.ext4 -q $D; mount -t ext4 $D /mnt
+        dd if=/dev/urandom of=/mnt/file bs=1M count=8 conv=fsync; md5sum /mnt/file >/run/sum
+        fstrim /mnt
+        fails a demote r0; grep -q 'mounted on /mnt' /tmp/said
+        umount /mnt; e2fsck -fn $D; a demote r0; b promote r0
+        mount -t ext4 $D /mnt; md5sum -c /run/sum; umount /mnt",
+    )?;
+    vm.step("ext4");
+    // Less than 300 MiB is unsupported, which mkfs.xfs wants to be told.
+    vm.run(
+        "mkfs.xfs -q -f --unsupported $D; mount -t xfs $D /mnt
+        dd if=/dev/urandom of=/mnt/file bs=1M count=8 conv=fsync; md5sum /mnt/file >/run/sum
+        umount /mnt; xfs_repair -n $D; b demote r0; a promote r0
+        mount -t xfs $D /mnt; md5sum -c /run/sum; umount /mnt",
+    )?;
+    vm.step("XFS");
+    replicas_are_equal(vm, 64 << 20)
+}
+
+/// A device grows while it is in use where the driver can, else with the next promotion.
+pub fn ublk_device_grows(vm: &mut Vm) -> Result<()> {
+    vm.start_pair(SMALL)?;
+    vm.run("mkfs.ext4 -q $D; mount -t ext4 $D /mnt; a resize r0 0 24M")?;
+    let at_once = match vm.linux() {
+        Linux::V6_12 => "umount /mnt; has_size 16777216; a demote r0; a promote r0",
+        Linux::V7_3 => "until_true has_size 25165824; umount /mnt",
+    };
+    vm.run(&format!("{at_once}\nhas_size 25165824"))?;
+    vm.run("dd if=/dev/urandom of=$D bs=1M seek=16 count=8 oflag=direct")?;
+    vm.step("grown");
+    replicas_are_equal(vm, 24 << 20)
+}
