@@ -5,6 +5,8 @@
 
 mod convert;
 mod devices;
+mod go_on;
+mod left;
 mod links;
 mod repeats;
 mod shards;
@@ -125,6 +127,13 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// There is no such resource.
     fn reconfigure(&self, resource: &ResourceFile, secret: Option<&Secret>) -> Result<(), Failure>;
+
+    /// Decides about the block devices that an earlier daemon left of a resource that is up again, attached and
+    /// connecting: goes on with them as Primary, or lets them go. Takes up to half a minute; does nothing where none was left.
+    fn go_on(&self, name: &str);
+
+    /// All resources that are to be up are up: block devices of others are let go.
+    fn all_started(&self);
 
     /// Whether volumes are block devices.
     fn block_devices(&self) -> BlockDevices;

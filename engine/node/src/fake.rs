@@ -139,6 +139,10 @@ fn connection(peer: &Peer, volumes: &[Volume]) -> ConnectionStatus {
 }
 
 impl Engine for FakeEngine {
+    fn go_on(&self, _name: &str) {}
+
+    fn all_started(&self) {}
+
     fn block_devices(&self) -> BlockDevices {
         BlockDevices { features: None, missing: Some("this engine has no data".into()) }
     }

@@ -11,7 +11,7 @@
 //! * A saved file is whole: it is written beside its place, synced, renamed, and the directory synced.
 //! * Nothing that a client sends can end the daemon: every request is bounded and parsed into [`api::Request`], and the
 //!   answer to what is wrong is an error line.
-//! * The daemon never promotes by itself.
+//! * The daemon never promotes by itself, but to go on with block devices that an earlier one left when it was killed.
 //!
 //! **Reference.** Status and events follow `tooling-contract.md` sections 7 and 8; the refusals carry the codes of
 //! `handshake-and-states.md` section 2.3.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
@@ -105,7 +106,8 @@ impl Node {
         })
     }
 
-    /// Brings up what was up before, attached and connected as it was. Never promotes.
+    /// Brings up what was up before, attached and connected as it was. Never promotes, but to go on with block devices that
+    /// the daemon before left behind.
     pub fn start_all(&self) {
         for (name, resource) in self.all() {
             let _admin = lock(&resource.admin);
@@ -124,7 +126,13 @@ impl Node {
                 Ok(()) => info!("{name} is up"),
                 Err(failure) => error!("{name}: {failure}"),
             }
+            // On a thread of its own: peers may be waited for.
+            let engine = Arc::clone(&self.engine);
+            if let Err(error) = thread::Builder::new().name("go-on".into()).spawn(move || engine.go_on(&name)) {
+                error!("cannot start a thread: {error}");
+            }
         }
+        self.engine.all_started();
         self.ready.store(true, Ordering::Release);
     }
 

@@ -277,7 +277,7 @@ fn lock(path: &Path) -> Result<File> {
 }
 
 /// Writes a file so that after a crash it is either the old or the new one.
-fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
+pub(crate) fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     let dir = path.parent().context("a file lies in a directory")?;
     let name = path.file_name().context("a file has a name")?.to_string_lossy();
     let temporary = dir.join(format!(".{name}.new"));

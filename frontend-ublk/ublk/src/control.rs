@@ -80,6 +80,17 @@ impl From<DevInfo> for Info {
     }
 }
 
+/// What the kernel made of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Its size in sectors of 512 bytes.
+    pub size_sectors: u64,
+}
+
 /// The open control device.
 pub struct Control {
     ring: IoUring<squeue::Entry128, cqueue::Entry>,
@@ -155,14 +166,15 @@ impl Control {
         self.exchange(uapi::SET_PARAMS, "set the parameters of", id, &mut limits.params()).map(drop)
     }
 
-    /// Major and minor number of a started device's disk.
+    /// The disk of a started device.
     ///
     /// # Errors
     /// There is no such device.
-    pub fn disk_numbers(&mut self, id: u32) -> Result<(u32, u32), UblkError> {
+    pub fn disk(&mut self, id: u32) -> Result<Disk, UblkError> {
         let mut params = Params { len: uapi::PARAMS_LEN, ..Params::default() };
         self.exchange(uapi::GET_PARAMS, "read the parameters of", id, &mut params)?;
-        Ok((params.devt.disk_major, params.devt.disk_minor))
+        let (major, minor) = (params.devt.disk_major, params.devt.disk_minor);
+        Ok(Disk { major, minor, size_sectors: params.basic.dev_sectors })
     }
 
     /// What the driver knows of a device; `None`: there is none of this number.

@@ -29,7 +29,7 @@ mod params;
 mod queue;
 mod uapi;
 
-pub use control::{Control, Info, NewDevice, State};
+pub use control::{Control, Disk, Info, NewDevice, State};
 pub use error::UblkError;
 pub use features::Features;
 pub use params::{Limits, MIN_IO_BYTES};

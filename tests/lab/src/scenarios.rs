@@ -167,11 +167,14 @@ macro_rules! for_each_ublk_scenario {
             ublk_flushes_fua_discards_and_zeroes,
             ublk_file_systems_move_between_the_nodes,
             ublk_device_grows,
+            ublk_a_killed_daemon_is_followed_under_load,
+            ublk_a_killed_daemon_is_not_followed_where_another_node_went_on,
         }
     };
 }
 
 pub use ublk::{
+    ublk_a_killed_daemon_is_followed_under_load, ublk_a_killed_daemon_is_not_followed_where_another_node_went_on,
     ublk_device_grows, ublk_device_is_there_while_its_node_is_primary, ublk_file_systems_move_between_the_nodes,
     ublk_fio_verifies_blocks_of_all_sizes, ublk_flushes_fua_discards_and_zeroes,
 };

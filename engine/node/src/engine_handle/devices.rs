@@ -8,21 +8,29 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use rustix::io::Errno;
 use tracing::{info, warn};
 use zea_shard::limits::DEVICE_DEPTH;
 use zea_shard::{ResourceId, ShardError, ShardHandle};
-use zea_ublk::{Control, Features, Limits, NewDevice, Queue, UblkError, block_path};
+use zea_ublk::{Control, Features, Info, Limits, NewDevice, Queue, UblkError, block_path};
 use zea_wire::ids::VolumeNr;
 
+use super::left::{Left, Leftovers};
 use super::users::{self, Numbers};
 
 /// Where the links to devices are: RESOURCE/VOLUME.
 const LINKS: &str = "/dev/zea";
 /// Devices of the driver that are looked at for those of an earlier daemon.
 const CHARACTER_DEVICES: &str = "/sys/class/ublk-char";
+
+/// How often a device that is busy is tried again.
+const TICK: Duration = Duration::from_millis(20);
 
 /// How volumes are offered to this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,6 +64,8 @@ pub(super) struct Devices {
     driver: Result<Features, String>,
     /// Marks the devices of this daemon and its predecessors.
     own: u32,
+    /// What an earlier daemon with this state directory left behind, and no resource asked for yet.
+    unclaimed: Mutex<Vec<Info>>,
 }
 
 /// The devices of a resource, by volume.
@@ -109,9 +119,12 @@ impl Devices {
             Err(why) if frontend == Frontend::Ublk => bail!("no block devices: {why}"),
             Err(why) => info!("no block devices, NBD exports only: {why}"),
         }
-        let devices = Devices { frontend, driver, own: hash(state_dir.as_os_str().as_encoded_bytes()) };
-        devices.clear();
-        Ok(devices)
+        let own = hash(state_dir.as_os_str().as_encoded_bytes());
+        let unclaimed = if driver.is_ok() { found(own) } else { Vec::new() };
+        for info in &unclaimed {
+            info!("{} is without its daemon since that was killed", block_path(info.id).display());
+        }
+        Ok(Devices { frontend, driver, own, unclaimed: Mutex::new(unclaimed) })
     }
 
     /// A node that cannot have the devices that it is to have fails what makes them.
@@ -170,10 +183,7 @@ impl Devices {
         let made = control.set_params(device, limits).map_err(DeviceError::from).and_then(|()| {
             shard.serve_device(id, VolumeNr(nr), Queue::open(device, DEVICE_DEPTH)?)?;
             control.start(device)?;
-            let (major, minor) = control.disk_numbers(device)?;
-            let link = link(name, nr, device)?;
-            let numbers = Numbers { major, minor };
-            Ok(Device { id: device, numbers, size_sectors: limits.size_sectors, link, stuck: false })
+            shown(&mut control, name, nr, device)
         });
         made.inspect_err(|_| {
             if let Err(error) = end(&mut control, device) {
@@ -205,30 +215,76 @@ impl Devices {
         first
     }
 
-    /// Removes what an earlier daemon with this state directory left behind: what waits for it fails.
-    fn clear(&self) {
-        if self.driver.is_err() {
-            return;
+    /// The devices that an earlier daemon left of a resource.
+    pub(super) fn claim(&self, name: &str, volumes: &[u16]) -> Leftovers {
+        let mut unclaimed = lock(&self.unclaimed);
+        let of = |nr: u16| unclaimed.iter().position(|info| info.tag == self.tag(name, nr)).map(|at| (nr, at));
+        let found: Vec<(u16, usize)> = volumes.iter().filter_map(|&nr| of(nr)).collect();
+        let left = |&(nr, at): &(u16, usize)| {
+            let info = unclaimed[at];
+            (nr, Left { id: info.id, depth: info.depth, generation: None })
+        };
+        let left: Leftovers = found.iter().map(left).collect();
+        unclaimed.retain(|info| !left.values().any(|left| left.id == info.id));
+        left
+    }
+
+    /// All resources that are to be up have claimed theirs: what is left then is nobody's.
+    pub(super) fn let_unclaimed_go(&self) {
+        for info in std::mem::take(&mut *lock(&self.unclaimed)) {
+            self.let_go(info.id, "no resource that is up has it");
         }
-        let Ok(mut control) = Control::open() else { return };
-        let entries = fs::read_dir(CHARACTER_DEVICES).into_iter().flatten().filter_map(std::result::Result::ok);
-        for entry in entries {
-            let number = entry.file_name().to_string_lossy().strip_prefix("ublkc").and_then(|nr| nr.parse().ok());
-            let Some(id) = number else { continue };
-            let Ok(Some(info)) = control.info(id) else { continue };
-            if (info.tag >> 32) as u32 == self.own {
-                warn!("{} is removed: the daemon that served it is gone", block_path(id).display());
-                if let Err(error) = end(&mut control, id) {
-                    warn!("{error}");
-                }
+    }
+
+    /// Removes a device that was left behind: what waits for it fails.
+    pub(super) fn let_go(&self, device: u32, why: &str) {
+        warn!("{} is removed, and what waits for it fails: {why}", block_path(device).display());
+        if let Err(error) = Control::open().and_then(|mut control| end(&mut control, device)) {
+            warn!("{error}");
+        }
+    }
+
+    /// Serves a device that was left behind; what waits for it goes on.
+    pub(super) fn take_over(
+        &self,
+        owner: Owner<'_>,
+        nr: u16,
+        left: Left,
+        end: Instant,
+    ) -> std::result::Result<Device, DeviceError> {
+        let mut control = Control::open()?;
+        // The kernel may still be at the end of the daemon that was killed.
+        while let Err(error) = control.start_recovery(left.id) {
+            if error.errno() != Some(Errno::BUSY.raw_os_error()) || Instant::now() >= end {
+                return Err(error.into());
             }
+            thread::sleep(TICK);
         }
+        owner.shard.serve_device(owner.id, VolumeNr(nr), Queue::open(left.id, left.depth)?)?;
+        control.end_recovery(left.id)?;
+        shown(&mut control, owner.name, nr, left.id)
     }
 
     /// What a device is known by.
     fn tag(&self, name: &str, nr: u16) -> u64 {
         u64::from(self.own) << 32 | u64::from(hash(format!("{name}/{nr}").as_bytes()))
     }
+}
+
+/// The devices of a daemon and its predecessors.
+fn found(own: u32) -> Vec<Info> {
+    let Ok(mut control) = Control::open() else { return Vec::new() };
+    let entries = fs::read_dir(CHARACTER_DEVICES).into_iter().flatten().filter_map(std::result::Result::ok);
+    let ids = entries.filter_map(|entry| entry.file_name().to_string_lossy().strip_prefix("ublkc")?.parse().ok());
+    let infos = ids.filter_map(|id| control.info(id).ok().flatten());
+    infos.filter(|info| (info.tag >> 32) as u32 == own).collect()
+}
+
+/// A device that was started, with its link.
+fn shown(control: &mut Control, name: &str, nr: u16, id: u32) -> std::result::Result<Device, DeviceError> {
+    let disk = control.disk(id)?;
+    let numbers = Numbers { major: disk.major, minor: disk.minor };
+    Ok(Device { id, numbers, size_sectors: disk.size_sectors, link: link(name, nr, id)?, stuck: false })
 }
 
 /// Stops and deletes a device.
@@ -278,6 +334,10 @@ fn unlink(device: &Device) {
         let _ = fs::remove_file(&device.link);
         let _ = device.link.parent().map(fs::remove_dir);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// FNV-1a.

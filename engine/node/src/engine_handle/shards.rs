@@ -26,6 +26,7 @@ use zea_wire::ids::{NodeId, VolumeNr};
 
 use super::convert::{self, Around};
 use super::devices::{Device, DeviceError, Devices, Frontend, Owner, Table};
+use super::left::Leftovers;
 use super::links::Links;
 use super::repeats::Repeats;
 use super::{Command, Engine};
@@ -71,27 +72,30 @@ pub struct ShardEngine {
     shards: Vec<ShardHandle>,
     links: Arc<Links>,
     exports: ExportDirectory,
-    devices: Arc<Devices>,
+    pub(super) devices: Arc<Devices>,
     /// Until the shards have ended.
     recorder: Mutex<Option<Writer>>,
     running: Arc<Mutex<Running>>,
-    stopping: Arc<AtomicBool>,
+    pub(super) stopping: Arc<AtomicBool>,
+    pub(super) state_dir: PathBuf,
 }
 
 /// The resources that are up, by name.
 type Running = BTreeMap<String, Arc<Resource>>;
 
-struct Resource {
-    id: ResourceId,
-    shard: ShardHandle,
-    file: Mutex<ResourceFile>,
+pub(super) struct Resource {
+    pub(super) id: ResourceId,
+    pub(super) shard: ShardHandle,
+    pub(super) file: Mutex<ResourceFile>,
     /// Held while devices are made or removed, and while the role changes.
-    devices: Mutex<Table>,
+    pub(super) devices: Mutex<Table>,
+    /// Devices of an earlier daemon, until it is decided about them.
+    pub(super) left: Mutex<Leftovers>,
 }
 
 impl Resource {
     /// Makes the block devices what the volumes say now.
-    fn sync(&self, devices: &Devices, table: &mut Table) -> Result<(), DeviceError> {
+    pub(super) fn sync(&self, devices: &Devices, table: &mut Table) -> Result<(), DeviceError> {
         let (name, volumes) = {
             let file = lock(&self.file);
             (file.name.clone(), file.volumes.iter().map(|volume| volume.nr).collect::<Vec<_>>())
@@ -106,7 +110,7 @@ impl std::fmt::Debug for ShardEngine {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -149,7 +153,8 @@ impl ShardEngine {
         }
         let recorder = Mutex::new(recorder);
         let own = options.node_id;
-        Ok(Arc::new(ShardEngine { own, shards, links, exports, devices, recorder, running, stopping }))
+        let state_dir = options.state_dir;
+        Ok(Arc::new(ShardEngine { own, shards, links, exports, devices, recorder, running, stopping, state_dir }))
     }
 
     /// Serves NBD clients of a listening socket.
@@ -175,7 +180,7 @@ impl ShardEngine {
         }
     }
 
-    fn resource(&self, name: &str) -> Result<Arc<Resource>, Failure> {
+    pub(super) fn resource(&self, name: &str) -> Result<Arc<Resource>, Failure> {
         lock(&self.running).get(name).cloned().ok_or_else(|| Failure::failed(format!("{name} is not up")))
     }
 
@@ -200,6 +205,10 @@ impl ShardEngine {
     /// Promotes, and then makes the block devices; or removes them, and then demotes.
     fn change_role(&self, name: &str, resource: &Resource, command: CoreCommand) -> Result<(), Failure> {
         let mut table = lock(&resource.devices);
+        if !lock(&resource.left).is_empty() {
+            let text = "the block devices of a daemon that was killed are not decided about yet: try again in a while";
+            return Err(Failure::refused(0, text));
+        }
         let promote = matches!(command, CoreCommand::Promote { .. });
         if !promote {
             self.devices.remove(&mut table, false).map_err(|error| device_failure(&error))?;
@@ -232,7 +241,7 @@ impl ShardEngine {
         loop {
             match resource.shard.open_backing(resource.id, VolumeNr(volume), &paths) {
                 Err(ShardError::Open(OpenError::InUse { .. })) if Instant::now() < end => thread::sleep(LOCK_TICK),
-                answer => return ask(answer),
+                answer => return ask(answer).map(|()| self.note_generation(resource, volume)),
             }
         }
     }
@@ -303,7 +312,7 @@ fn spawn(config: impl Fn() -> ShardConfig) -> Result<ShardHandle> {
 }
 
 /// Waits for a core's answer.
-fn ask(pending: Result<Pending<Result<(), AdminError>>, ShardError>) -> Result<(), Failure> {
+pub(super) fn ask(pending: Result<Pending<Result<(), AdminError>>, ShardError>) -> Result<(), Failure> {
     wait(pending, ADMIN_TIMEOUT)
 }
 
@@ -328,6 +337,7 @@ impl Engine for ShardEngine {
             shard,
             file: Mutex::new(file.clone()),
             devices: Mutex::new(Table::new()),
+            left: Mutex::default(),
         });
         let paths: Vec<_> = file.peers(self.own).map(|peer| (peer.id, convert::path(file, own, peer))).collect();
         let added = self.links.add(resource.id, &resource.shard, &paths).map_err(|error| connector_failure(&error));
@@ -336,6 +346,7 @@ impl Engine for ShardEngine {
                 warn!("{}: {failure}", file.name);
             }
         })?;
+        self.claim_devices(file, &resource);
         // Seen by others when it is whole.
         lock(&self.running).insert(file.name.clone(), resource);
         Ok(())
@@ -345,6 +356,9 @@ impl Engine for ShardEngine {
         let resource = self.resource(name)?;
         let mut timeout = ADMIN_TIMEOUT;
         let mut table = lock(&resource.devices);
+        for left in std::mem::take(&mut *lock(&resource.left)).values() {
+            self.devices.let_go(left.id, "its resource is taken down");
+        }
         let removed = self.devices.remove(&mut table, grace.is_some());
         match removed {
             Err(error) if grace.is_none() => return Err(device_failure(&error)),
@@ -390,6 +404,14 @@ impl Engine for ShardEngine {
         ask(resource.shard.admin(resource.id, CoreCommand::SetQuorumOptions(options)))?;
         *lock(&resource.file) = file.clone();
         Ok(())
+    }
+
+    fn go_on(&self, name: &str) {
+        self.decide(name);
+    }
+
+    fn all_started(&self) {
+        self.devices.let_unclaimed_go();
     }
 
     fn block_devices(&self) -> BlockDevices {

@@ -140,3 +140,40 @@ pub fn ublk_device_grows(vm: &mut Vm) -> Result<()> {
     vm.step("grown");
     replicas_are_equal(vm, 24 << 20)
 }
+
+/// A daemon that is killed under I/O twice: its successors become Primary again and go on, and who writes sees a pause.
+pub fn ublk_a_killed_daemon_is_followed_under_load(vm: &mut Vm) -> Result<()> {
+    vm.start_pair("32M")?;
+    vm.run(
+        "busy() { [ $(awk '{print $1 + $2}' /sys/block/ublkb0/inflight) -gt 0 ]; }
+        fio --name=k --filename=$D --direct=1 --ioengine=io_uring --iodepth=8 --rw=randwrite --bs=4k --size=12m \
+            --rate=1500k --verify=crc32c --verify_fatal=1 --minimal >/run/fio 2>&1 & echo $! >/run/fio.pid
+        for n in 1 2; do
+            until_true busy; sleep 2; kill -9 $(cat /run/a.pid); sleep 0.5; start a 0
+            until_true grep -q 'Primary again' /run/a.log; kill -0 $(cat /run/fio.pid); sed -i 's/Primary again/It was so/' /run/a.log
+        done
+        wait $(cat /run/fio.pid) || { cat /run/fio; exit 1; }
+        ! grep -q 'is removed' /run/a.log",
+    )?;
+    vm.step("written and verified");
+    replicas_are_equal(vm, 32 << 20)
+}
+
+/// Another node went on while the daemon was away: what waits for its device fails, and nothing of it is written.
+pub fn ublk_a_killed_daemon_is_not_followed_where_another_node_went_on(vm: &mut Vm) -> Result<()> {
+    vm.start_pair(SMALL)?;
+    vm.run(
+        "( set +e; /opt/dd if=/dev/zero of=$D bs=4k count=1000000 oflag=direct >/run/dd 2>&1; echo \"ended $?\" >>/run/dd ) &
+        sleep 1; kill -9 $(cat /run/a.pid)
+        until_true quiet b promote r0
+        /opt/dd if=/dev/urandom of=$D bs=1M count=16 oflag=direct; md5sum <$D >/run/sum
+        start a 0
+        until_true grep -q ended /run/dd
+        grep -q 'ended 1' /run/dd; grep -q 'Input/output error' /run/dd
+        [ ! -e /dev/ublkb0 ]
+        b wait r0 --for synced
+        md5sum <$D | cmp - /run/sum; b demote r0",
+    )?;
+    vm.step("what waited has failed");
+    vm.compare(16 << 20)
+}
