@@ -5,7 +5,8 @@ use zea_wire::ids::{NodeId, NodeMask, VolumeNr};
 use zea_wire::packet::{Packet, TwopcBody, TwopcReply, TwopcRequest};
 use zea_wire::state::{ConnState, DiskState, Role, StateBits};
 
-use super::{Change, Participant, Running, Sums, Verdict, is_connect, is_disconnect, is_resize, is_verify, prepare};
+use super::wording::{is_connect, is_disconnect, is_resize, is_verify, prepare};
+use super::{Change, Participant, Running, Sums, Verdict};
 use crate::connection::LinkPhase;
 use crate::full_sync::starts_full_sync;
 use crate::resize::Agreed;
