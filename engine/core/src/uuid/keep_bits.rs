@@ -95,7 +95,8 @@ fn asks_for_resync(target: &Side<'_>, source: &Side<'_>) -> bool {
 
 /// Left-over bits at the same generation would make the worse disk the source, which is refused: a Secondary that
 /// overwrites an UpToDate Primary, or an interrupted SyncTarget that overwrites good data. The better disk has that
-/// generation whole: it is the source of these blocks.
+/// generation whole: it is the source of these blocks. So it is beside a Primary that died, with protocols A and B, and was to be a
+/// target since: nobody follows what its disk has, and it may have been replaced in part.
 fn better_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Option<Decision> {
     let left_over = matches!(decision.rule, Rule::SyncSourceMissedFinish | Rule::SyncTargetPeerMissedFinish);
     let (source, target) = match outcome_of(decision.strategy) {
@@ -103,13 +104,20 @@ fn better_is_source(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> Opt
         Outcome::Target => (peer, own),
         _ => return None,
     };
+    let died = decision.rule == Rule::CrashedPrimary;
+    let discards = target.view.flags.contains(UuidFlags::DISCARD_MY_DATA);
     let better = match decision.outcome {
-        Outcome::Disconnect(Reason::TargetIsPrimary) => target.disk == DiskState::UpToDate && !source.is_primary(),
-        Outcome::Disconnect(Reason::SourceInconsistent) => true,
+        Outcome::Disconnect(Reason::TargetIsPrimary) => {
+            left_over && target.disk == DiskState::UpToDate && !source.is_primary()
+        }
+        Outcome::Disconnect(Reason::SourceInconsistent) => left_over || died,
+        Outcome::Source | Outcome::Target => {
+            died && source.disk == DiskState::Outdated && target.disk >= DiskState::Consistent && !discards
+        }
         _ => false,
     };
     let strategy = decision.strategy.mirrored();
-    (left_over && better).then(|| Decision {
+    better.then(|| Decision {
         strategy,
         outcome: outcome_of(strategy),
         bitmap: BitmapPrep::Keep,
@@ -228,7 +236,8 @@ fn unchanged_is_target(decision: &Decision, own: &Side<'_>, peer: &Side<'_>) -> 
 
 /// Of two copies of a generation, this one has what the other may have lost in a crash, or, acknowledged early, never got.
 fn outlives(cx: &Context<'_>, side: &Side<'_>, other: &Side<'_>) -> bool {
-    let was_primary = |side: &Side<'_>| side.view.flags.contains(UuidFlags::ZEA_WAS_PRIMARY);
+    let usable = |side: &Side<'_>| side.disk >= DiskState::Consistent;
+    let was_primary = |side: &Side<'_>| usable(side) && side.view.flags.contains(UuidFlags::ZEA_WAS_PRIMARY);
     let lost_writes = |side: &Side<'_>| side.view.flags.contains(UuidFlags::ZEA_LOST_WRITES);
     if cx.protocol_a_or_b && was_primary(side) != was_primary(other) {
         was_primary(side)

@@ -1,11 +1,12 @@
 //! Crashes of the Primary, of secondaries, of everything.
 
+use zea_core::config::{NetOptions, Protocol};
 use zea_core::io::Command;
 use zea_sim::faults::Crash;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::workload::{Mix, Workload};
-use zea_sim::world::World;
-use zea_wire::state::ConnState;
+use zea_sim::world::{World, node_id};
+use zea_wire::state::{ConnState, DiskState};
 
 fn under_load(w: &mut World, ms: u64) {
     let mut load = Workload::new(w.seed, Mix { flushes: 20, ..Mix::default() }, 12, 32_000);
@@ -91,6 +92,35 @@ fn sim_a_crashed_primary_that_synced_another_does_not_overwrite_a_survivor() {
         w.must(0, Command::Promote { force: false });
         w.read_ok(0, 0, 2048);
     }
+}
+
+#[test]
+fn sim_a_crashed_primary_whose_data_was_given_up_is_resynced_though_interrupted() {
+    for after_ms in [0, 1, 2, 5, 20] {
+        give_up_and_interrupt(after_ms);
+    }
+}
+
+fn give_up_and_interrupt(after_ms: u64) {
+    let cluster = Cluster::new(2);
+    let net = NetOptions { protocol: Protocol::A, ..cluster.net.clone() };
+    let mut w = Cluster { net, volume_sectors: vec![65_536], ..cluster }.synced();
+    for mib in 0..16 {
+        w.write_ok(0, mib * 2048, 2048);
+    }
+    w.run_ms(500);
+    w.cut(0, 1);
+    w.crash(0, Crash::Process);
+    w.start(0);
+    w.model.forgive(0);
+    w.must(0, Command::Connect { peer: node_id(1), discard_my_data: true });
+    w.heal(0, 1);
+    w.expect("node 0 is to be a target", |w| w.disk(0) == DiskState::Outdated);
+    // It does not remember what it was asked for, but that it was Primary when it died.
+    w.run_ms(after_ms);
+    w.crash(0, Crash::Process);
+    w.start(0);
+    w.settle();
 }
 
 #[test]

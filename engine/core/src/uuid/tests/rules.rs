@@ -230,6 +230,10 @@ fn keeping_bits(t: &mut Table, cx: Context<'_>) {
         &last_primary,
         &survivor.clone().bitmap(0, B),
     );
+    let target_since = inconsistent(last_primary.clone()).flag(CRASHED);
+    t.row("ZEA", "the same, but I was a target since, and am Inconsistent", a_or_b, &target_since, &p(A));
+    let outdated = last_primary.clone().flag(CRASHED).disk(DiskState::Outdated);
+    t.row("ZEA", "the same, but I am Outdated", a_or_b, &outdated, &survivor);
     t.row("ZEA", "the same, but the peer is Primary", a_or_b, &last_primary, &survivor.clone().primary());
     let neighbour = |node: Node| node.neighbour_of(2).bits(4);
     t.row("ZEA", "both are neighbours of one Primary: it will settle the bits", cx, &neighbour(n(A)), &neighbour(p(A)));
