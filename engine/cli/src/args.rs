@@ -57,8 +57,8 @@ pub enum Command {
     Resource(Resource),
     /// Create the resource of a resource file, or change the one of that name
     ///
-    /// While a resource is up only its [net] options can change, in force from the next connect, and the devices of
-    /// detached volumes. Everything else changes while it is down. Devices that are not attached get meta data if they
+    /// While a resource is up only its [net] options can change, in force from the next connect, the speed of resyncs, and
+    /// the devices of detached volumes. Everything else changes while it is down. Devices that are not attached get meta data if they
     /// have none.
     #[command(after_help = "Example:\n  zea apply /etc/zea/r0.toml")]
     Apply {

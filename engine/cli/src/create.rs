@@ -92,6 +92,7 @@ pub(crate) fn request(create: Create) -> Result<Request, CliError> {
         disk: Disk {
             disk_flushes: create.disk_flushes == YesNo::Yes,
             al_extents: create.al_extents.unwrap_or(Disk::default().al_extents),
+            ..Disk::default()
         },
         options: Options::default(),
         nodes: create.nodes.into_iter().map(|node| node.0).collect(),

@@ -181,6 +181,9 @@ fn replication(peer_device: &PeerDeviceStatus) -> Cell {
     if let Some(percent) = peer_device.percent_resync_done {
         let _ = write!(text, " {percent:.2}%");
     }
+    if let Some(rate) = peer_device.resync_rate {
+        let _ = write!(text, " {}/s", size(rate));
+    }
     if peer_device.resync_suspended != "no" {
         let _ = write!(text, " (paused: {})", peer_device.resync_suspended);
     }

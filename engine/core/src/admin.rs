@@ -57,6 +57,10 @@ impl Resource {
                 self.quorum_gate_moved(cx);
                 Ok(())
             }
+            Command::SetResyncOptions { volume, options } => match self.set_resync_options(volume, options) {
+                true => Ok(()),
+                false => Err(refuse(0, format!("no volume {volume}"))),
+            },
             Command::PauseSync { peer, volume, paused } => self.pause_sync(cx, peer, volume, paused),
             Command::AddVolume(config) => self.add_volume(config),
             Command::RemoveVolume { volume } => self.remove_volume(volume),

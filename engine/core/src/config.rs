@@ -6,6 +6,7 @@ use zea_wire::ids::{NodeId, VolumeNr};
 
 use crate::limits;
 pub use crate::quorum::{OnNoQuorum, OnSuspendedPrimaryOutdated, Quorum, QuorumOptions};
+pub use crate::resync_rate::ResyncOptions;
 
 /// Replication protocol (wire-protocol.md 8, `protocol`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
@@ -191,11 +192,19 @@ pub struct DiskOptions {
     pub enospc_wait_ms: u64,
     /// Resync requests in flight, in sectors.
     pub resync_window_sectors: u64,
+    /// How fast a resync goes.
+    pub resync: ResyncOptions,
 }
 
 impl Default for DiskOptions {
     fn default() -> Self {
-        DiskOptions { al_extents: 6433, disk_flushes: true, enospc_wait_ms: 30_000, resync_window_sectors: 8 * 2048 }
+        DiskOptions {
+            al_extents: 6433,
+            disk_flushes: true,
+            enospc_wait_ms: 30_000,
+            resync_window_sectors: 8 * 2048,
+            resync: ResyncOptions::default(),
+        }
     }
 }
 

@@ -315,6 +315,7 @@ impl Resource {
         add(self.recheck_at);
         add(self.next_quorum_timer());
         add(self.primary_back_by);
+        add(self.next_throttled());
         for pd in self.conns.iter().flat_map(|c| &c.pds) {
             add(pd.verify.due);
             add(pd.resync.as_ref().and_then(|r| r.retry_at).filter(|&t| t > now));
@@ -411,6 +412,7 @@ impl Resource {
         pd.is_behind &= pd.repl <= ReplState::Established;
         pd.repl = ReplState::Off;
         pd.paused_by.peer = false;
+        pd.serves_at = None;
         self.volumes[vidx].unconfirmed.remove(node);
         self.verify_interrupt(cx, cidx, vidx);
         let pd = &mut self.conns[cidx].pds[vidx];

@@ -15,6 +15,7 @@ use crate::handshake::Decision;
 use crate::interval::IntervalId;
 use crate::io::{LinkId, Time};
 use crate::late_bits::LateBits;
+use crate::resync_rate::{Bucket, Meter, Pace};
 use crate::served::Vouched;
 use crate::settings::Settings;
 use crate::verify::Verify;
@@ -295,6 +296,11 @@ pub(crate) struct PeerDevice {
     pub(crate) resync_total_bits: u64,
     /// Why a resync with this peer does not go on. What was said here outlasts the connection.
     pub(crate) paused_by: PausedBy,
+    /// What the source of a resync serves while an application uses the volume, and when it goes on.
+    pub(crate) serves: Bucket,
+    pub(crate) serves_at: Option<Time>,
+    /// How fast the resync goes.
+    pub(crate) meter: Meter,
     pub(crate) verify: Verify,
     pub(crate) sent_sectors: u64,
     pub(crate) received_sectors: u64,
@@ -331,6 +337,9 @@ impl PeerDevice {
             resync: None,
             resync_total_bits: 0,
             paused_by: PausedBy::default(),
+            serves: Bucket::default(),
+            serves_at: None,
+            meter: Meter::default(),
             verify: Verify::default(),
             sent_sectors: 0,
             received_sectors: 0,
@@ -402,6 +411,9 @@ pub(crate) struct ResyncTarget {
     pub(crate) end_writes: u64,
     /// Requests were not served: the next one goes out after this instant.
     pub(crate) retry_at: Option<Time>,
+    /// How much may be asked for, and when to look at that again.
+    pub(crate) pace: Pace,
+    pub(crate) asks_at: Option<Time>,
     /// The source has vouched for what a Primary had written.
     pub(crate) vouched: Vouched,
     /// Something was skipped because of a conflict: another pass is due when an interval leaves.

@@ -10,6 +10,7 @@ use zea_wire::ids::BlockId;
 use zea_wire::packet::{AlgName, BlockAck, BlockReq, RsReq, SyncController, SyncParam89};
 use zea_wire::state::ConnState;
 
+use crate::config::ResyncOptions;
 use crate::connection::{LinkPhase, ResyncReq};
 use crate::io::{Action, BufId, DigestTag, DiskError, Payload};
 use crate::peer_request::{AckKind, Kind, PeerReq, Stage};
@@ -38,21 +39,24 @@ impl DigestAlgs {
 impl Resource {
     // ---- what is agreed on -----------------------------------------------------------------------------------------
 
-    /// P_SYNC_PARAM89 of this node. What it says of digests counts for this link.
-    pub(crate) fn own_sync_param(&mut self, cidx: usize) -> SyncParam89 {
+    /// P_SYNC_PARAM89 of this node about a volume. What it says of digests counts for this link.
+    pub(crate) fn own_sync_param(&mut self, cidx: usize, vidx: usize) -> SyncParam89 {
         let c = &mut self.conns[cidx];
         let (verify, csums) = (c.config.net.verify_alg, c.config.net.csums_alg);
         (c.verify_algs.own, c.csums_algs.own) = (verify, csums);
         let name = |alg: Option<DigestAlg>| alg.and_then(|alg| AlgName::new(alg.as_str())).unwrap_or_default();
+        let options = self.volumes.get(vidx).map_or(ResyncOptions::default(), |v| v.config.disk.resync);
+        let number = |n: u64, left_out: u32| if n == 0 { left_out } else { u32::try_from(n).unwrap_or(u32::MAX) };
         SyncParam89 {
-            resync_rate: 250,
+            resync_rate: number(options.resync_rate_kib, 250),
             verify_alg: name(verify),
             csums_alg: name(csums),
+            // Where nothing is configured, the kernel's defaults.
             controller: SyncController {
-                c_plan_ahead: 20,
-                c_delay_target: 10,
-                c_fill_target: 100,
-                c_max_rate: 102_400,
+                c_plan_ahead: options.plan_ahead.unwrap_or(20),
+                c_delay_target: options.delay_target,
+                c_fill_target: number(options.fill_target_sectors, 100),
+                c_max_rate: number(options.max_rate_kib, 102_400),
             },
         }
     }
@@ -166,10 +170,12 @@ impl Resource {
         };
         r.in_flight.remove(&ack.sector);
         r.in_flight_sectors -= u64::from(q.len) / 512;
+        r.pace.arrived(u64::from(q.len) / 512);
         let v = &mut self.volumes[vidx];
         v.intervals.remove(q.interval);
         v.retry_waiters = true;
         v.set_in_sync(node, ack.sector, q.len);
+        self.note_moved(cx, cidx, vidx, q.len);
         self.maybe_peers_in_sync(cx, vidx, ack.sector);
     }
 
@@ -224,6 +230,7 @@ impl Resource {
         }
         self.peer_req_end(cx, index);
         self.volumes[vidx].set_in_sync(node, sector, len);
+        self.note_moved(cx, cidx, vidx, len);
         let id = self.conns[cidx].resync_id(block_id);
         self.send_ack(cx, cidx, vidx, sector, len, id, AckKind::InSync);
         self.maybe_peers_in_sync(cx, vidx, sector);

@@ -83,7 +83,7 @@ impl Resource {
             Packet::ConnStChgReply(r) | Packet::StateChgReply(r) => self.request_replied(cx, cidx, r),
             Packet::SyncParam89(p) => self.sync_param_told(cx, cidx, &p),
             Packet::SyncParam(p) => {
-                let own = self.own_sync_param(cidx);
+                let own = self.own_sync_param(cidx, volume.and_then(|nr| self.vidx(nr)).unwrap_or(0));
                 let told = dialect::from_sync_param(self.conns[cidx].version(), p, own);
                 self.sync_param_told(cx, cidx, &told);
             }

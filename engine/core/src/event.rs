@@ -182,6 +182,8 @@ pub struct PeerDeviceStatus {
     pub unverified: bool,
     /// Sectors that had to be resynced when the running resync began; 0 when none runs.
     pub resync_total_sectors: u64,
+    /// How fast the resync that runs has moved of late, in KiB/s.
+    pub resync_rate_kib: Option<u64>,
     /// Why no resync with this peer goes on.
     pub paused_by: PausedBy,
     /// The running online verify.

@@ -52,7 +52,7 @@ impl Resource {
     /// Sizes, UUIDs and state of every volume.
     pub(crate) fn handshake_packets(&mut self, cx: &mut Ctx<'_>, cidx: usize) {
         for vidx in 0..self.volumes.len() {
-            let param = self.own_sync_param(cidx);
+            let param = self.own_sync_param(cidx, vidx);
             let param = self.conns[cidx].sync_param_packet(param);
             self.send_volume(cx, cidx, vidx, param);
             let sizes = self.own_sizes(cidx, vidx);

@@ -8,7 +8,7 @@ use zea_wire::features::Negotiated;
 use zea_wire::ids::{NodeId, VolumeNr};
 use zea_wire::packet::Packet;
 
-use crate::config::{NetOptions, PeerConfig, QuorumOptions, VolumeConfig};
+use crate::config::{NetOptions, PeerConfig, QuorumOptions, ResyncOptions, VolumeConfig};
 use crate::event::Event;
 
 /// Virtual time: nanoseconds since an origin that the runtime chose. Never goes backwards.
@@ -486,6 +486,13 @@ pub enum Command {
         volume: VolumeNr,
         /// Pause.
         paused: bool,
+    },
+    /// Change how fast resyncs of a volume go; in force at once.
+    SetResyncOptions {
+        /// Which volume.
+        volume: VolumeNr,
+        /// New options.
+        options: ResyncOptions,
     },
     /// Make a volume larger while it is in use, on all nodes.
     Resize {

@@ -93,7 +93,7 @@ impl PeerReq {
         }
     }
 
-    fn sectors(&self) -> u64 {
+    pub(crate) fn sectors(&self) -> u64 {
         u64::from(self.len) / 512
     }
 }
@@ -119,6 +119,7 @@ impl Resource {
             }
             return self.drop_link(cx, cidx, ConnState::ProtocolError, why);
         }
+        self.note_use(cx, vidx, len);
         let node = self.conns[cidx].node();
         let c = &mut self.conns[cidx];
         let flags = c.wishes_of_peer(data.dp_flags);
@@ -249,7 +250,7 @@ impl Resource {
                     return self.peer_req_submit(cx, index);
                 }
                 Stage::Dagtag => {
-                    if !self.dagtag_reached(index) {
+                    if !self.dagtag_reached(index) || !self.may_serve(cx, index) {
                         return;
                     }
                     self.peer_reqs[index].stage = Stage::Range;

@@ -88,6 +88,7 @@ impl Resource {
         if let Err(e) = self.check_request(vidx, &req) {
             return cx.complete(req.id, Err(e));
         }
+        self.note_use(cx, vidx, req.len);
         match self.quorum_gate(vidx) {
             Gate::Open => {}
             Gate::Waits => return self.volumes[vidx].held.push_back(req),

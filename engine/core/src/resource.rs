@@ -134,7 +134,7 @@ pub struct Resource {
     /// The tail has to run once more.
     pub(crate) again: bool,
     /// The time of the last input.
-    now: Time,
+    pub(crate) now: Time,
 }
 
 /// Requests that are done and not yet peer-acked.
@@ -220,6 +220,7 @@ impl Resource {
                 self.try_close_disk(cx, vidx);
                 self.tell_disk_state(cx, vidx);
             }
+            self.serve_steps(cx);
             self.resync_steps(cx);
             self.verify_steps(cx);
             self.epochs_step(cx);

@@ -188,6 +188,7 @@ impl Resource {
     pub(crate) fn becomes_source(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize) {
         let busy = self.sync_source_of(vidx).is_some();
         let pd = &mut self.conns[cidx].pds[vidx];
+        pd.meter.begin(cx.now);
         pd.repl = if busy { ReplState::PausedSyncS } else { ReplState::SyncSource };
         pd.disk = DiskState::Inconsistent;
         self.state_changed = true;
@@ -230,6 +231,7 @@ impl Resource {
             v.resync_start_uuid = v.uuids.resync_start_target(&rotate, &UuidView::from_packet(node, u));
         }
         let dirty = self.becomes_target(cidx, vidx);
+        self.conns[cidx].pds[vidx].meter.begin(cx.now);
         self.stop_being_source(cx, vidx);
         cx.notice(
             Severity::Info,
@@ -289,7 +291,10 @@ impl Resource {
                 wrapped = true;
                 continue;
             };
-            let longest = self.longest_request(cidx, vidx).into_iter().chain(r.late.distance(first)).min();
+            let at_once = r.late.distance(first);
+            let Some(paced) = self.may_ask(cx, cidx, vidx) else { break };
+            let longest =
+                self.longest_request(cidx, vidx).into_iter().chain(at_once).chain(self.paced_bits(vidx, paced)).min();
             let (sector, len, next) = self.resync_range(vidx, slot, first, longest);
             self.conns[cidx].pds[vidx].resync.as_mut().expect("above").next_bit = next;
             self.resync_request(cx, cidx, vidx, sector, len);
@@ -310,6 +315,12 @@ impl Resource {
         let sector = first * per_bit;
         let end = ((first + bits) * per_bit).min(v.size_sectors);
         (sector, u32::try_from((end - sector) * 512).expect("at most 1 MiB"), first + bits)
+    }
+
+    /// The longest request of a pace, in blocks; a share of a step is rounded up to what is asked for at once.
+    fn paced_bits(&self, vidx: usize, sectors: u64) -> Option<u64> {
+        let per_bit = self.volumes[vidx].attached.as_ref()?.bitmap.sectors_per_bit();
+        (sectors < u64::from(limits::MAX_RESYNC_BYTES) / 512).then(|| sectors.div_ceil(per_bit).next_power_of_two())
     }
 
     /// Ask for a range.
@@ -338,6 +349,7 @@ impl Resource {
         let r = self.conns[cidx].pds[vidx].resync.as_mut().expect("checked by the caller");
         r.in_flight.insert(sector, ResyncReq { serial, block_id, len, interval, answered: false });
         r.in_flight_sectors += sectors;
+        r.pace.asked(sectors);
         Some((serial, block_id))
     }
 
@@ -397,6 +409,7 @@ impl Resource {
         let pd = &mut self.conns[cidx].pds[vidx];
         pd.received_sectors += u64::from(payload.len) / 512;
         let r = pd.resync.as_mut().expect("looked at above");
+        r.pace.arrived(u64::from(payload.len) / 512);
         if let Vouched::Asked(id, link) = r.vouched
             && id == data.block_id
         {

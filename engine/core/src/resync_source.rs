@@ -31,6 +31,7 @@ impl Resource {
         let p = self.peer_req_end(cx, index);
         if ok {
             self.volumes[vidx].set_in_sync(node, p.sector, p.len);
+            self.note_moved(cx, cidx, vidx, p.len);
             self.maybe_peers_in_sync(cx, vidx, p.sector);
         }
     }

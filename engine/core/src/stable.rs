@@ -152,6 +152,7 @@ impl Resource {
             return self.send_ack(cx, cidx, vidx, sector, len, p.block_id, AckKind::ResyncFailed);
         }
         self.volumes[vidx].set_in_sync(p.node, sector, len);
+        self.note_moved(cx, cidx, vidx, len);
         self.send_ack(cx, cidx, vidx, sector, len, p.block_id, AckKind::ResyncWritten);
         self.maybe_peers_in_sync(cx, vidx, sector);
     }

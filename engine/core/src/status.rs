@@ -47,6 +47,8 @@ impl Resource {
                     volume: v.nr,
                     repl: pd.shown_repl(),
                     peer_disk: pd.disk,
+                    resync_rate_kib: matches!(pd.shown_repl(), ReplState::SyncSource | ReplState::SyncTarget)
+                        .then(|| pd.meter.rate_kib(self.now)),
                     paused_by: pd.paused_by,
                     out_of_sync_sectors: v.dirty_bits(c.node()) * per_bit,
                     unverified: pd.unverified,

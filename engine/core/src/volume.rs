@@ -18,6 +18,7 @@ use crate::io::{AdminTag, Backing, Request, Time};
 use crate::limits;
 use crate::meta_queue::{MetaQueue, Then};
 use crate::quorum::{Rule, Standing};
+use crate::resync_rate::Use;
 use crate::uuid::Uuids;
 
 /// Who holds a range of sectors (wire-protocol.md 11.1a).
@@ -178,6 +179,8 @@ pub(crate) struct Volume {
     pub(crate) hold_until: Option<Time>,
     pub(crate) read_bytes: u64,
     pub(crate) written_bytes: u64,
+    /// By applications.
+    pub(crate) used: Use,
 }
 
 impl Volume {
@@ -237,6 +240,7 @@ impl Volume {
             hold_until: None,
             read_bytes: 0,
             written_bytes: 0,
+            used: Use::default(),
         }
     }
 

@@ -116,6 +116,7 @@ fn connection(peer: &Peer, volumes: &[Volume]) -> ConnectionStatus {
         has_sync_details: false,
         has_online_verify_details: false,
         resync_suspended: "no".into(),
+        resync_rate: None,
         percent_in_sync: 100.0,
         rs_total: None,
         percent_resync_done: None,

@@ -149,8 +149,8 @@ pub const DEVIATIONS: &[Deviation] = &[
     },
     Deviation {
         name: "no resync controller",
-        why: "Zea's resync is paced by a window of requests: it has no resync-rate and no c-plan-ahead, and tells the \
-              kernel's defaults",
+        why: "replays configure none: Zea asks for as much as its window takes, whatever the recorded resync-rate and c-plan-ahead, and \
+              tells the kernel's defaults",
         covers: |_, d| is_field(d, "P_SYNC_PARAM89", &["resync_rate", "c_plan_ahead", "c_fill_target"]),
     },
     Deviation {
@@ -226,7 +226,7 @@ pub const EXPECTED_FAILURES: &[Expected] = &[
     Expected { recording: "12-", node: "", why: "no volume is added to a connection that is up" },
     Expected { recording: "13-", node: "", why: "no two primaries" },
     Expected { recording: "14-", node: "nodea", why: "no resync without replication" },
-    Expected { recording: "14-", node: "nodeb", why: "no resync-rate that makes requests short" },
+    Expected { recording: "14-", node: "nodeb", why: "replays have no resync-rate, which makes requests short" },
     Expected {
         recording: "15-",
         node: "",

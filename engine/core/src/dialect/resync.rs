@@ -46,6 +46,7 @@ impl Resource {
         let v = &mut self.volumes[vidx];
         v.uuids.sync_begins_at_target(node, packet.uuid, primary);
         let dirty = self.becomes_target(cidx, vidx);
+        self.conns[cidx].pds[vidx].meter.begin(cx.now);
         // The source takes it for Inconsistent by itself, and 8.4 does not tell (seen: 84-10a f1370-f1372).
         let v = &mut self.volumes[vidx];
         v.told_disk = v.disk;

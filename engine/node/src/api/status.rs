@@ -2,7 +2,7 @@
 //!
 //! Keys that Zea cannot know (device minors, TLS, requests in flight per connection) are left out rather than made up;
 //! keys of its own are `no-quorum`, `open-count`, `backing-dev`, `export`, `device`, `device-node`, `current-uuid`, `bitmap-uuid`, `unverified`,
-//! `last-verify`, `last-error`, `protocol-version`. Sizes are in KiB.
+//! `last-verify`, `last-error`, `protocol-version`, `resync-rate`. Sizes are in KiB.
 
 use serde::{Deserialize, Serialize};
 
@@ -178,6 +178,9 @@ pub struct PeerDeviceStatus {
     pub out_of_sync: u64,
     /// Why no resync with this peer goes on: `no`, or a list of `user`, `peer` and `dependency`.
     pub resync_suspended: String,
+    /// KiB/s that the running resync has moved of late.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync_rate: Option<u64>,
     /// A resync or verify runs: `rs-total` and `percent-resync-done` are there.
     pub has_sync_details: bool,
     /// An online verify runs: `ov-left` and `ov-skipped` are there.

@@ -195,7 +195,7 @@ impl<'a> Check<'a> {
     fn disk(self) -> Result<(), Problem> {
         let slots = self.file.disk.al_extents;
         if AL_EXTENTS.contains(&slots) {
-            return Ok(());
+            return self.file.disk.check_resync();
         }
         Err(Problem::new(
             &[Step::Key("disk"), Step::Key("al-extents")],

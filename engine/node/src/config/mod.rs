@@ -8,6 +8,7 @@ pub mod diagnostic;
 pub mod load;
 pub mod model;
 pub mod quorum;
+mod resync;
 pub mod units;
 
 pub use check::{Check, Problem};

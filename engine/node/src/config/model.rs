@@ -250,11 +250,40 @@ pub struct Disk {
     pub al_extents: u16,
     /// Flush the backing device at epoch ends. Off only for devices without a volatile write cache.
     pub disk_flushes: bool,
+    /// A resync never takes more per second. Left out: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub c_max_rate: Option<Size>,
+    /// No more while an application uses the volume; 0: its I/O makes no difference.
+    pub c_min_rate: Size,
+    /// So much is on its way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub c_fill_target: Option<Size>,
+    /// Tenths of a second over which DRBD's controller corrects what it misses; 0: `resync-rate`. Left out: no controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub c_plan_ahead: Option<u32>,
+    /// Tenths of a second for which a request is to be on its way, where `c-fill-target` is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub c_delay_target: Option<u32>,
+    /// The fixed rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resync_rate: Option<Size>,
 }
+
+/// Unless somebody says otherwise an application goes first. DRBD's 250 KiB/s would take months for a large disk that is never idle.
+const C_MIN_RATE: Size = Size(10 << 20);
 
 impl Default for Disk {
     fn default() -> Self {
-        Disk { al_extents: 6433, disk_flushes: true }
+        Disk {
+            al_extents: 6433,
+            disk_flushes: true,
+            c_max_rate: None,
+            c_min_rate: C_MIN_RATE,
+            c_fill_target: None,
+            c_plan_ahead: None,
+            c_delay_target: None,
+            resync_rate: None,
+        }
     }
 }
 

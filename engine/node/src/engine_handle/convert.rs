@@ -63,6 +63,7 @@ pub(super) fn volume_config(file: &ResourceFile, volume: &Volume) -> core::Volum
     let disk = core::DiskOptions {
         al_extents: file.disk.al_extents,
         disk_flushes: file.disk.disk_flushes,
+        resync: file.disk.resync_options(),
         ..core::DiskOptions::default()
     };
     core::VolumeConfig { volume: VolumeNr(volume.nr), size_sectors: volume.size.map(|size| size.sectors()), disk }
@@ -219,6 +220,7 @@ fn peer_device(status: &Status, it: &CorePeerDevice) -> PeerDeviceStatus {
         sent: it.sent_sectors / 2,
         out_of_sync: it.out_of_sync_sectors / 2,
         resync_suspended: it.paused_by.to_string(),
+        resync_rate: it.resync_rate_kib,
         has_sync_details: progress.is_some(),
         has_online_verify_details: verify.is_some(),
         percent_in_sync: PeerDeviceStatus::percent_in_sync(size_sectors, it.out_of_sync_sectors),
@@ -341,6 +343,7 @@ mod tests {
                 version: 122,
                 peer_devices: vec![CorePeerDevice {
                     paused_by: Default::default(),
+                    resync_rate_kib: None,
                     volume: VolumeNr(0),
                     repl: ReplState::SyncSource,
                     peer_disk: DiskState::Inconsistent,
@@ -376,6 +379,7 @@ mod tests {
         };
         let it = CorePeerDevice {
             paused_by: Default::default(),
+            resync_rate_kib: None,
             volume: VolumeNr(0),
             repl: ReplState::VerifyS,
             peer_disk: DiskState::UpToDate,

@@ -402,6 +402,11 @@ impl Engine for ShardEngine {
         }
         let options = file.options.quorum_options();
         ask(resource.shard.admin(resource.id, CoreCommand::SetQuorumOptions(options)))?;
+        let options = file.disk.resync_options();
+        for volume in &file.volumes {
+            let command = CoreCommand::SetResyncOptions { volume: VolumeNr(volume.nr), options };
+            ask(resource.shard.admin(resource.id, command))?;
+        }
         *lock(&resource.file) = file.clone();
         Ok(())
     }

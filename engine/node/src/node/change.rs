@@ -7,7 +7,7 @@ use tracing::info;
 
 use super::{MAX_RESOURCES, Node, Resource, lock};
 use crate::api::{Done, EventAction, EventBody, Failure, ResourceStatus, Secret};
-use crate::config::{self, Check, Net, ResourceFile};
+use crate::config::{self, Check, Disk, Net, ResourceFile};
 use crate::meta_device;
 use crate::store::{Intent, Saved};
 
@@ -125,7 +125,7 @@ impl Node {
             return Err(Failure::refused(
                 0,
                 format!(
-                    "{name} is up, and only [net] (but for protocol-version-max), [options] and the devices of detached volumes can change meanwhile: \
+                    "{name} is up, and only [net] (but for protocol-version-max), [options], the speed of resyncs and the devices of detached volumes can change meanwhile: \
                      `zea down {name}`, `zea apply {file}`, `zea up {name}`"
                 ),
             ));
@@ -185,7 +185,9 @@ impl Node {
 fn can_change_live(old: &ResourceFile, new: &ResourceFile, diskless: impl Fn(u16) -> bool) -> bool {
     // Requests of the volumes are cut for it.
     let net = Net { protocol_version_max: new.net.protocol_version_max, ..old.net.clone() };
-    let mut masked = ResourceFile { net, options: old.options.clone(), ..new.clone() };
+    // Of the options of the disks those about the speed of resyncs.
+    let disk = Disk { al_extents: new.disk.al_extents, disk_flushes: new.disk.disk_flushes, ..old.disk.clone() };
+    let mut masked = ResourceFile { net, disk, options: old.options.clone(), ..new.clone() };
     for volume in masked.volumes.iter_mut().filter(|volume| diskless(volume.nr)) {
         if let Some(old) = old.volume(volume.nr) {
             volume.disk.clone_from(&old.disk);

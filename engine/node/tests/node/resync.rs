@@ -40,3 +40,31 @@ fn node_a_paused_resync_waits_until_it_is_resumed() {
     drop(client);
     cluster.assert_equal_disks();
 }
+
+#[test]
+fn node_the_rate_of_a_resync_is_limited_and_changed_while_it_runs() {
+    let cluster = Cluster::synced(2);
+    let [alpha, bravo] = &cluster.nodes[..] else { panic!() };
+    let mut client = alpha.nbd();
+    alpha.ok(&Request::Disconnect { name: "r0".into(), peer: None, force: false });
+    client.write_pattern(0..500, 1);
+    let apply = |nr: u8, rate: Option<&str>| {
+        let mut file = cluster.resource(nr);
+        file.disk.c_max_rate = rate.map(|rate| rate.parse().unwrap());
+        let text = file.to_toml();
+        cluster.nodes[usize::from(nr)].ok(&Request::Apply { file: "r0.toml".into(), text, secret: None, force: false });
+    };
+    apply(1, Some("100K"));
+    alpha.ok(&Request::Connect { name: "r0".into(), peer: None, discard_my_data: false });
+    bravo.wait("the resync is slow", |status| {
+        let it = &status.connections[0].peer_devices[0];
+        it.replication_state == "SyncTarget" && it.resync_rate.is_some_and(|rate| (50..=200).contains(&rate))
+    });
+    let left = peer_device(bravo).out_of_sync;
+    assert!(left > 500, "{left} KiB");
+    apply(1, None);
+    cluster.nodes.iter().for_each(Daemon::wait_synced);
+    client.check_pattern(0..500, 1);
+    drop(client);
+    cluster.assert_equal_disks();
+}

@@ -241,6 +241,7 @@ impl Core for Mirror {
             role: Role::Unknown,
             version: 124,
             peer_devices: vec![PeerDeviceStatus {
+                resync_rate_kib: None,
                 paused_by: Default::default(),
                 volume: VolumeNr(0),
                 repl: ReplState::Established,

@@ -12,6 +12,7 @@ mod resize;
 mod resync;
 mod resync_many;
 mod resync_pauses;
+mod resync_rates;
 mod split_brain;
 mod table;
 
