@@ -8,6 +8,7 @@ mod devices;
 mod go_on;
 mod left;
 mod links;
+mod protect;
 mod repeats;
 mod shards;
 mod users;

@@ -169,14 +169,16 @@ macro_rules! for_each_ublk_scenario {
             ublk_device_grows,
             ublk_a_killed_daemon_is_followed_under_load,
             ublk_a_killed_daemon_is_not_followed_where_another_node_went_on,
+            ublk_a_mounted_file_system_outlives_its_daemon,
         }
     };
 }
 
 pub use ublk::{
     ublk_a_killed_daemon_is_followed_under_load, ublk_a_killed_daemon_is_not_followed_where_another_node_went_on,
-    ublk_device_grows, ublk_device_is_there_while_its_node_is_primary, ublk_file_systems_move_between_the_nodes,
-    ublk_fio_verifies_blocks_of_all_sizes, ublk_flushes_fua_discards_and_zeroes,
+    ublk_a_mounted_file_system_outlives_its_daemon, ublk_device_grows, ublk_device_is_there_while_its_node_is_primary,
+    ublk_file_systems_move_between_the_nodes, ublk_fio_verifies_blocks_of_all_sizes,
+    ublk_flushes_fua_discards_and_zeroes,
 };
 
 macro_rules! list_ublk {

@@ -18,10 +18,11 @@ use rustix::io::Errno;
 use tracing::{info, warn};
 use zea_shard::limits::DEVICE_DEPTH;
 use zea_shard::{ResourceId, ShardError, ShardHandle};
-use zea_ublk::{Control, Features, Info, Limits, NewDevice, Queue, UblkError, block_path};
+use zea_ublk::{Control, Features, Info, Limits, NewDevice, Queue, State, UblkError, block_path};
 use zea_wire::ids::VolumeNr;
 
 use super::left::{Left, Leftovers};
+use super::protect::protect;
 use super::users::{self, Numbers};
 
 /// Where the links to devices are: RESOURCE/VOLUME.
@@ -120,11 +121,23 @@ impl Devices {
             Err(why) => info!("no block devices, NBD exports only: {why}"),
         }
         let own = hash(state_dir.as_os_str().as_encoded_bytes());
-        let unclaimed = if driver.is_ok() { found(own) } else { Vec::new() };
-        for info in &unclaimed {
-            info!("{} is without its daemon since that was killed", block_path(info.id).display());
+        let mut unclaimed = Vec::new();
+        if driver.is_ok() {
+            protect();
+            unclaimed = found(own);
         }
-        Ok(Devices { frontend, driver, own, unclaimed: Mutex::new(unclaimed) })
+        let devices = Devices { frontend, driver, own, unclaimed: Mutex::default() };
+        unclaimed.retain(|info| {
+            let started = info.state != State::Dead;
+            if started {
+                info!("{} is without its daemon since that was killed", block_path(info.id).display());
+            } else {
+                devices.let_go(info.id, "it was not started yet, or stopped already");
+            }
+            started
+        });
+        *lock(&devices.unclaimed) = unclaimed;
+        Ok(devices)
     }
 
     /// A node that cannot have the devices that it is to have fails what makes them.

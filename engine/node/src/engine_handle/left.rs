@@ -125,7 +125,7 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use zea_core::event::{DeviceStatus, PeerDeviceStatus};
+    use zea_core::event::{DeviceStatus, PausedBy, PeerDeviceStatus};
     use zea_wire::ids::{NodeId, VolumeNr};
     use zea_wire::state::ReplState;
 
@@ -169,6 +169,8 @@ mod tests {
                 last_verify: None,
                 sent_sectors: 0,
                 received_sectors: 0,
+                resync_rate_kib: None,
+                paused_by: PausedBy::default(),
                 bitmap_uuid,
             }],
         }

@@ -24,6 +24,15 @@ pub fn ublk_device_is_there_while_its_node_is_primary(vm: &mut Vm) -> Result<()>
         ensure!(said.contains(wanted), "no {wanted} in {said}");
     }
     vm.run(
+        "p=/proc/$(cat /run/a.pid)
+        [ $(cat $p/oom_score_adj) = -1000 ]; [ $(awk '/VmLck/ { print $2 }' $p/status) -gt 1000 ]
+        for thread in $p/task/*; do
+            case $(cat $thread/comm) in
+                zea-shard*) [ $(($(cut -d' ' -f9 $thread/stat) & 0x80000)) -gt 0 ] && echo protected ;;
+            esac
+        done | grep -q protected",
+    )?;
+    vm.run(
         "sleep 1000 <$D & echo $! >/run/user
         fails a demote r0; grep -q \"sleep (process $(cat /run/user))\" /tmp/said
         fails a down r0; grep -q 'in use' /tmp/said
@@ -157,6 +166,26 @@ pub fn ublk_a_killed_daemon_is_followed_under_load(vm: &mut Vm) -> Result<()> {
     )?;
     vm.step("written and verified");
     replicas_are_equal(vm, 32 << 20)
+}
+
+/// A file system that is mounted while its daemon is killed is whole afterwards, with everything that was synced.
+pub fn ublk_a_mounted_file_system_outlives_its_daemon(vm: &mut Vm) -> Result<()> {
+    vm.start_pair("32M")?;
+    vm.run(
+        "mkfs.ext4 -q $D; mount -t ext4 $D /mnt
+        ( n=0; while [ ! -e /run/enough ]; do
+            n=$((n + 1)); echo $n >/mnt/$n && sync -f /mnt/$n && echo $n >/run/synced || exit 1
+        done; echo good >/run/writer ) &
+        until_true [ -e /run/synced ]; sleep 1
+        kill -9 $(cat /run/a.pid); sleep 0.5; start a 0
+        until_true grep -q 'Primary again' /run/a.log
+        before=$(cat /run/synced); more() { [ $(cat /run/synced) -gt $((before + 3)) ]; }; until_true more
+        touch /run/enough; until_true [ -e /run/writer ]
+        umount /mnt; e2fsck -fn $D; a demote r0; b promote r0
+        mount -t ext4 $D /mnt; [ $(cat /mnt/$(cat /run/synced)) = $(cat /run/synced) ]; umount /mnt; b demote r0",
+    )?;
+    vm.step("all that was synced is there");
+    vm.compare(32 << 20)
 }
 
 /// Another node went on while the daemon was away: what waits for its device fails, and nothing of it is written.
