@@ -17,7 +17,7 @@ use crate::uapi::{self, CtrlCmd, DevInfo, MAX_DEPTH, NO_QUEUE, Params};
 
 /// The control device.
 const PATH: &str = "/dev/ublk-control";
-/// How long a command may take that waits for requests of the device.
+/// How long a command may take that waits for requests of the device, unless told otherwise.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The driver chooses the number.
 const ANY_DEVICE: u32 = u32::MAX;
@@ -97,6 +97,8 @@ pub struct Control {
     file: File,
     /// Commands so far: what a completion is known by, since one that took too long may still come.
     commands: u64,
+    /// How long a command may take that waits for requests of the device.
+    patience: Duration,
 }
 
 impl std::fmt::Debug for Control {
@@ -116,7 +118,13 @@ impl Control {
             _ => UblkError::NoDriver,
         })?;
         let ring = IoUring::builder().dontfork().build(4).map_err(UblkError::Ring)?;
-        Ok(Control { ring, file, commands: 0 })
+        Ok(Control { ring, file, commands: 0, patience: PATIENCE })
+    }
+
+    /// Waits for at most this long where requests of a device have to end.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Control {
+        Control { patience, ..self }
     }
 
     /// What the driver can do.
@@ -242,9 +250,9 @@ impl Control {
     fn order(&mut self, op: u32, verb: &'static str, device: u32, value: u64) -> Result<(), UblkError> {
         let cmd = CtrlCmd { device, queue: NO_QUEUE, len: 0, addr: 0, value, path_len: 0, pad: 0, reserved: 0 };
         // SAFETY: it names no memory.
-        match unsafe { self.run(op, &cmd, Some(PATIENCE)) } {
+        match unsafe { self.run(op, &cmd, Some(self.patience)) } {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(UblkError::TimedOut { command: verb, device, seconds: PATIENCE.as_secs() }),
+            Ok(None) => Err(UblkError::TimedOut { command: verb, device, seconds: self.patience.as_secs() }),
             Err(error) => Err(UblkError::Refused { command: verb, device, error }),
         }
     }

@@ -205,12 +205,12 @@ impl Devices {
         })
     }
 
-    /// Removes the devices of a resource; those that somebody uses only by force.
+    /// Removes the devices of a resource. Where `force` says how long it may take, also those that somebody uses.
     ///
     /// # Errors
     /// The first that is in use, and then none is removed; or the first that cannot be.
-    pub(super) fn remove(&self, table: &mut Table, force: bool) -> std::result::Result<(), DeviceError> {
-        if !force {
+    pub(super) fn remove(&self, table: &mut Table, force: Option<Duration>) -> std::result::Result<(), DeviceError> {
+        if force.is_none() {
             for device in table.values() {
                 if let Some(users) = users::describe(&device.node(), device.numbers) {
                     return Err(DeviceError::InUse { path: device.link.clone(), users });
@@ -220,7 +220,11 @@ impl Devices {
         let mut first = Ok(());
         table.retain(|_, device| {
             unlink(device);
-            let ended = Control::open().and_then(|mut control| end(&mut control, device.id));
+            let control = Control::open().map(|control| match force {
+                None => control,
+                Some(patience) => control.with_patience(patience),
+            });
+            let ended = control.and_then(|mut control| end(&mut control, device.id));
             let stays = ended.is_err();
             first = std::mem::replace(&mut first, Ok(())).and(ended.map_err(DeviceError::from));
             stays

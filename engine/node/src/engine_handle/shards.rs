@@ -211,7 +211,7 @@ impl ShardEngine {
         }
         let promote = matches!(command, CoreCommand::Promote { .. });
         if !promote {
-            self.devices.remove(&mut table, false).map_err(|error| device_failure(&error))?;
+            self.devices.remove(&mut table, None).map_err(|error| device_failure(&error))?;
         }
         let changed = ask(resource.shard.admin(resource.id, command));
         // Also after a demotion that was refused: the resource is Primary as before.
@@ -359,14 +359,15 @@ impl Engine for ShardEngine {
         for left in std::mem::take(&mut *lock(&resource.left)).values() {
             self.devices.let_go(left.id, "its resource is taken down");
         }
-        let removed = self.devices.remove(&mut table, grace.is_some());
+        let begin = Instant::now();
+        // One that takes longer, because a request is not answered, is left to the next daemon.
+        let removed = self.devices.remove(&mut table, grace.map(|grace| grace / 4));
         match removed {
             Err(error) if grace.is_none() => return Err(device_failure(&error)),
             Err(error) => warn!("{name}: {error}"),
             Ok(()) => {}
         }
         if let Some(grace) = grace {
-            let begin = Instant::now();
             let closed = resource.shard.close_exports(resource.id).and_then(|pending| pending.wait_for(grace / 2));
             if !matches!(closed, Ok(Some(()))) {
                 warn!("{name}: NBD clients did not go in time");
