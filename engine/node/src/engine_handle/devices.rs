@@ -30,6 +30,8 @@ const LINKS: &str = "/dev/zea";
 /// Devices of the driver that are looked at for those of an earlier daemon.
 const CHARACTER_DEVICES: &str = "/sys/class/ublk-char";
 
+/// How long a user is waited for: udev looks at each device that was written to, as soon as it is closed.
+const PASSING: Duration = Duration::from_secs(1);
 /// How often a device that is busy is tried again.
 const TICK: Duration = Duration::from_millis(20);
 
@@ -211,9 +213,13 @@ impl Devices {
     /// The first that is in use, and then none is removed; or the first that cannot be.
     pub(super) fn remove(&self, table: &mut Table, force: Option<Duration>) -> std::result::Result<(), DeviceError> {
         if force.is_none() {
+            let end = Instant::now() + PASSING;
             for device in table.values() {
-                if let Some(users) = users::describe(&device.node(), device.numbers) {
-                    return Err(DeviceError::InUse { path: device.link.clone(), users });
+                while let Some(users) = users::describe(&device.node(), device.numbers) {
+                    if Instant::now() >= end {
+                        return Err(DeviceError::InUse { path: device.link.clone(), users });
+                    }
+                    thread::sleep(TICK);
                 }
             }
         }
