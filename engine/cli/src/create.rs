@@ -44,7 +44,7 @@ impl FromStr for VolumeArg {
         let nr = nr.parse().map_err(|_| format!("`{nr}` is no volume number: {FORM}"))?;
         let mut words = rest.split(',');
         let disk = absolute(words.next().unwrap_or_default())?;
-        let mut volume = Volume { nr, disk, size: None, meta_disk: MetaDisk::Internal };
+        let mut volume = Volume { nr, disk, size: None, meta_disk: MetaDisk::Internal, resync_after: None };
         for word in words {
             match word.split_once('=') {
                 Some(("size", size)) if volume.size.is_none() => volume.size = Some(size.parse::<Size>()?),

@@ -57,6 +57,7 @@ impl Resource {
                 self.quorum_gate_moved(cx);
                 Ok(())
             }
+            Command::SetResyncAfter { volume, after } => self.set_resync_after(volume, after),
             Command::SetResyncOptions { volume, options } => match self.set_resync_options(volume, options) {
                 true => Ok(()),
                 false => Err(refuse(0, format!("no volume {volume}"))),

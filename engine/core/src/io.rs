@@ -487,6 +487,13 @@ pub enum Command {
         /// Pause.
         paused: bool,
     },
+    /// Resync a volume after another one, or whenever it is due; in force at once.
+    SetResyncAfter {
+        /// Which volume.
+        volume: VolumeNr,
+        /// After which.
+        after: Option<VolumeNr>,
+    },
     /// Change how fast resyncs of a volume go; in force at once.
     SetResyncOptions {
         /// Which volume.

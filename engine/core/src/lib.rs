@@ -69,6 +69,7 @@ mod request;
 mod resize;
 mod resource;
 mod resync;
+mod resync_after;
 mod resync_rate;
 mod resync_source;
 mod served;

@@ -76,7 +76,7 @@ impl Resource {
         self.pauses_move(cx, cidx, vidx, PausedBy { peer: state.user_isp || state.aftr_isp, ..before });
     }
 
-    fn pauses_move(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, by: PausedBy) {
+    pub(crate) fn pauses_move(&mut self, cx: &mut Ctx<'_>, cidx: usize, vidx: usize, by: PausedBy) {
         let pd = &mut self.conns[cidx].pds[vidx];
         if pd.paused_by == by {
             return;

@@ -221,6 +221,7 @@ impl Resource {
                 self.tell_disk_state(cx, vidx);
             }
             self.serve_steps(cx);
+            self.resync_after_step(cx);
             self.resync_steps(cx);
             self.verify_steps(cx);
             self.epochs_step(cx);

@@ -181,6 +181,8 @@ pub(crate) struct Volume {
     pub(crate) written_bytes: u64,
     /// By applications.
     pub(crate) used: Use,
+    /// The volume that is resynced before this one.
+    pub(crate) resync_after: Option<VolumeNr>,
 }
 
 impl Volume {
@@ -241,6 +243,7 @@ impl Volume {
             read_bytes: 0,
             written_bytes: 0,
             used: Use::default(),
+            resync_after: None,
         }
     }
 

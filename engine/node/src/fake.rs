@@ -259,6 +259,7 @@ pub fn sample_resource(name: &str, dir: &Path) -> ResourceFile {
             disk: dir.join(format!("{name}.img")),
             size: Some(Size(4 << 20)),
             meta_disk: MetaDisk::Internal,
+            resync_after: None,
         }],
     }
 }

@@ -90,7 +90,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
 /// The checks of a resource file for a node.
 #[derive(Debug, Clone, Copy)]
 pub struct Check<'a> {
-    file: &'a ResourceFile,
+    pub(super) file: &'a ResourceFile,
 }
 
 impl<'a> Check<'a> {
@@ -296,7 +296,7 @@ impl<'a> Check<'a> {
             }
             self.volume_size(index)?;
         }
-        Ok(())
+        self.check_resync_order()
     }
 
     fn volume_size(self, index: usize) -> Result<(), Problem> {

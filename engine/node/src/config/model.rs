@@ -58,6 +58,9 @@ pub struct Volume {
     /// Where the meta data lies.
     #[serde(default, skip_serializing_if = "is_default")]
     pub meta_disk: MetaDisk,
+    /// The volume that is resynced before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resync_after: Option<u16>,
 }
 
 /// Place of a volume's meta data (`ondisk-metadata.md` section 4).

@@ -2,7 +2,7 @@
 
 use zea_core::config::ResyncOptions;
 
-use super::check::{Problem, Step};
+use super::check::{Check, Problem, Step};
 use super::model::Disk;
 use super::units::Size;
 
@@ -39,8 +39,31 @@ impl Disk {
     }
 }
 
+impl Check<'_> {
+    /// A volume that is resynced after itself, by way of others, would never be.
+    pub(super) fn check_resync_order(self) -> Result<(), Problem> {
+        let volumes = &self.file.volumes;
+        let before = |nr: u16| volumes.iter().find(|volume| volume.nr == nr).and_then(|volume| volume.resync_after);
+        for (index, volume) in volumes.iter().enumerate() {
+            let at = [Step::Key("volume"), Step::Index(index), Step::Key("resync-after")];
+            let Some(first) = volume.resync_after else { continue };
+            if !volumes.iter().any(|other| other.nr == first) {
+                let help = "name another volume of this resource, or leave it out";
+                return Err(Problem::new(&at, format!("there is no volume {first}"), help));
+            }
+            let mut chain = std::iter::successors(Some(first), |nr| before(*nr)).take(volumes.len());
+            if chain.any(|nr| nr == volume.nr) {
+                let what = format!("volume {} would be resynced after itself", volume.nr);
+                return Err(Problem::new(&at, what, "let the volumes follow each other in one direction"));
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::model::ResourceFile;
     use super::*;
 
     #[test]
@@ -59,5 +82,26 @@ mod tests {
         assert_eq!(read("c-min-rate = \"0\"").unwrap().resync_options(), ResyncOptions::default());
         assert!(read("c-max-rate = \"fast\"").is_err());
         assert!(read("c-plan-ahead = 301").unwrap().check_resync().is_err());
+    }
+
+    #[test]
+    fn config_resync_order_has_no_circles() {
+        let volume = |nr: u16, after: &str| format!("[[volume]]\nnr = {nr}\ndisk = \"/dev/vg/{nr}\"\n{after}\n");
+        let node = "[[node]]\nid = 0\nname = \"alpha\"\naddress = \"10.0.0.1:7789\"\n";
+        let check = |orders: [&str; 3]| {
+            let volumes: String = (0..).zip(orders).map(|(nr, after)| volume(nr, after)).collect();
+            let file: ResourceFile = toml::from_str(&format!("name = \"r0\"\n{node}{volumes}")).unwrap();
+            Check::new(&file).all()
+        };
+        assert_eq!(check(["", "resync-after = 0", "resync-after = 1"]), Ok(()));
+        assert_eq!(check(["resync-after = 1", "resync-after = 2", ""]), Ok(()));
+        for orders in [
+            ["resync-after = 0", "", ""],
+            ["resync-after = 1", "resync-after = 2", "resync-after = 0"],
+            ["resync-after = 1", "resync-after = 2", "resync-after = 1"],
+            ["", "", "resync-after = 7"],
+        ] {
+            assert!(check(orders).is_err(), "{orders:?}");
+        }
     }
 }

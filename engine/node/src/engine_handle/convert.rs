@@ -69,6 +69,16 @@ pub(super) fn volume_config(file: &ResourceFile, volume: &Volume) -> core::Volum
     core::VolumeConfig { volume: VolumeNr(volume.nr), size_sectors: volume.size.map(|size| size.sectors()), disk }
 }
 
+/// Which volumes are resynced after others. All orders go before the first is given: one that is turned round would be a circle in between.
+pub(super) fn resync_orders(file: &ResourceFile) -> impl Iterator<Item = CoreCommand> + use<> {
+    let order =
+        |nr: u16, after: Option<u16>| CoreCommand::SetResyncAfter { volume: VolumeNr(nr), after: after.map(VolumeNr) };
+    let none: Vec<_> = file.volumes.iter().map(|volume| order(volume.nr, None)).collect();
+    let given = file.volumes.iter().filter(|volume| volume.resync_after.is_some());
+    let given: Vec<_> = given.map(|volume| order(volume.nr, volume.resync_after)).collect();
+    none.into_iter().chain(given)
+}
+
 pub(super) fn path(file: &ResourceFile, own: &Peer, peer: &Peer) -> PathConfig {
     // Both are at most two minutes by the checks of the resource file.
     let ms = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);

@@ -192,7 +192,7 @@ impl ShardEngine {
         shard.add_resource(*id, config).map_err(|e| convert::shard_failure(&e))?;
         let volumes = file.volumes.iter().map(|volume| CoreCommand::AddVolume(convert::volume_config(file, volume)));
         let peers = file.peers(self.own).map(|peer| CoreCommand::AddPeer(convert::peer_config(file, secret, peer)));
-        for command in volumes.chain(peers) {
+        for command in volumes.chain(peers).chain(convert::resync_orders(file)) {
             ask(shard.admin(*id, command))?;
         }
         for volume in &file.volumes {
@@ -406,6 +406,9 @@ impl Engine for ShardEngine {
         let options = file.disk.resync_options();
         for volume in &file.volumes {
             let command = CoreCommand::SetResyncOptions { volume: VolumeNr(volume.nr), options };
+            ask(resource.shard.admin(resource.id, command))?;
+        }
+        for command in convert::resync_orders(file) {
             ask(resource.shard.admin(resource.id, command))?;
         }
         *lock(&resource.file) = file.clone();

@@ -188,8 +188,10 @@ fn can_change_live(old: &ResourceFile, new: &ResourceFile, diskless: impl Fn(u16
     // Of the options of the disks those about the speed of resyncs.
     let disk = Disk { al_extents: new.disk.al_extents, disk_flushes: new.disk.disk_flushes, ..old.disk.clone() };
     let mut masked = ResourceFile { net, disk, options: old.options.clone(), ..new.clone() };
-    for volume in masked.volumes.iter_mut().filter(|volume| diskless(volume.nr)) {
-        if let Some(old) = old.volume(volume.nr) {
+    for volume in &mut masked.volumes {
+        let Some(old) = old.volume(volume.nr) else { continue };
+        volume.resync_after = old.resync_after;
+        if diskless(volume.nr) {
             volume.disk.clone_from(&old.disk);
             volume.meta_disk.clone_from(&old.meta_disk);
         }

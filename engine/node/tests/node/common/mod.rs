@@ -267,6 +267,7 @@ impl Cluster {
                 disk: self.dir.path().join(id.to_string()).join("r0.img"),
                 size: Some(Size(VOLUME_BYTES)),
                 meta_disk: MetaDisk::Internal,
+                resync_after: None,
             }],
         }
     }

@@ -1,11 +1,12 @@
 //! Section 2: resyncs that are paused.
 
 use zea_core::event::PausedBy;
-use zea_core::io::Command;
+use zea_core::io::{Command, Op};
 use zea_sim::faults::Crash;
 use zea_sim::net::NodeIx;
 use zea_sim::scenario::{Cluster, V0};
 use zea_sim::world::{World, node_id};
+use zea_wire::ids::VolumeNr;
 use zea_wire::state::{DiskState, ReplState, Role};
 
 use super::write_blocks;
@@ -145,5 +146,71 @@ fn sim_r21_a_paused_primary_is_served_by_its_peer() {
     assert_eq!((w.role(1), w.disk(1)), (Role::Primary, DiskState::Inconsistent));
     w.must(1, Command::Demote);
     pause(&mut w, 1, 0, false);
+    w.settle();
+}
+
+/// Three volumes, each resynced after the one that is named; those without one at once.
+fn ordered(orders: [Option<u16>; 3], on: NodeIx) -> World {
+    let mut cluster = Cluster { volume_sectors: vec![8_192; 3], disk_latency_ns: 2_000_000, ..Cluster::new(2) };
+    cluster.disk.resync_window_sectors = 64;
+    let mut w = cluster.synced();
+    for (volume, after) in (0..).map(VolumeNr).zip(orders) {
+        w.must(on, Command::SetResyncAfter { volume, after: after.map(VolumeNr) });
+    }
+    w.part(0, 1);
+    for volume in (0..3).map(VolumeNr) {
+        for block in 0..40 {
+            let request = w.submit(0, volume, Op::Write, block * 64, 8, false);
+            assert_eq!(w.wait(request), Ok(()));
+        }
+    }
+    w.heal(0, 1);
+    w.expect("they connect", |w| w.is_connected(0, 1));
+    w
+}
+
+/// R20: volumes that come after each other are resynced so, whichever number comes first and whichever node knows the order; what
+/// is paused holds back what comes after.
+#[test]
+fn sim_r20_volumes_are_resynced_one_after_the_other() {
+    for (orders, sequence) in [([None, Some(0), Some(1)], [0, 1, 2]), ([Some(1), Some(2), None], [2, 1, 0])] {
+        for on in [0, 1] {
+            let mut w = ordered(orders, on);
+            let left =
+                |w: &World, nr: u16| w.nodes[1].peer_device(0, VolumeNr(nr)).map_or(0, |p| p.out_of_sync_sectors);
+            let mut ended = Vec::new();
+            let limit = w.now + 60_000_000_000;
+            while ended.len() < 3 && w.step(limit) {
+                w.refresh(1);
+                for nr in 0..3 {
+                    let disk = w.nodes[1].disk_state(VolumeNr(nr));
+                    if left(&w, nr) == 0 && disk == DiskState::UpToDate && !ended.contains(&nr) {
+                        ended.push(nr);
+                    }
+                }
+            }
+            assert_eq!(ended, sequence, "{orders:?} on node {on}");
+            w.settle();
+        }
+    }
+    let mut w = ordered([None, Some(0), None], 0);
+    pause(&mut w, 1, 0, true);
+    w.run_ms(20_000);
+    let second = w.nodes[0].peer_device(1, VolumeNr(1)).expect("a peer");
+    assert_eq!((second.repl, second.paused_by.dependency), (ReplState::PausedSyncS, true));
+    assert_eq!(w.nodes[1].disk_state(VolumeNr(2)), DiskState::UpToDate, "it comes after nothing");
+    pause(&mut w, 1, 0, false);
+    w.settle();
+    assert_eq!(paused_by(&w, 0, 1), NOBODY);
+}
+
+/// R20: nothing comes after itself.
+#[test]
+fn sim_r20_an_order_has_no_circles() {
+    let mut w = ordered([None, Some(0), Some(1)], 0);
+    for (volume, after) in [(0, 2), (0, 0), (1, 2)] {
+        let order = Command::SetResyncAfter { volume: VolumeNr(volume), after: Some(VolumeNr(after)) };
+        w.command(0, order).expect_err("it would wait for itself");
+    }
     w.settle();
 }
