@@ -280,6 +280,12 @@ impl Node {
             && self.peer_device(peer, volume).is_some_and(|p| p.peer_disk == DiskState::UpToDate)
     }
 
+    /// Connected to a peer whose disk is a mixture of old and new.
+    pub fn sees_resynced(&self, peer: NodeIx, volume: VolumeNr) -> bool {
+        let inconsistent = self.peer_device(peer, volume).is_some_and(|p| p.peer_disk == DiskState::Inconsistent);
+        self.conn_state(peer) == ConnState::Connected && inconsistent
+    }
+
     /// Connected, replicating, UpToDate as this node sees it.
     pub fn sees_in_sync(&self, peer: NodeIx, volume: VolumeNr) -> bool {
         let replicates =

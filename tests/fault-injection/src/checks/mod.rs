@@ -155,11 +155,12 @@ impl World {
         (0..self.nodes.len()).filter(|o| *o != ix && self.nodes[ix].sees_up_to_date(*o, volume)).collect()
     }
 
-    /// A peer is connected and UpToDate, and writes do not wait until it wrote them (protocols A and B).
+    /// A peer is connected and UpToDate, and writes do not wait until it wrote them (protocols A and B); or it is being resynced, and
+    /// may be UpToDate already.
     pub(crate) fn in_sync_without_waiting(&self, ix: NodeIx, volume: VolumeNr) -> bool {
         let node = &self.nodes[ix];
-        let mut lazy = node.saved.peers.iter().filter(|p| p.net.protocol != Protocol::C);
-        lazy.any(|p| node.sees_in_sync(p.node_id.index(), volume))
+        let lazy = node.saved.peers.iter().filter(|p| p.net.protocol != Protocol::C);
+        lazy.map(|p| p.node_id.index()).any(|p| node.sees_in_sync(p, volume) || node.sees_resynced(p, volume))
     }
 
     /// Somebody may speak the dialect of 8.4, in which states go other ways.

@@ -248,6 +248,8 @@ const REGRESSIONS: &[Once] = &[
         seed: 301_073,
         only: &[0, 1, 2, 4, 5, 7, 8, 11, 12, 13],
         wrong: "the simulator took a write that was on its way when a resync ended for known to be there, and called a split brain false",
+    },
+    Once {
         seed: 405_010,
         only: &[0, 1, 2, 4, 6, 8, 10, 12, 13, 15],
         wrong: "a read for a resync that had ended waited for writes of a lost Primary, and the disk that was to be detached for the read",
@@ -266,6 +268,16 @@ const REGRESSIONS: &[Once] = &[
         seed: 120_923,
         only: &[0, 1, 4, 5],
         wrong: "a Primary told a peer that connected of a generation that its own disk lost with the power: a false split brain",
+    },
+    Once {
+        seed: 416_992,
+        only: &[0, 2, 3, 5, 6],
+        wrong: "a Primary waited for a peer to connect again, which had got from others what the Primary had told it of, and did not",
+    },
+    Once {
+        seed: 420_002,
+        only: &[0, 2],
+        wrong: "the simulator took a write of protocol A for safe whose peer was not known to be UpToDate yet, and could take over without it",
     },
 ];
 
