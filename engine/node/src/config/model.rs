@@ -273,7 +273,7 @@ pub struct Disk {
 }
 
 /// Unless somebody says otherwise an application goes first. DRBD's 250 KiB/s would take months for a large disk that is never idle.
-const C_MIN_RATE: Size = Size(10 << 20);
+const C_MIN_RATE: Size = Size(40 << 20);
 
 impl Default for Disk {
     fn default() -> Self {

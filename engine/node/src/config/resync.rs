@@ -78,7 +78,7 @@ mod tests {
             ..ResyncOptions::default()
         };
         assert_eq!(read(text).unwrap().resync_options(), expected);
-        assert_eq!(read("").unwrap().resync_options().min_rate_kib, 10_240);
+        assert_eq!(read("").unwrap().resync_options().min_rate_kib, 40_960);
         assert_eq!(read("c-min-rate = \"0\"").unwrap().resync_options(), ResyncOptions::default());
         assert!(read("c-max-rate = \"fast\"").is_err());
         assert!(read("c-plan-ahead = 301").unwrap().check_resync().is_err());
