@@ -398,6 +398,9 @@ impl Resource {
             return;
         }
         self.conns[cidx].role = role;
+        if let Some(link) = self.conns[cidx].link.as_mut() {
+            link.of_primary |= role == Role::Primary;
+        }
         self.state_changed = true;
         self.dagtag_arrived(cx);
         for vidx in 0..self.volumes.len() {

@@ -48,6 +48,7 @@ impl Resource {
             alive_at: None,
             pings: 0,
             ping_acks: 0,
+            of_primary: false,
         });
         c.begin_epochs(id);
         self.send(cx, cidx, None, Packet::ConnectionFeatures(Box::new(own)));

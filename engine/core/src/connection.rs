@@ -67,6 +67,8 @@ pub(crate) struct Link {
     /// P_PINGs sent and P_PING_ACKs received, to wait for "all before has arrived".
     pub(crate) pings: u64,
     pub(crate) ping_acks: u64,
+    /// The peer is Primary, or was so since the link is up.
+    pub(crate) of_primary: bool,
 }
 
 impl Link {

@@ -351,6 +351,7 @@ impl Resource {
         (c.retry_at, c.back_by) = (None, None);
         c.role = c.pds.iter().find_map(|pd| pd.says.state).map_or(Role::Secondary, |s| s.role);
         if c.role == Role::Primary {
+            link.of_primary = true;
             self.primary_back_by = None;
             self.lost_primary.take_if(|lost| *lost == c.config.node_id);
         }

@@ -54,7 +54,9 @@ impl Resource {
         }
         let hidden = self.conns[cidx].pds[vidx].says.uuids.as_ref().is_some_and(|u| {
             let unstable = !u.uuid_flags.contains(UuidFlags::STABLE);
-            unstable && u.node_mask.iter().any(|primary| !self.is_at_generation(primary, vidx, u.current))
+            // One that has died and is back is not the Primary that the source means: what it wrote then is not told any more.
+            let seen = |node| self.was_primary_here(node) && self.is_at_generation(node, vidx, u.current);
+            unstable && u.node_mask.iter().any(|primary| !seen(primary))
         });
         let written_past = self.primary_peer().and_then(|node| self.cidx(node)).is_some_and(|primary| {
             let pd = &self.conns[primary].pds[vidx];
@@ -83,6 +85,11 @@ impl Resource {
         let link = self.conns[primary].link.as_ref().map(|link| Vouched::Yes(link.id));
         let vouched = source.resync.as_ref().map(|r| r.vouched);
         if pd.gets_all && link == vouched { Complete::Yes } else { Complete::NotYet }
+    }
+
+    fn was_primary_here(&self, node: NodeId) -> bool {
+        let link = self.cidx(node).and_then(|c| self.conns[c].link.as_ref());
+        node == self.config.node_id || link.is_some_and(|link| link.of_primary)
     }
 
     /// A node is connected and told of this generation. One that did not may have dropped the connection already, without this
