@@ -377,6 +377,7 @@ impl Resource {
             self.recheck_at.get_or_insert(cx.now.plus_ms(limits::RECHECK_MS));
         }
         self.source_finished(vidx, cidx);
+        self.forget_lost_writes(vidx, None);
         if asks && self.conns[cidx].keeps_bits() {
             self.tell_all_in_sync(cx, vidx);
         }

@@ -196,6 +196,7 @@ impl Resource {
             self.recheck_own_disk(cx, vidx);
             self.ask_about_bits(cx, vidx);
             self.tell_cleared_bits(cx, vidx);
+            self.forget_lost_writes(vidx, None);
         }
         for cidx in self.up_conns() {
             let paused = self.conns[cidx].pds.iter().any(|pd| pd.repl == ReplState::PausedSyncT);
