@@ -263,6 +263,10 @@ impl Resource {
                 let why = "connected nodes with UpToDate data are at different generations, and resync each other first: try again";
                 return Err(refuse(ss::IN_TRANSIENT_STATE, format!("volume {}: {why}", v.nr)));
             }
+            if let Some(node) = self.later_peer(vidx).filter(|_| !force) {
+                let why = format!("node {node} has later data, which is resynced to this one: try again");
+                return Err(refuse(ss::IN_TRANSIENT_STATE, format!("volume {}: {why}", v.nr)));
+            }
             if self.has_data(vidx) || (force && v.has_disk()) {
                 continue;
             }

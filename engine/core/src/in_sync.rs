@@ -316,7 +316,8 @@ impl Resource {
         let wanted = c.keeps_bits() && !c.pds[vidx].verify.found;
         let third = (0..self.conns.len()).any(|c| c != cidx && self.conns[c].pds[vidx].disk == DiskState::UpToDate);
         let settled = self.have_common_primary(cidx, vidx) && (third || self.served_primary(vidx).is_none());
-        quiet && both && wanted && v.dirty_bits(c.node()) > 0 && !settled
+        let differs = v.dirty_bits(c.node()) > 0 || self.later_peer(vidx) == Some(c.node());
+        quiet && both && wanted && differs && !settled
     }
 
     /// A resync that waited for another one, which has made this disk UpToDate meanwhile.

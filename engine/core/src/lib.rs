@@ -53,6 +53,7 @@ mod in_sync;
 pub mod interval;
 pub mod io;
 mod late_bits;
+mod later;
 pub mod limits;
 mod lost_writes;
 mod meta_queue;

@@ -132,7 +132,13 @@ impl Resource {
             self.conns.iter().enumerate().any(|(i, c)| {
                 i != cidx && c.is_up() && c.role == Role::Primary && c.node() != request.initiator_node_id
             });
-        if (self.role == Role::Primary || other_primary) && !broken!(TwoPrimaries) { Verdict::No } else { Verdict::Yes }
+        // It hears of that, if it has not yet.
+        let behind = |vidx| self.is_later_than(request.initiator_node_id, vidx) && !mask.names(StateBits::DISK);
+        match (self.role == Role::Primary || other_primary) && !broken!(TwoPrimaries) {
+            true => Verdict::No,
+            false if (0..self.volumes.len()).any(behind) => Verdict::Retry,
+            false => Verdict::Yes,
+        }
     }
 
     /// Answer the parent when all children have, and when our own comparison is done.

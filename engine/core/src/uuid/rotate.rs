@@ -303,6 +303,11 @@ impl Uuids {
         outdated
     }
 
+    /// This node is at this generation, or has been at it.
+    pub fn knows(&self, generation: u64) -> bool {
+        self.bitmap.iter().chain(&self.history).chain([&self.current]).any(|uuid| same(*uuid, generation))
+    }
+
     /// Back to the first of `former`, the generations that led to the current one, oldest first.
     pub fn go_back(&mut self, former: &[u64]) {
         let Some(&first) = former.first() else { return };

@@ -31,3 +31,24 @@ fn sim_a_generation_that_is_not_stable_is_told_to_nobody() {
         w.settle();
     }
 }
+
+/// A Primary loses a node that does not notice it yet, writes on, and steps down. That node takes its data for the newest; the one between the
+/// two knows better.
+#[test]
+fn sim_nobody_is_promoted_beside_later_data() {
+    let mut w = Cluster::new(3).synced();
+    w.stall(0, 2);
+    w.expect("the Primary notices it", |w| w.conn(0, 2) != ConnState::Connected);
+    w.write_ok(0, 0, 8);
+    w.must(0, Command::Demote);
+    w.cut(0, 2);
+    w.expect("the other node does, too", |w| w.is_apart(0, 2));
+    w.run_ms(50);
+    let error = w.command(2, Command::Promote { force: false }).expect_err("its data is not the newest");
+    assert!(error.message.contains("later data"), "{error:?}");
+    w.run_ms(15_000);
+    w.must(2, Command::Promote { force: false });
+    w.write_ok(2, 8, 8);
+    w.heal_all();
+    w.settle();
+}
